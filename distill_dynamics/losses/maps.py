@@ -1,0 +1,41 @@
+"""What the losses share: enough precision, two maps of the same images, one grid."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself if it is float32 or float64, in float32 if it is of a half type."""
+    return x if x.itemsize >= 4 else x.float()
+
+
+def match_grids(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring two maps [B, C_s, H_s, W_s] and [B, C_t, H_t, W_t] to one grid, (min H, min W).
+
+    A map on a larger grid is adaptively average-pooled; one already on that grid is returned as it is.
+    `ValueError` unless both are maps of equally many images.
+    """
+    if student_map.ndim != 4 or teacher_map.ndim != 4 or len(student_map) != len(teacher_map):
+        raise ValueError(
+            "expected two maps [B, C, H, W] of the same images, "
+            f"got {list(student_map.shape)} (student) and {list(teacher_map.shape)} (teacher)"
+        )
+    grid = (
+        min(student_map.shape[2], teacher_map.shape[2]),
+        min(student_map.shape[3], teacher_map.shape[3]),
+    )
+    return _pool_to(student_map, grid), _pool_to(teacher_map, grid)
+
+
+def check_channels(student_map: Tensor, teacher_map: Tensor, declared: tuple[int | None, int | None]) -> None:
+    """`ValueError` where a map has not the channels its loss was built for; None was not declared."""
+    maps = {"student": student_map, "teacher": teacher_map}
+    for (name, x), channels in zip(maps.items(), declared, strict=True):
+        if channels is not None and x.shape[1] != channels:
+            raise ValueError(
+                f"the {name}'s map {list(x.shape)} should have {channels} channels, as its loss was built for"
+            )
+
+
+def _pool_to(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    return x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid)

@@ -1,0 +1,80 @@
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.losses import SoftKD, soft_kd
+
+
+def scipy_soft_kd(student_logits, teacher_logits, temperature):
+    student = scipy.special.softmax(student_logits.double().numpy() / temperature, axis=1)
+    teacher = scipy.special.softmax(teacher_logits.double().numpy() / temperature, axis=1)
+    return scipy.stats.entropy(teacher, student, axis=1).mean() * temperature**2
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("shape", [(1, 2), (7, 10), (32, 1000)])
+def test_against_scipy(shape, temperature):
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(shape), 5 * torch.randn(shape)
+    expected = scipy_soft_kd(student, teacher, temperature)
+    assert SoftKD(temperature)(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert soft_kd(student.double(), teacher.double(), temperature).item() == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
+def test_the_papers_temperature_is_the_default():
+    student, teacher = torch.randn(4, 10), torch.randn(4, 10)
+    assert SoftKD()(student, teacher).item() == pytest.approx(scipy_soft_kd(student, teacher, 1.0), rel=1e-5)
+
+
+def test_zero_where_equal_up_to_a_shift():
+    logits = torch.randn(4, 10, dtype=torch.float64)
+    assert soft_kd(logits + 3, logits).item() == pytest.approx(0, abs=1e-14)
+
+
+def test_gradient():
+    student = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: soft_kd(s, teacher, 2.0), student)
+
+    soft_kd(student, teacher, 2.0).backward()
+    softened_difference = torch.softmax(student / 2, 1) - torch.softmax(teacher / 2, 1)
+    torch.testing.assert_close(student.grad, 2.0 * softened_difference / 3)
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_logits_lose_nothing_more(dtype):
+    student, teacher = torch.randn(8, 1000).to(dtype), torch.randn(8, 1000).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = soft_kd(student, teacher)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(scipy_soft_kd(student, teacher, 1.0), rel=1e-5)
+
+
+def test_sure_teacher_and_huge_logits_stay_finite():
+    student = torch.tensor([[0.0, 1000.0]], requires_grad=True)
+    loss = soft_kd(student, torch.tensor([[1000.0, -1000.0]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(1000)
+    assert student.grad.isfinite().all()
+
+
+def test_non_contiguous_logits():
+    student, teacher = torch.randn(10, 6).T, torch.randn(12, 10)[::2]
+    assert soft_kd(student, teacher).item() == pytest.approx(scipy_soft_kd(student, teacher, 1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("teacher_shape", [(8, 1000), (1, 10), (7, 10), (8, 10, 1)])
+def test_other_classes_or_images_are_refused(teacher_shape):
+    with pytest.raises(ValueError, match=r"\[8, 10\] \(student\)"):
+        soft_kd(torch.randn(8, 10), torch.randn(teacher_shape))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_temperature_is_positive(temperature):
+    with pytest.raises(UserError, match="temperature"):
+        SoftKD(temperature)
