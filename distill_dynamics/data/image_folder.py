@@ -1,0 +1,101 @@
+"""Image files in ImageNet's layout: a folder for each split, in it a folder for each class."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from distill_dynamics.data.images import Unreadable
+from distill_dynamics.data.module import ImageData, Split
+from distill_dynamics.data.sources import FileSource
+from distill_dynamics.errors import UserError
+
+RECIPE = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "re_prob": 0.25, "re_mode": "pixel"}
+
+
+class ImageFolder(ImageData):
+    """`data_dir/train/<class>/*.JPEG` and `data_dir/val/<class>/*.JPEG`: ImageNet, or data of one's own.
+
+    Classes are numbered in alphabetical order. The defaults are the published recipe on ImageNet: 224 pixels,
+    RandAugment, random erasing, and evaluation on the centre of the image resized to 256.
+
+    Args:
+        data_dir: the folder that holds `train` and `val`.
+        skip_unreadable: leave out image files that cannot be decoded, and list them in `unreadable.lines`;
+            otherwise the first one met is an error.
+        kwargs: of `ImageData`.
+    """
+
+    in_chans = 3
+
+    def __init__(
+        self,
+        data_dir: str,
+        skip_unreadable: bool = False,
+        *,
+        mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        image_size: int = 224,
+        num_workers: int = 4,
+        augment: dict[str, Any] = RECIPE,
+        crop_pct: float = 0.875,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            mean=mean,
+            std=std,
+            image_size=image_size,
+            num_workers=num_workers,
+            augment=augment,
+            crop_pct=crop_pct,
+            **kwargs,
+        )
+        self.data_dir = data_dir
+        self.unreadable = Unreadable(skip_unreadable)
+
+    def load(self, split: Split) -> FileSource:
+        """Lists the files; images are decoded when drawn.
+
+        Raises UserError for a missing folder, an empty class, or classes that train and val do not share.
+        """
+        folder = Path(self.data_dir) / split
+        if not folder.is_dir():
+            raise UserError(
+                f"data.data_dir: the folder {folder.resolve()} is missing; "
+                f"images belong in {split}/<class>/<image>"
+            )
+        self.classes = _classes(folder)
+        if all((folder.parent / name).is_dir() for name in ("train", "val")):
+            _check_same(folder.parent)
+
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
+        names = [path[len(str(folder)) + 1 :] for path, _ in samples]
+        targets = [target for _, target in samples]
+        if empty := set(numbers.values()) - set(targets):
+            raise UserError(
+                f"data.data_dir: {folder.resolve() / self.classes[min(empty)]} holds no image "
+                f"({len(empty)} such; known endings: {' '.join(IMG_EXTENSIONS)})"
+            )
+        return FileSource(folder, names, targets)
+
+
+def _classes(folder: Path) -> list[str]:
+    try:
+        return find_classes(folder)[0]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"data.data_dir: {folder.resolve()} holds no class folders; "
+            f"images belong in {folder.name}/<class>/<image>"
+        ) from error
+
+
+def _check_same(data_dir: Path) -> None:
+    train, val = _classes(data_dir / "train"), _classes(data_dir / "val")
+    if odd := sorted(set(train) ^ set(val)):
+        has, lacks = ("train", "val") if odd[0] in train else ("val", "train")
+        raise UserError(
+            f"data.data_dir: in {data_dir.resolve()}, {has}/ has the class '{odd[0]}' that {lacks}/ lacks "
+            f"({len(odd)} such); both need the same class folders"
+        )

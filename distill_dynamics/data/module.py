@@ -1,0 +1,215 @@
+"""The base of every data module: loaders, keyed randomness, the probe set."""
+
+import os
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torchvision.transforms import Compose
+
+from distill_dynamics.data.images import (
+    EvalImages,
+    ImageLoader,
+    Images,
+    TrainImages,
+    Unreadable,
+    as_drawn,
+)
+from distill_dynamics.data.keyed import EvalSampler, KeyedSampler
+from distill_dynamics.data.probe import ProbeSet, draw_probe
+from distill_dynamics.data.sources import Source, UnreadableImage, fingerprint
+from distill_dynamics.data.transforms import eval_transform, train_transforms
+from distill_dynamics.errors import UserError
+
+Split = Literal["train", "val"]
+
+
+class ImageData(pl.LightningDataModule):
+    """Batches (images [B,C,H,W] float32, normalised by `mean` and `std`; targets [B] int64).
+
+    A subclass writes `load` and the attributes `classes` and `in_chans`; ImageFolder, the one for data
+    of one's own, is among them. Validation, test and prediction use the same split. Training order and
+    augmentation are functions of (seed, epoch, image, repeat), see `keyed`. Under several ranks
+    each validation image comes exactly once; short ranks get items with the target -100 that are not to
+    be counted.
+
+    Args:
+        mean: of each channel, for pixels in 0 to 1.
+        std: of each channel, likewise.
+        image_size: the side in pixels that images are brought to.
+        batch_size: images per device and step; the last, incomplete batch of an epoch is dropped.
+        eval_batch_size: the same for validation; None takes `batch_size`. Nothing is dropped.
+        num_workers: processes that prepare images; 0 prepares them in the training process.
+        augment: keywords of `timm.data.create_transform`, such as auto_augment, color_jitter, hflip, scale,
+            re_prob, re_mode; a dict in a config replaces the default one as a whole. What is not named keeps
+            timm's default (hflip 0.5, color_jitter 0.4, scale [0.08, 1]). Random erasing
+            comes last, after normalisation; `no_aug: true` switches all off.
+        crop_padding: if positive, training images are padded by this many black pixels and cropped at
+            random, in the place of timm's random-resized crop.
+        repeats: views of an image drawn in an epoch (repeated augmentation). An epoch keeps its length, so
+            it sees 1 in `repeats` images.
+        crop_pct: evaluation resizes the shorter side to `image_size / crop_pct` and crops the centre.
+        interpolation: of that resizing and of augmentation: bilinear, bicubic, ...
+        seed: of order and augmentation; None takes the run's (Lightning's `seed_everything`), or 0.
+    """
+
+    classes: list[str]
+    in_chans: int
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        image_size: int,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        augment: dict[str, Any],
+        crop_padding: int = 0,
+        repeats: int = 1,
+        crop_pct: float = 1.0,
+        interpolation: str = "bicubic",
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.augment = dict(augment)
+        self.crop_padding = crop_padding
+        self.repeats = repeats
+        self.crop_pct = crop_pct
+        self.interpolation = interpolation
+        self.seed = seed
+        self.sources: dict[Split, Source] = {}
+        self.unreadable = Unreadable()
+        self._check()
+
+    def _check(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.in_chans:
+                raise UserError(
+                    f"data.{name}: {values} needs one number for each of {self.in_chans} channels"
+                )
+        if min(self.std) <= 0:
+            raise UserError(f"data.std: {self.std} must be positive")
+        for name in ("image_size", "batch_size", "eval_batch_size", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
+        for name in ("num_workers", "crop_padding"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.{name}: {getattr(self, name)} must not be negative")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"data.crop_pct: {self.crop_pct} must be in (0, 1]")
+        self._eval_transform()
+        self._train_transforms()
+
+    def load(self, split: Split) -> Source:
+        """The images of a split; called once for each. Sets `classes` if they are not known before."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """K, known after `setup` at the latest."""
+        return len(self.classes)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the splits that the stage needs: both to fit, else the validation split alone."""
+        splits: tuple[Split, ...] = ("train", "val") if stage in (None, "fit") else ("val",)
+        for split in splits:
+            if split not in self.sources:
+                self.sources[split] = self.load(split)
+
+    def _source(self, split: Split) -> Source:
+        if split not in self.sources:
+            raise RuntimeError(f"the {split} images are not loaded: call setup() first")
+        return self.sources[split]
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the data: pixels and targets, or names, targets and file sizes.
+
+        Of the splits that are loaded: both in `fit`, else validation alone.
+        """
+        return fingerprint(*self.sources.values())
+
+    def probe_set(self, n: int = 32, seed: int = 0) -> ProbeSet:
+        """`n` validation images, class-balanced, a function of `seed` alone; no global generator is touched.
+
+        Raises UserError if there are fewer images, or if one of them cannot be read. With `skip_unreadable`
+        the set is drawn anew without that image.
+        """
+        source = self._source("val")
+        to_pixels = self._eval_transform()
+        usable = np.arange(len(source.targets))
+        while True:
+            indices = usable[draw_probe(source.targets[usable], n, seed)]
+            try:
+                return ProbeSet(indices, torch.stack([to_pixels(source.image(int(i))) for i in indices]))
+            except UnreadableImage as error:
+                self.unreadable.report([str(error)], left=n)
+                usable = usable[usable != error.index]
+
+    def _eval_transform(self) -> Compose:
+        return eval_transform(self.image_size, self.crop_pct, self.interpolation)
+
+    def _train_transforms(self) -> tuple[Compose, Compose]:
+        return train_transforms(
+            self.image_size, self.mean, self.std, self.interpolation, self.crop_padding, self.augment
+        )
+
+    def _share(self) -> dict[str, int]:
+        """This process's place among the ranks."""
+        if self.trainer is None:
+            return {"rank": 0, "world": 1}
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+    def _loader(self, dataset: Images, **settings: Any) -> ImageLoader:
+        if self.num_workers > 0:
+            settings |= {"persistent_workers": True, "prefetch_factor": 4}
+        return ImageLoader(
+            dataset,
+            num_workers=self.num_workers,
+            collate_fn=as_drawn,
+            pin_memory=torch.cuda.is_available(),
+            # Its own, or every epoch would draw the workers' seeds from the global generator.
+            generator=torch.Generator(),
+            **settings,
+        )
+
+    def train_dataloader(self) -> ImageLoader:
+        """Augmented views in the order of (seed, epoch). Raises UserError if they do not fill one batch."""
+        source = self._source("train")
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        sampler = KeyedSampler(len(source.targets), seed=seed, repeats=self.repeats, **self._share())
+        if len(sampler) < self.batch_size:
+            raise UserError(
+                f"data.batch_size: {self.batch_size} is more than "
+                f"the {len(sampler)} training images that a device gets"
+            )
+        to_pixels, finish = self._train_transforms()
+        dataset = TrainImages(
+            source, to_pixels, self.mean, self.std, self.unreadable, finish=finish, seed=seed
+        )
+        return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> ImageLoader:
+        """Every validation image once, without randomness."""
+        source = self._source("val")
+        blank = torch.zeros(self.in_chans, self.image_size, self.image_size, dtype=torch.uint8)
+        dataset = EvalImages(
+            source, self._eval_transform(), self.mean, self.std, self.unreadable, blank=blank
+        )
+        sampler = EvalSampler(len(source.targets), **self._share())
+        return self._loader(dataset, sampler=sampler, batch_size=self.eval_batch_size)
+
+    def test_dataloader(self) -> ImageLoader:
+        """The validation split."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> ImageLoader:
+        """The validation split."""
+        return self.val_dataloader()

@@ -1,0 +1,121 @@
+"""Where images come from: an array in memory, or files on disk. Both give PIL images and integer targets."""
+
+import os
+import struct
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets.folder import default_loader
+
+from distill_dynamics.errors import UserError
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be decoded: its index, and one line with the file's name and the reason."""
+
+    def __init__(self, line: str, index: int):
+        super().__init__(line)
+        self.index = index
+
+
+class Source(Protocol):
+    """N images with their classes."""
+
+    targets: NDArray[np.int64]
+    """[N], 0 to K - 1."""
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it is stored. Raises UnreadableImage."""
+        ...
+
+    def digests(self) -> Iterable[bytes | memoryview]:
+        """Bytes that change when the data change, for a fingerprint."""
+        ...
+
+
+class ArraySource:
+    """Images in memory: `pixels` is uint8 [N,H,W] (grey) or [N,H,W,3]."""
+
+    def __init__(self, pixels: NDArray[np.uint8], targets: NDArray[np.integer]):
+        self.pixels = np.ascontiguousarray(pixels)
+        self.targets = targets.astype(np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        """A PIL image in mode L or RGB."""
+        return Image.fromarray(self.pixels[index])
+
+    def digests(self) -> Iterable[bytes | memoryview]:
+        """All pixels and targets."""
+        yield self.pixels.data
+        yield self.targets.data
+
+
+class FileSource:
+    """Image files under `root`, named by their paths relative to it, decoded to RGB when asked for.
+
+    Names and targets are held as two arrays: a list of a million tuples would be copied, page by page, into
+    every worker process as its reference counts change.
+    """
+
+    def __init__(self, root: Path, names: list[str], targets: list[int]):
+        self.root = root
+        self.names = np.array([os.fsencode(name) for name in names])
+        self.targets = np.array(targets, dtype=np.int64)
+
+    def path(self, index: int) -> Path:
+        """Where the image is."""
+        return self.root / os.fsdecode(self.names[index])
+
+    def image(self, index: int) -> Image.Image:
+        """A PIL image in mode RGB."""
+        path = self.path(index)
+        try:
+            return default_loader(path)
+        # What Pillow's decoders raise for broken files, OSError foremost.
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            struct.error,
+            Image.DecompressionBombError,
+        ) as error:
+            raise UnreadableImage(f"{path}: {' '.join(str(error).split())}", index) from error
+
+    def digests(self) -> Iterable[bytes | memoryview]:
+        """All names and targets, and the sizes of up to 10,000 files spread over them.
+
+        Not every size: asking a network disk for a million of them takes minutes.
+        """
+        yield self.names.data
+        yield self.targets.data
+        for index in range(0, len(self.names), max(1, len(self.names) // 10_000)):
+            yield str(self.path(index).stat().st_size).encode()
+
+
+def download(dataset: Callable[..., object], data_dir: str) -> None:
+    """Lets one of torchvision's data sets fetch its files, unless they are there.
+
+    Raises UserError if they cannot be fetched.
+    """
+    try:
+        dataset(data_dir, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"data.download: nothing could be fetched into {Path(data_dir).resolve()}: {reason}"
+        ) from error
+
+
+def fingerprint(*sources: Source) -> str:
+    """16 hex digits of the SHA-256 of what the sources hold."""
+    digest = sha256()
+    for source in sources:
+        for piece in source.digests():
+            digest.update(piece)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""timm's transforms, cut in two: PIL image → uint8 pixels, and what follows on normalised images.
+
+The cut lets a batch be normalised in one step, and gives the probe set pixels before normalisation.
+
+Letters: B batch, C channels, H W grid.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.data.transforms import MaybePILToTensor, MaybeToTensor, str_to_interp_mode
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import functional
+
+from distill_dynamics.errors import UserError
+
+# The training keywords of create_transform, less those the data module sets itself, those of another
+# image format (NaFlex) and re_num_splits, which acts on batches only.
+_OURS = {"img_size", "mean", "std", "use_prefetcher", "normalize", "separate", "re_num_splits", "naflex"}
+_OURS |= {"patch_size", "max_seq_len", "patchify", "patchify_channels_last"}
+AUGMENT_KEYS = sorted(
+    (set(inspect.signature(transforms_imagenet_train).parameters) | {"no_aug"})
+    & set(inspect.signature(create_transform).parameters) - _OURS
+)
+"""What `augment` may hold: the keywords of `timm.data.create_transform` that shape training."""
+
+FLIP = {"hflip": 0.5, "color_jitter": None}
+"""Mirroring alone, for small images (with crop padding)."""
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [B,C,H,W] → float32 [B,C,H,W], (pixels/255 - mean) / std for each channel."""
+    return functional.normalize(pixels.to(torch.float32).div_(255), list(mean), list(std), inplace=True)
+
+
+def check_augment(augment: Mapping[str, Any]) -> None:
+    """Raises UserError for a key that is none of `AUGMENT_KEYS`."""
+    for key in augment:
+        if key not in AUGMENT_KEYS:
+            near = difflib.get_close_matches(key, AUGMENT_KEYS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(AUGMENT_KEYS)}"
+            raise UserError(f"data.augment: '{key}' is not an augmentation setting of timm; {hint}")
+
+
+def train_transforms(
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    crop_padding: int,
+    augment: Mapping[str, Any],
+) -> tuple[transforms.Compose, transforms.Compose]:
+    """timm's training transform as (PIL image → uint8 [C,H,W], normalised [C,H,W] → [C,H,W]).
+
+    The second holds what timm does after normalising: random erasing, or nothing.
+    With `crop_padding` > 0 the random-resized crop gives way to a random crop after padding by that many
+    pixels, as DeiT does for 32-pixel images; `augment`'s `no_aug` switches that off, too.
+    """
+    check_augment(augment)
+    keywords = {"interpolation": interpolation, **augment}
+    try:
+        ops = create_transform(image_size, is_training=True, mean=tuple(mean), std=tuple(std), **keywords)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"data.augment: timm cannot build a transform from {dict(keywords)}: {error!r}"
+        ) from error
+    ops = ops.transforms
+    if crop_padding and not augment.get("no_aug"):
+        resize = "bilinear" if keywords["interpolation"] == "random" else keywords["interpolation"]
+        ops[0:1] = [
+            transforms.Resize(image_size, interpolation=str_to_interp_mode(resize)),
+            transforms.RandomCrop(image_size, padding=crop_padding),
+        ]
+    cut = next(i for i, op in enumerate(ops) if isinstance(op, MaybeToTensor))
+    return transforms.Compose([*ops[:cut], MaybePILToTensor()]), transforms.Compose(ops[cut + 2 :])
+
+
+def eval_transform(image_size: int, crop_pct: float, interpolation: str) -> transforms.Compose:
+    """timm's evaluation transform up to the pixels: PIL image → uint8 [C,H,W].
+
+    The shorter side is resized to `image_size / crop_pct` (224 / 0.875 = 256), then the centre is cropped.
+    """
+    try:
+        return create_transform(
+            image_size,
+            is_training=False,
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            normalize=False,
+        )
+    except KeyError as error:
+        raise UserError(
+            f"data.interpolation: '{interpolation}' is none of bilinear, bicubic, lanczos, nearest"
+        ) from error
