@@ -1,0 +1,1 @@
+"""From saved Profiles to what a person looks at: figures, tables, HTML."""
