@@ -8,7 +8,9 @@ Letters: L layers, C_l channels of layer l, k frequency along the channels.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -19,7 +21,7 @@ from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.errors import UserError
@@ -51,6 +53,7 @@ _STYLE: list[Any] = [
 # Okabe and Ito's colours, which colour-blind readers can tell apart; none is near viridis.
 _BEST = "#D55E00"
 _PAIR = ("#0072B2", "#D55E00")
+_TERMS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _BIN_NOTES = {
     "global": "Bin range is global per model and epoch: curves of different epochs have different bins.",
@@ -167,6 +170,82 @@ def overview(
     if title is not None:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
+
+
+@style.context(_STYLE)
+def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses and top-1 against epoch, the teacher's top-1 dashed: rows of metrics.csv, metric name to value.
+
+    Terms are those of `train/loss_*`, unweighted, and `val/loss`; what a row lacks is not drawn there.
+    The axis of the losses is logarithmic where they span more than a factor of 30.
+
+    Raises `ValueError` where no row holds a loss or an accuracy.
+    """
+    terms = {name for row in rows for name in row if name.startswith("train/loss_")}
+    first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]
+    curves = {name: _by_epoch(rows, name) for name in [*first, *sorted(terms - {*first}), "val/loss"]}
+    accuracy = _by_epoch(rows, "val/acc1")
+    if not any(epochs.size for epochs, _ in [*curves.values(), accuracy]):
+        raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
+
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    losses, top1 = figure.subplots(2, 1, sharex=True)
+    for (name, curve), colour in zip(curves.items(), cycle(_TERMS), strict=False):
+        _draw_metric(losses, *curve, "0.15" if name == "val/loss" else colour, name)
+    _draw_metric(top1, *accuracy, _PAIR[0], "val/acc1")
+    _, teacher = _by_epoch(rows, "teacher/acc1")
+    if teacher.size:
+        top1.axhline(teacher[0], color="0.15", linestyle="--", linewidth=1.5, label="teacher/acc1")
+    for ax, heading, unit in ((losses, "Losses", "Loss"), (top1, "Top-1 accuracy", "Top-1 (%)")):
+        values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.empty(0)])
+        values = values[np.isfinite(values)]
+        if values.size == 0:
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color="0.4")
+            ax.set_yticks([])
+        else:
+            ax.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the axes, where it covers no data
+        if ax is losses and values.size and 0 < values.min() < values.max() / 30:
+            _log_y(ax)
+            unit += " (log scale)"
+        ax.set_ylabel(unit)
+        ax.set_title(f"{heading} by epoch")
+    top1.set_xlabel("Epoch")
+    top1.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _footer(figure, ["Losses are unweighted; train/*: means over the epoch, val/loss: plain cross-entropy."])
+    return figure
+
+
+def of_run(
+    students: Sequence[Profile], teacher: Profile | None = None, best: Profile | None = None
+) -> dict[str, Figure]:
+    """The figures of one run's student by name, those for which there is something to draw.
+
+    Raises as `entropy_evolution`, but for a lack of students.
+    """
+    if not students:
+        return {}
+    drawn = {
+        "entropy_evolution": entropy_evolution(students, teacher, best),
+        "magnitude_evolution": magnitude_evolution(students, teacher, best),
+        "entropy_heatmap": entropy_heatmap(students),
+    }
+    with suppress(UserError):  # a dead student has no spectrum, and all else to show
+        drawn["student_spectra"] = spectra(best or _ordered(students)[-1])
+    return drawn
+
+
+def _by_epoch(rows: Sequence[Mapping[str, float]], name: str) -> tuple[FloatArray, FloatArray]:
+    """Epochs and values of one metric; an infinite value is NaN."""
+    points = [(row["epoch"], row[name]) for row in rows if name in row]
+    epochs, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return epochs, np.where(np.isfinite(values), values, np.nan)
+
+
+def _draw_metric(ax: Axes, epochs: FloatArray, values: FloatArray, colour: str, name: str) -> None:
+    if epochs.size:
+        marker = "." if len(epochs) <= 60 else ""  # more of them run together
+        label = name.replace("$", r"\$")  # a term may have any name, and $ opens a formula
+        ax.plot(epochs, values, color=colour, linewidth=1.5, marker=marker, markersize=4, label=label)
 
 
 def _evolution(

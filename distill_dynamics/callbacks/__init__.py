@@ -1,0 +1,7 @@
+"""When to probe, where to write, what to print."""
+
+from distill_dynamics.callbacks.console import Console, ProgressBar
+from distill_dynamics.callbacks.probe import DynamicsProbe
+from distill_dynamics.callbacks.record import RunRecord
+
+__all__ = ["Console", "DynamicsProbe", "ProgressBar", "RunRecord"]

@@ -1,0 +1,108 @@
+"""What `fit` prints: who learns what from whom at the start, what came of it at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.callbacks.record import BEST_STUDENT
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.report.page import write_report
+from distill_dynamics.report.run_files import load_metrics, load_profiles
+from distill_dynamics.report.tables import Row, accuracy_rows, signature_rows
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, without the logger's version in it."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: Distiller) -> dict:
+        """Loss and accuracy."""
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Count epochs from 1: the bar shows the one that is being trained."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+
+class Console(Callback):
+    """Prints a summary of models, data and loss before training, and of the results after it."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Print who learns what from whom."""
+        data = trainer.datamodule
+        rows = [("run", trainer.default_root_dir)]
+        if pl_module.teacher is not None:
+            rows.append(("teacher", _model(pl_module.teacher)))
+        rows.append(("student", _model(pl_module.student)))
+        rows.append(
+            (
+                "data",
+                f"{type(data).__name__}: {data.num_classes} classes, {data.image_size} px, "
+                f"{trainer.num_training_batches} steps of {pl_module.global_batch} images an epoch",
+            )
+        )
+        rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
+        optimizer = trainer.optimizers[0]
+        rows.append(
+            (
+                "optimiser",
+                f"{type(optimizer).__name__}, rate {optimizer.param_groups[0]['lr']:.3g} in the first of "
+                f"{trainer.max_epochs} epochs, weight decay {optimizer.param_groups[0]['weight_decay']:g}",
+            )
+        )
+        print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n")
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Write report.html; print accuracies, each probed epoch's signature, and where everything is."""
+        run_dir = Path(trainer.default_root_dir)
+        write_report(run_dir)
+        tables = [accuracy_rows(load_metrics(run_dir)), signature_rows(load_profiles(run_dir / "dynamics"))]
+        lines = [line for rows in tables if rows for line in [*_aligned(rows), ""]] + _files(run_dir)
+        print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
+
+
+def _model(backbone: Backbone) -> str:
+    count = sum(p.numel() for p in backbone.parameters()) / 1e6
+    widths = sorted(set(backbone.channels))
+    width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}" if widths else "?"
+    return f"{backbone.name}: {count:.2f} M parameters, {len(backbone.layers)} layers of {width} channels"
+
+
+def _terms(distiller: Distiller) -> list[str]:
+    lines = [f"{distiller.weights['ce']:.2f} x cross-entropy (label smoothing {distiller.label_smoothing:g})"]
+    if distiller.alpha > 0:
+        lines.append(f"{distiller.alpha:.2f} x SoftKD (temperature {distiller.soft_kd.temperature:g})")
+    for name, pairs in distiller.pairs.items():
+        kind = type(distiller.terms[name][0]).__name__
+        shown = ", ".join(f"{s}-{t}" for s, t in pairs)
+        lines.append(f"{distiller.weights[name]:.2f} x {name}: {kind}, student-teacher blocks {shown}")
+    return lines
+
+
+def _aligned(rows: list[Row]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+
+
+def _files(run_dir: Path) -> list[str]:
+    wanted = {
+        "metrics.csv": "every metric, one row an epoch",
+        "dynamics": "Profiles (Profile.load)",
+        f"checkpoints/{BEST_STUDENT}": "best student, for Backbone and timm",
+        "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
+        "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
+        "report.html": "all of this with figures, for a browser",
+    }
+    present = {name: text for name, text in wanted.items() if (run_dir / name).exists()}
+    return ["written to " + str(run_dir), *(f"  {name:<38} {text}" for name, text in present.items())]

@@ -1,0 +1,161 @@
+"""Watch the representations: profile student and teacher on fixed images while training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.callbacks.record import BEST_STUDENT, best_checkpoint, completed_epochs
+from distill_dynamics.data import ProbeSet
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.errors import UserError
+from distill_dynamics.report import figures
+from distill_dynamics.report.run_files import load_profiles
+
+
+class DynamicsProbe(Callback):
+    """Profiles the student on a fixed, class-balanced set of validation images, and the teacher once.
+
+    Before training (epoch 0), every `every_n_epochs`, at the last epoch, and at the end for the
+    checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; entropy
+    and magnitude of each block go to every logger, and figures to W&B. Training is not touched:
+    weights, generators, flags and gradients are afterwards what they were.
+
+    Under DDP each rank profiles its share of the images.
+
+    Args:
+        every_n_epochs: 0 turns probing off.
+        n_images: how many, drawn from the validation set; counts a class differ by one at most.
+        seed: of the draw. It is not the run's: runs with other seeds look at the same images.
+        value_range: bins of the entropy: "global" (the paper's, over all layers), "layer", or
+            two numbers.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 30,
+        n_images: int = 32,
+        seed: int = 0,
+        value_range: str | tuple[float, float] = "global",
+        batch_size: int = 32,
+    ) -> None:
+        if every_n_epochs < 0 or n_images < 1 or batch_size < 1:
+            raise UserError("probe: every_n_epochs is 0 or more, n_images and batch_size are 1 or more")
+        self.every_n_epochs = every_n_epochs
+        self.n_images = n_images
+        self.seed = seed
+        self.value_range = value_range
+        self.batch_size = batch_size
+        self.probe_set: ProbeSet
+        self._folder: Path
+
+    def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Draw the images; profile the teacher, and the student at epoch 0."""
+        if not self._active(pl_module):
+            return
+        self._folder = Path(trainer.default_root_dir) / "dynamics"
+        self.probe_set = trainer.datamodule.probe_set(self.n_images, self.seed)
+        if trainer.current_epoch > 0:
+            return
+        if pl_module.teacher is not None and pl_module.teacher.layers:
+            teacher = self._profile(trainer, pl_module.teacher, None)
+            self._write(trainer, teacher, "teacher")
+            self._log(trainer, "teacher", teacher, 0, {"teacher_spectra": figures.spectra(teacher)})
+        self._probe_student(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Profile the student if this epoch is due."""
+        epoch = trainer.current_epoch + 1
+        due = self.every_n_epochs and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs)
+        if due and self._active(pl_module):
+            self._probe_student(trainer, pl_module, epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Profile the last epoch of a run that was stopped early."""
+        epoch = trainer.current_epoch
+        if self._active(pl_module) and not (self._folder / _file_name(epoch)).exists():
+            self._probe_student(trainer, pl_module, epoch)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Profile the best student, and give W&B the figures with it in them."""
+        best = best_checkpoint(trainer)
+        if not self._active(pl_module) or best is None:
+            return
+        trainer.strategy.barrier()  # rank 0 has just written the file
+        weights = Path(best.dirpath) / BEST_STUDENT
+        student = Backbone(pl_module.student.name, checkpoint=weights).to(trainer.strategy.root_device)
+        best_profile = self._profile(trainer, student, completed_epochs(best))
+        self._write(trainer, best_profile, "student_best")
+        if trainer.is_global_zero:
+            for logger in _wandb(trainer):
+                drawn = figures.of_run(*load_profiles(self._folder))
+                logger.log_metrics(_pictures(drawn), step=trainer.global_step)
+
+    def _active(self, pl_module: Distiller) -> bool:
+        return self.every_n_epochs > 0 and bool(pl_module.student.layers)
+
+    def _probe_student(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
+        profile = self._profile(trainer, pl_module.student, epoch)
+        self._write(trainer, profile, Path(_file_name(epoch)).stem)
+        if trainer.is_global_zero:
+            drawn = figures.of_run(*load_profiles(self._folder)) if _wandb(trainer) else {}
+            self._log(trainer, "student", profile, epoch, drawn)
+
+    def _profile(self, trainer: Trainer, backbone: Backbone, epoch: int | None) -> Profile:
+        shared = torch.distributed.is_initialized() and trainer.world_size > 1
+        images = self.probe_set.normalised(backbone.mean, backbone.std)
+        return profile_model(
+            backbone,
+            images[trainer.global_rank :: trainer.world_size] if shared else images,
+            value_range=self.value_range,
+            batch_size=self.batch_size,
+            epoch=epoch,
+            probe_id=self.probe_set.probe_id,
+            probe_indices=self.probe_set.indices,
+            group=torch.distributed.group.WORLD if shared else None,
+        )
+
+    def _write(self, trainer: Trainer, profile: Profile, stem: str) -> None:
+        if trainer.is_global_zero:
+            profile.save(self._folder / f"{stem}.npz")
+
+    @rank_zero_only
+    def _log(
+        self, trainer: Trainer, role: str, profile: Profile, epoch: int, drawn: dict[str, Figure]
+    ) -> None:
+        """One scalar a block and measure to every logger, on the axis dynamics/epoch; pictures to W&B."""
+        metrics = {
+            f"dynamics/{role}/{measure}/block_{block:02d}": float(value)
+            for measure in ("entropy", "magnitude")
+            for block, value in enumerate(getattr(profile, measure), start=1)
+        }
+        for logger in _wandb(trainer):
+            for name in metrics:
+                logger.experiment.define_metric(name, step_metric="dynamics/epoch")
+        for logger in trainer.loggers:
+            pictures = _pictures(drawn) if isinstance(logger, WandbLogger) else {}
+            row = {"epoch": epoch, "dynamics/epoch": epoch, **metrics, **pictures}
+            logger.log_metrics(row, step=trainer.global_step)
+
+
+def _wandb(trainer: Trainer) -> list[WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def _pictures(drawn: dict[str, Figure]) -> dict[str, Any]:
+    import wandb
+
+    return {f"dynamics/{name}": wandb.Image(figure) for name, figure in drawn.items()}
+
+
+def _file_name(epoch: int) -> str:
+    return f"student_epoch_{epoch:04d}.npz"

@@ -1,0 +1,81 @@
+"""What a run writes about itself: run.json at its start, the best student at its end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.run import RunLogger, record
+
+BEST_STUDENT = "student_best.safetensors"
+
+
+class RunRecord(Callback):
+    """Writes `run.json` when training starts, and `checkpoints/student_best.safetensors` when it ends."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Record the start; a continued run's metrics go on after the epoch that is continued."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.continue_from(trainer.current_epoch)
+        run_dir = Path(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            record(
+                run_dir,
+                trainer.current_epoch,
+                seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                data={
+                    "name": type(trainer.datamodule).__name__,
+                    "fingerprint": trainer.datamodule.fingerprint(),
+                },
+                devices=f"{trainer.world_size} x {pl_module.device.type}",
+                images_a_step=pl_module.global_batch,
+            )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Distiller, checkpoint: dict[str, Any]) -> None:
+        """Let a run that was moved keep its best: Lightning would forget the score with the old path."""
+        folder = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
+        for state in checkpoint["callbacks"].values():
+            if old := state.get("dirpath"):
+                state["dirpath"] = folder
+                state["best_model_path"] = state["best_model_path"].replace(old, folder)
+                state["kth_best_model_path"] = state["kth_best_model_path"].replace(old, folder)
+                state["best_k_models"] = {
+                    k.replace(old, folder): v for k, v in state["best_k_models"].items()
+                }
+
+    def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Take the student out of the best checkpoint."""
+        best = best_checkpoint(trainer)
+        if best is None or not trainer.is_global_zero:
+            return
+        student = pl_module.student
+        backbone = Backbone(student.name, checkpoint=best.best_model_path, timm_kwargs=student.timm_kwargs)
+        backbone.export(
+            Path(best.dirpath) / BEST_STUDENT,
+            notes={"epoch": completed_epochs(best), "val_acc1": best.best_model_score.item()},
+        )
+
+
+def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that keeps the checkpoint with the best top-1, None if nothing was validated yet."""
+    for callback in trainer.checkpoint_callbacks:
+        if (
+            isinstance(callback, ModelCheckpoint)
+            and callback.monitor == "val/acc1"
+            and callback.best_model_path
+        ):
+            return callback
+    return None
+
+
+def completed_epochs(best: ModelCheckpoint) -> int:
+    """After how many epochs the best checkpoint was written."""
+    return torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"] + 1

@@ -1,0 +1,268 @@
+"""The command line: fit, validate, test, predict; one YAML an experiment."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from distill_dynamics import run
+from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
+from distill_dynamics.cli_errors import OneLineParser, told_in_one_line
+from distill_dynamics.cli_help import PARSER_KWARGS, describe
+from distill_dynamics.data import ImageData
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.errors import UserError
+
+
+@dataclass
+class Wandb:
+    """Where W&B's record of the run goes.
+
+    Args:
+        mode: "offline" writes into the run directory and needs no account and no network (`wandb sync`
+            uploads it later), "online" uploads while training, "disabled" writes nothing. Left out,
+            the environment variable WANDB_MODE decides, and else it is offline.
+        project: W&B project.
+        entity: W&B user or team.
+        group: groups runs on the dashboard, the seeds of one method for one.
+        tags: labels on the dashboard.
+    """
+
+    mode: Literal["offline", "online", "disabled"] | None = None
+    project: str = "distill_dynamics"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration as config.yaml; that of a continued run beside it, if it differs."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write it on the first rank, when training is set up."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+        folder = Path(trainer.default_root_dir)
+        path, number = folder / "config.yaml", 1
+        while path.exists():
+            if path.read_text() == text:
+                return
+            number += 1
+            path = folder / f"config_{number}.yaml"
+        run.write_whole(path, text)
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with run directories, checkpoints, probing and W&B in place."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.run_dir: Path | None = None
+        super().__init__(
+            Distiller,
+            ImageData,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "max_epochs": 300,
+                "enable_model_summary": False,  # Console prints a better one
+                "num_sanity_val_steps": 0,  # the teacher has just been through the validation set
+                "use_distributed_sampler": False,  # the DataModules share out images themselves
+            },
+            auto_configure_optimizers=False,
+            parser_class=OneLineParser,
+            parser_kwargs=PARSER_KWARGS,
+            **kwargs,
+        )
+
+    def setup_parser(self, *args: Any) -> None:
+        """Lightning's parsers, their help told for this program."""
+        super().setup_parser(*args)
+        describe(self.parser, self._subcommand_parsers)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to the run and not to one of its parts."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="run directory; the config's name and a counter if left out",
+        )
+        parser.add_argument("--runs_dir", type=str, default="runs", help="folder of the run directories")
+        parser.add_argument(
+            "--checkpoint_every_n_epochs",
+            type=int,
+            default=30,
+            help="keep a checkpoint (epoch_0030.ckpt) every so often, beside last.ckpt and best.ckpt",
+        )
+        parser.add_argument(
+            "--predictions", type=str, default="predictions.csv", help="file that predict writes"
+        )
+        parser.add_lightning_class_args(DynamicsProbe, "probe")
+        parser.add_class_arguments(Wandb, "wandb")
+
+    def _parse_ckpt_path(self) -> None:
+        """No hyperparameters are taken from checkpoints: the configuration is the run's config.yaml."""
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint that is meant, before any work is done."""
+        config = self.config[self.subcommand]
+        config.weights_only = True
+        if config.ckpt_path in ("last", "best"):
+            self.run_dir = self._given_run_dir(config)
+            path = self.run_dir / "checkpoints" / f"{config.ckpt_path}.ckpt"
+            if not path.is_file():
+                raise UserError(
+                    f"--ckpt_path {config.ckpt_path}: there is no {path}; give the --config of a run"
+                )
+            config.ckpt_path = str(path)
+        elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+            raise UserError(f"--ckpt_path: no such file: {config.ckpt_path} (or say last or best)")
+
+    def _given_run_dir(self, config: Any) -> Path:
+        """The directory of the run whose config.yaml was given, wherever it has been moved to."""
+        for path in reversed(config.config or []):
+            path = Path(str(path))
+            if path.name.startswith("config") and (path.parent / "checkpoints").is_dir():
+                return path.parent
+        if config.name is None:
+            raise UserError("--ckpt_path last and best need to know the run: give --config RUN/config.yaml")
+        return Path(config.runs_dir) / config.name
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer; for `fit` with a run directory, its files and W&B."""
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
+        config, trainer = self.config.fit, self.config_init.fit.trainer
+        if self.run_dir is None:
+            stem = Path(str(config.config[-1])).stem if config.config else "run"
+            # The other ranks write nothing; what they need to know of the directory is broadcast to them.
+            is_first = rank_zero_only.rank == 0
+            self.run_dir = (
+                run.claim(config.runs_dir, config.name, stem) if is_first else Path(config.runs_dir)
+            )
+        config.name = self.run_dir.name
+        given = trainer.logger
+        loggers: list[Logger] = [run.RunLogger(self.run_dir)]
+        loggers += given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        if given is not False:
+            loggers += _wandb_loggers(self.config_init.fit.wandb, self.run_dir)
+        checkpoints = {"dirpath": self.run_dir / "checkpoints", "save_on_train_epoch_end": True}
+        self.trainer_defaults["callbacks"] = [
+            RunRecord(),
+            Console(),
+            *([] if trainer.enable_progress_bar is False else [ProgressBar()]),
+            ModelCheckpoint(
+                **checkpoints,
+                filename="epoch_{epoch:04.0f}",
+                auto_insert_metric_name=False,
+                save_top_k=-1,
+                every_n_epochs=config.checkpoint_every_n_epochs,
+            ),
+            ModelCheckpoint(
+                **checkpoints, filename="best", monitor="val/acc1", mode="max", enable_version_counter=False
+            ),
+            ModelCheckpoint(**checkpoints, filename="last", every_n_epochs=1, enable_version_counter=False),
+        ]
+        return super().instantiate_trainer(**kwargs, logger=loggers, default_root_dir=self.run_dir)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave no directory behind of a run that a mistake of the user's kept from starting."""
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            if self.run_dir is not None and not (self.run_dir / "metrics.csv").exists():
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            raise
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
+
+    def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
+        """Write the student's answer for each validation image to `--predictions`."""
+        if self.trainer.world_size > 1:
+            raise UserError("predict runs on one device: set --trainer.devices 1")
+        batches = self.trainer.predict(model, datamodule=datamodule, **kwargs)
+        probabilities = torch.cat([probabilities for probabilities, _ in batches])
+        targets = torch.cat([targets for _, targets in batches]).tolist()
+        path = Path(self.config.predict.predictions)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "target", "prediction", "probability"])
+            for image, (target, row) in enumerate(zip(targets, probabilities, strict=True)):
+                prediction = int(row.argmax())
+                writer.writerow(
+                    [
+                        image,
+                        datamodule.classes[target],
+                        datamodule.classes[prediction],
+                        f"{row[prediction]:.4f}",
+                    ]
+                )
+        print(f"{len(targets)} predictions in {path}")
+
+
+def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
+    import wandb
+
+    mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
+    if mode == "disabled" or rank_zero_only.rank != 0:
+        return []
+    logger = WandbLogger(
+        name=run_dir.name,
+        save_dir=run_dir,
+        id=run.identity(run_dir),
+        resume="allow",
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group,
+        tags=settings.tags,
+        mode=mode,
+        settings=wandb.Settings(silent=mode == "offline", console="off"),
+    )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns of it always
+    return [logger]
+
+
+NOISE = (
+    ".*does not have many workers",
+    ".*is smaller than the logging interval",  # our rows are epochs
+    ".*but have no logger configured",  # outside fit the metrics are printed
+    r".*lr_scheduler.step\(\)` before `optimizer.step",  # meant: Distiller.on_train_epoch_start
+    "Checkpoint directory .* exists and is not empty",  # a run that is continued
+    ".*callbacks used to create the checkpoint need to be provided",  # not outside fit
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
+    "LightningCLI's args parameter is intended to run from within Python",
+)
+"""Warnings that tell the user of this program nothing."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line (`args`, else sys.argv). A mistake of the user's is one line and exit status 2."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    with told_in_one_line():
+        DistillCLI(args=args)

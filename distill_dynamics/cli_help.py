@@ -1,0 +1,72 @@
+"""What `--help` says: Lightning's parser describes Lightning, this describes the program."""
+
+from __future__ import annotations
+
+from argparse import SUPPRESS
+from collections.abc import Mapping
+from typing import Any
+
+PROGRAM = "python -m distill_dynamics"
+COMMANDS = {
+    "fit": "Train a student from a teacher (or, without one, a teacher), and watch its representations.",
+    "validate": "Measure a student's top-1, top-5 and loss on the validation images.",
+    "test": "The same on the test images, for a DataModule that has others than for validation.",
+    "predict": "Write a student's answer for each validation image to a CSV file.",
+}
+GROUPS = {
+    "model": "model: student, teacher, loss and optimiser",
+    "data": "data: a DataModule and its settings (--data.help FashionMNISTSample lists them)",
+    "probe": "probe: watching the representations",
+    "wandb": "wandb: where W&B's record of the run goes",
+    "trainer": "trainer: Lightning's Trainer",
+}
+OPTIONS = {
+    "--config": "YAML file; a later one overrides an earlier one, and options override both",
+    "--print_config": "print the whole configuration as YAML and exit (skip_default: only what was changed)",
+    "--seed_everything": "seed of the weights, the order, the augmentation and dropout",
+    "--ckpt_path": "a checkpoint file, or `last` or `best` of the run whose config.yaml is given as --config",
+    "--weights_only": SUPPRESS,  # always
+    "--return_predictions": SUPPRESS,
+}
+ONLY_FOR = {
+    "checkpoint_every_n_epochs": "fit",
+    "probe": "fit",
+    "wandb": "fit",
+    "predictions": "predict",
+}
+"""Options that the other commands accept, since they read the config.yaml of a run, and have no use for."""
+
+PARSER_KWARGS = {
+    "prog": PROGRAM,
+    "description": "Distil Vision Transformers, and watch why the transfer works or fails.",
+    "epilog": f"Example: {PROGRAM} fit --config configs/quickstart.yaml",
+    **{
+        command: {
+            "description": text,
+            "usage": f"{PROGRAM} {command} --config FILE [--config FILE ...] [--KEY VALUE ...]",
+        }
+        for command, text in COMMANDS.items()
+    },
+}
+"""LightningCLI's `parser_kwargs`."""
+
+
+def describe(program: Any, commands: Mapping[str, Any]) -> None:
+    """Give the parsers of the program and of its commands the texts above, the Trainer's options last."""
+    for action in program._actions:
+        if {"--config", "--print_config"} & set(action.option_strings):
+            action.help = SUPPRESS  # they belong to the commands
+    program._subparsers.title = "commands"
+    program._subparsers.description = f"{PROGRAM} COMMAND --help shows what it can be told."
+    for choice in program._subcommands_action._choices_actions:
+        choice.help = COMMANDS[choice.dest]
+    for command, parser in commands.items():
+        for action in parser._actions:
+            for option in action.option_strings:
+                action.help = OPTIONS.get(option, action.help)
+            if ONLY_FOR.get(action.dest.split(".")[0], command) != command:
+                action.help = SUPPRESS
+        for group, title in {command: "checkpoint", **GROUPS}.items():
+            parser.groups[group].title = title
+            parser._action_groups.remove(parser.groups[group])
+            parser._action_groups.append(parser.groups[group])

@@ -1,0 +1,411 @@
+"""The watched training step: two forwards, a dict of named loss terms, their sum, the optimiser.
+
+Legend of letters: B batch, C channels, H W grid, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from distill_dynamics.backbone import Backbone, Features
+from distill_dynamics.data.keyed import mixed
+from distill_dynamics.errors import UserError
+from distill_dynamics.layers import pair_layers
+from distill_dynamics.losses import SoftKD
+from distill_dynamics.schedule import WarmupCosine
+
+PADDING = -100
+"""Target of an item that pads a rank's share of the validation set: it counts nowhere."""
+
+
+@dataclass
+class Term:
+    """One feature loss: what is compared, between which blocks, and how much it weighs.
+
+    Args:
+        loss: makes the loss of one pair from (student_channels, teacher_channels). In YAML:
+            `{class_path: distill_dynamics.losses.SpectralKD}`, or any class of yours that takes
+            these two first and is called with (student_map, teacher_map), each [B, C, H, W].
+        weight: β; multiplies the mean of the loss over the term's pairs.
+        first: align the first so many student blocks with the teacher's of the same number.
+        last: align the last so many with the teacher's of the same rank from the end.
+        pairs: or these [student block, teacher block] pairs, numbered from 1, negative from the end; or
+            "all", for models equally deep.
+    """
+
+    loss: Callable[[int, int], nn.Module]
+    weight: float = 0.2
+    first: int = 0
+    last: int = 0
+    pairs: list[tuple[int, int]] | Literal["all"] | None = None
+
+
+class Distiller(LightningModule):
+    """Trains a student from a teacher; with no teacher it is plain supervised training.
+
+    The loss is (1 - α)·CE + α·SoftKD + Σ β·(mean of a term over its pairs); every part is logged
+    by name and unweighted. The teacher is frozen, in eval mode for good, and no submodule: it is in
+    no checkpoint, no optimiser and no gradient reduction.
+
+    Args:
+        student: the model that is trained. One without weights takes the data's normalisation.
+        teacher: the model it learns from.
+        terms: feature losses by name; `train/loss_<name>` is the unweighted value.
+        alpha: share of the teacher's logits in the loss: 0.9 with a teacher, 0 without, unless given.
+        temperature: T of SoftKD.
+        label_smoothing: of the cross-entropy.
+        optimizer: makes the optimiser from parameter groups. Its weight decay spares biases, norms,
+            and what the student's architecture names (position and class tokens).
+        scheduler: makes the schedule, stepped once an epoch; null for a constant rate.
+        lr_images: the linear rule: the optimiser's rate is for this many images a step, and is
+            scaled to the global batch (batch × devices × accumulated batches); null takes it as it is.
+
+    Raises:
+        UserError: terms or α without a teacher, blocks that do not exist, and, when training starts,
+            data that do not fit the models.
+    """
+
+    def __init__(
+        self,
+        student: Backbone,
+        teacher: Backbone | None = None,
+        terms: dict[str, Term] | None = None,
+        alpha: float | None = None,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.1,
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: torch.optim.AdamW(
+            params, lr=5e-4, weight_decay=0.05
+        ),
+        scheduler: Callable[[Optimizer], LRScheduler] | None = lambda optimizer: WarmupCosine(optimizer),
+        lr_images: int | None = 512,
+    ) -> None:
+        super().__init__()
+        terms = terms or {}
+        if teacher is None and (terms or alpha):
+            raise UserError(
+                "model: without a teacher there can be no terms and alpha must be 0 (or left out)"
+            )
+        self.alpha = alpha if alpha is not None else (0.9 if teacher else 0.0)
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"model.alpha is a share, between 0 and 1, not {self.alpha}")
+        reserved = {"ce", "kd"} & set(terms)
+        if reserved:
+            raise UserError(f"model.terms: the name {reserved.pop()!r} is taken, choose another")
+        self.student = student
+        # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
+        object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval() if teacher else None)
+        self.label_smoothing = label_smoothing
+        self.soft_kd = SoftKD(temperature)
+        self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
+
+        self.pairs: dict[str, list[tuple[int, int]]] = {}
+        self.terms = nn.ModuleDict()
+        self.weights = {"ce": 1 - self.alpha, "kd": self.alpha}
+        for name, term in terms.items():
+            pairs = self._pairs(name, term)
+            self.pairs[name] = pairs
+            self.weights[name] = term.weight
+            self.terms[name] = nn.ModuleList(
+                term.loss(student.channels[s - 1], teacher.channels[t - 1]) for s, t in pairs
+            )
+        everything = [pair for pairs in self.pairs.values() for pair in pairs]
+        self.student_layers = sorted({s for s, _ in everything})
+        self.teacher_layers = sorted({t for _, t in everything})
+
+        self.val_metrics, self.teacher_metrics = _metrics(student.num_classes), _metrics(student.num_classes)
+        self.val_loss = MeanMetric()
+        self.teacher_accuracy: dict[str, float] = {}
+        self._epoch_sum: Tensor | None = None
+        self._epoch_images = 0
+
+    def _pairs(self, name: str, term: Term) -> list[tuple[int, int]]:
+        student, teacher = self.student, self.teacher
+        student.resolve_layers("all"), teacher.resolve_layers("all")  # refuses models without intermediates
+        try:
+            return pair_layers(len(student.layers), len(teacher.layers), term.first, term.last, term.pairs)
+        except UserError as error:
+            raise UserError(f"model.terms.{name}: {error}") from error
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W]."""
+        return self.student(self._for_student(images)).logits
+
+    def losses(self, student: Features, teacher: Features | None, targets: Tensor) -> dict[str, Tensor]:
+        """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
+        parts = {"ce": F.cross_entropy(student.logits, targets, label_smoothing=self.label_smoothing)}
+        if teacher is None:
+            return parts
+        if teacher.logits is not None:
+            parts["kd"] = self.soft_kd(student.logits, teacher.logits)
+        student_map = dict(zip(self.student_layers, student.maps, strict=True))
+        teacher_map = dict(zip(self.teacher_layers, teacher.maps, strict=True))
+        for name, pairs in self.pairs.items():
+            values = [
+                loss(student_map[s], teacher_map[t])
+                for loss, (s, t) in zip(self.terms[name], pairs, strict=True)
+            ]
+            parts[name] = sum(values) / len(values)
+        return parts
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The weighted total; its parts are summed up for the epoch's means."""
+        images, targets = batch
+        teacher = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher(self._for_teacher(images), self.teacher_layers, logits=self.alpha > 0)
+        with self._keyed_dropout(batch_idx):
+            student = self.student(self._for_student(images), self.student_layers)
+        parts = self.losses(student, teacher, targets)
+        total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        with torch.no_grad():
+            values = torch.stack([total, *parts.values()])
+            self._epoch_sum = values if self._epoch_sum is None else self._epoch_sum + values
+        self._part_names = list(parts)
+        self._epoch_images += len(images)
+        self.log("loss", total.detach(), prog_bar=True, logger=False)
+        return total
+
+    @contextmanager
+    def _keyed_dropout(self, batch_idx: int) -> Iterator[None]:
+        """Makes dropout a function of (seed, step, rank), so that a resumed run draws what it would have.
+
+        The global state is put back. `torch.manual_seed`, which visits every device, would be slow.
+        """
+        seed = mixed(self._seed, self.current_epoch, batch_idx, self.global_rank)
+        on_cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if on_cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if on_cuda:
+                torch.cuda.manual_seed(seed)
+            yield
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Top-1, top-5 and plain cross-entropy of the student; padding items count nowhere."""
+        images, targets = batch
+        logits = self(images)
+        self.val_metrics.update(logits, targets)
+        counted = (targets != PADDING).sum()
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=PADDING, reduction="sum")
+        self.val_loss.update(loss / counted.clamp(min=1), weight=counted)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Class probabilities [B, K] and targets [B]."""
+        images, targets = batch
+        return self(images).softmax(dim=1), targets
+
+    # --- epochs -----------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Measure the teacher on the validation set, once in a run's life."""
+        if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
+            self.teacher_accuracy = self._measure_teacher()
+            self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
+
+    def on_train_epoch_start(self) -> None:
+        """Set this epoch's learning rate.
+
+        Here and not at the epoch's end, where Lightning would: it saves the checkpoint before it
+        steps, so that a resumed run would go on with the rate of the epoch before.
+        """
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            if self._lasts_as_trainer:  # of this run, whatever max_epochs the checkpoint was made with
+                scheduler.epochs = self.trainer.max_epochs
+            if scheduler.last_epoch < self.current_epoch:
+                scheduler.step()
+        self._epoch_sum, self._epoch_images, self._epoch_began = None, 0, time.perf_counter()
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Leave the schedule alone: `on_train_epoch_start` steps it."""
+
+    def on_validation_start(self) -> None:
+        """Stop the clock of `train/images_per_s`: validation is not training."""
+        self._epoch_ended = time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish `val/*`; in `fit` the epoch's row is written by `on_train_epoch_end`."""
+        self._publish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Publish `test/*`."""
+        self._publish("test")
+
+    def _publish(self, split: str) -> None:
+        values = {**self.val_metrics.compute(), "loss": self.val_loss.compute()}
+        self.val_metrics.reset(), self.val_loss.reset()
+        fitting = self.trainer.state.fn == "fit"
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
+
+    def on_train_epoch_end(self) -> None:
+        """Write the epoch's row: means of `train/*` over steps and ranks, and `val/*` where validated."""
+        steps = max(1, self.trainer.num_training_batches)
+        means = self.trainer.strategy.reduce(self._epoch_sum / steps, reduce_op="mean").tolist()
+        row = dict(
+            zip(["train/loss", *(f"train/loss_{name}" for name in self._part_names)], means, strict=True)
+        )
+        validated = self.trainer.fit_loop.epoch_loop._should_check_val_epoch()
+        ended = self._epoch_ended if validated else time.perf_counter()
+        images = self._epoch_images * self.trainer.world_size
+        row["train/images_per_s"] = images / (ended - self._epoch_began)
+        row["train/lr"] = self.optimizers().param_groups[0]["lr"]
+        if validated:
+            row |= {k: v.item() for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        epoch = self.current_epoch + 1
+        self._log_row(epoch, row)
+        self.log("epoch", float(epoch), logger=False)  # names the checkpoint files
+
+    def _log_row(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Write to every logger now: Lightning's own way comes after the checkpoint is saved."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"epoch": epoch, **metrics}, step=self.trainer.global_step)
+
+    def _measure_teacher(self) -> dict[str, float]:
+        metrics = self.teacher_metrics.to(self.device)
+        loader = self.trainer.datamodule.val_dataloader()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in _with_progress(loader, "Teacher", enabled=self.trainer.is_global_zero):
+                images, targets = self.transfer_batch_to_device(batch, self.device, 0)
+                metrics.update(self.teacher(self._for_teacher(images)).logits, targets)
+        return {name: value.item() for name, value in metrics.compute().items()}
+
+    # --- what surrounds it ------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fit the models, and prepare the change of normalisation."""
+        data = getattr(self.trainer, "datamodule", None)
+        lacking = [
+            a for a in ("mean", "std", "num_classes", "image_size", "batch_size") if not hasattr(data, a)
+        ]
+        if lacking:
+            raise UserError(
+                f"data: the DataModule has no {lacking[0]}; Distiller needs mean, std, num_classes, "
+                "image_size and batch_size (those of distill_dynamics.data have them)"
+            )
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        if not self.student.has_weights:
+            self.student.set_normalisation(data.mean, data.std)
+        if self.student.num_classes != data.num_classes:
+            raise UserError(
+                f"model.student has {self.student.num_classes} classes and the data {data.num_classes}; "
+                f"set model.student.timm_kwargs.num_classes: {data.num_classes}"
+            )
+        if (
+            self.teacher is not None
+            and self.alpha > 0
+            and self.teacher.num_classes != self.student.num_classes
+        ):
+            raise UserError(
+                f"model.teacher has {self.teacher.num_classes} classes and the student "
+                f"{self.student.num_classes}: SoftKD needs the same classes (or model.alpha: 0)"
+            )
+        for role, backbone in (("student", self.student), ("teacher", self.teacher)):
+            if backbone is not None:
+                try:
+                    backbone.check_input(len(data.mean), data.image_size)
+                except UserError as error:
+                    raise UserError(f"model.{role}: {error}") from error
+        self._student_affine = _affine(data, self.student)
+        self._teacher_affine = _affine(data, self.teacher) if self.teacher is not None else None
+
+    def _for_student(self, images: Tensor) -> Tensor:
+        return _apply_affine(images, self._student_affine)
+
+    def _for_teacher(self, images: Tensor) -> Tensor:
+        return _apply_affine(images, self._teacher_affine)
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Distiller:
+        """Moves to a device or dtype take the teacher along, though it is no submodule."""
+        if self.__dict__.get("teacher") is not None:
+            self.teacher._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule, or what the config puts in their place; the linear rule of the rate."""
+        exempt = {f"student.{name}" for name in self.student.no_weight_decay()}
+        decay, no_decay = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                bare = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+                (no_decay if bare else decay).append(parameter)
+        optimizer = self.make_optimizer([{"params": decay}, {"params": no_decay, "weight_decay": 0.0}])
+        if self.lr_images is not None:
+            factor = self.global_batch / self.lr_images
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        self._lasts_as_trainer = isinstance(scheduler, WarmupCosine) and scheduler.epochs is None
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @property
+    def global_batch(self) -> int:
+        """Images a step of the optimiser: batch × devices × accumulated batches."""
+        trainer = self.trainer
+        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what builds the student again, and the teacher's accuracy."""
+        checkpoint["distill_dynamics"] = {
+            "student": self.student.description(),
+            "teacher_accuracy": self.teacher_accuracy,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the teacher's accuracy from the checkpoint: it is not measured twice."""
+        self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
+
+
+def _metrics(classes: int) -> MetricCollection:
+    """Top-1 and top-5 in percent; the accuracy of few classes has no fifth guess."""
+    classes = max(classes, 2)
+    return MetricCollection(
+        {
+            f"acc{k}": 100.0
+            * MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", ignore_index=PADDING)
+            for k in (1, 5)
+        }
+    )
+
+
+def _affine(data: Any, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
+    """From the data's normalisation to the backbone's: x ↦ scale·x + shift, None where they are equal."""
+    if tuple(data.mean) == backbone.mean and tuple(data.std) == backbone.std:
+        return None
+    data_mean, data_std, mean, std = (
+        torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std, backbone.mean, backbone.std)
+    )
+    return data_std / std, (data_mean - mean) / std
+
+
+def _apply_affine(images: Tensor, affine: tuple[Tensor, Tensor] | None) -> Tensor:
+    if affine is None:
+        return images
+    scale, shift = affine
+    return images * scale.to(images) + shift.to(images)
+
+
+def _with_progress(loader: Iterable, what: str, enabled: bool) -> Iterable:
+    from tqdm.auto import tqdm
+
+    return tqdm(loader, desc=what, leave=False, disable=None if enabled else True)

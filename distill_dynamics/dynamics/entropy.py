@@ -1,0 +1,61 @@
+"""Shannon entropy of the channel values at each position (paper, Eq. 3-5).
+
+Letters: B batch, C channels, H W grid, P = H·W positions.
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**19
+"""Values (or histogram cells) worked on at a time: few enough for a cache, enough to share among threads."""
+
+
+@torch.no_grad()
+def channel_entropy(x: Tensor, value_range: tuple[float, float], bins: int = 100) -> Tensor:
+    """x [B, C, H, W] → entropy [B, H, W] in bits, float32, of the C channel values at each position.
+
+    The values are counted in `bins` equal bins over `value_range` = (lo, hi); with h_n the count of
+    bin n and p_n = h_n / C (Eq. 3), E = -Σ p_n log2 p_n over the bins with h_n > 0 (Eq. 4). In numpy:
+
+        for b, h, w in np.ndindex(B, H, W):
+            count, _ = np.histogram(x[b, :, h, w].clip(lo, hi), bins, (lo, hi))
+            p = count[count > 0] / C
+            E[b, h, w] = -(p * np.log2(p)).sum()
+
+    Bins are closed on the left, the last one on both sides. Values outside the range count in the bins
+    at its ends. 0 ≤ E ≤ log2 min(C, bins); lo = hi means one bin, so E = 0 whatever the values.
+    The bin of a value is computed in float64 (float32 on MPS, which has no other): it is numpy's for
+    every float32 value, unless the value equals a bin edge to rounding. No gradient flows.
+
+    Raises:
+        ValueError: NaN in x, lo > hi, a limit that is not finite, bins < 1, or x without four dimensions.
+    """
+    low, high = (float(limit) for limit in value_range)
+    if not (-float("inf") < low <= high < float("inf")):
+        raise ValueError(f"value_range must be two finite numbers lo <= hi, not {value_range!r}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    if x.ndim != 4:
+        raise ValueError(f"expected x [B, C, H, W], got {list(x.shape)}")
+    if x.numel() and x.max().isnan():
+        raise ValueError("x has NaN, which is in no bin")
+
+    batch, channels, height, width = x.shape
+    x = x.flatten(2)
+    precise = torch.float32 if x.device.type == "mps" else torch.float64
+    # -p log2 p by count: a position's entropy is a sum of C+1 possible terms, exact at 0 and at C.
+    term = torch.special.entr(torch.arange(channels + 1, dtype=torch.float64) / channels)
+    term = (term / torch.tensor(2.0, dtype=torch.float64).log()).float().to(x.device)
+
+    span, last = (high - low, bins - 1) if low < high else (1.0, 0)
+    entropy = torch.empty(batch, height * width, device=x.device)
+    positions = max(1, CHUNK // max(channels, bins))
+    images = max(1, positions // max(1, height * width))
+    for out_images, x_images in zip(entropy.split(images), x.split(images), strict=True):
+        for out, values in zip(out_images.split(positions, 1), x_images.split(positions, 2), strict=True):
+            t = (values.to(precise) - low).div_(span).mul_(bins).clamp_(0, last)
+            index = t.long()
+            count = index.new_zeros(len(values), bins, values.shape[2])
+            count.scatter_add_(1, index, index.new_ones(()).expand_as(index))
+            out.copy_(term.take(count).sum(1))
+    return entropy.view(batch, height, width)

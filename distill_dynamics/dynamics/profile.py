@@ -1,0 +1,193 @@
+"""Profile: what was measured on one model at one epoch, as a file.
+
+The boundary between measuring (`profiler.py`) and showing (`report/`): numpy arrays only, no torch.
+Letters: L layers, N images, C_l channels of layer l.
+"""
+
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_dynamics.errors import UserError
+
+SCHEMA = 1
+
+_ARRAYS = ("entropy", "magnitude", "entropy_images", "magnitude_images", "value_range", "clipped")
+_META = ("model", "epoch", "layers", "range_mode", "bins", "probe_id", "schema")
+
+# What a file that was cut or altered raises depends on where.
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(eq=False)
+class Profile:
+    """Entropy, magnitude and spectrum of every layer of one model, over N images.
+
+    Arrays are float64, whatever is passed in; a shape that does not fit the rest is a `ValueError`.
+    Layers are in depth order: row 0 is block 1.
+    """
+
+    model: str
+    """Name of the timm model."""
+    epoch: int | None
+    """Completed epochs: 0 is before training, None a model that is not in training."""
+    layers: list[str]
+    """Names of the layers (timm's `feature_info`), length L."""
+    entropy: FloatArray = field(repr=False)
+    """[L] bits, Eq. 5."""
+    magnitude: FloatArray = field(repr=False)
+    """[L] mean |A|, Eq. 6."""
+    spectrum: list[FloatArray] = field(repr=False)
+    """L arrays [C_l]: mean |F| at each frequency along the channels, Eq. 2."""
+    entropy_images: FloatArray = field(repr=False)
+    """[N, L] bits: Eq. 5 for each image alone."""
+    magnitude_images: FloatArray = field(repr=False)
+    """[N, L]: Eq. 6 for each image alone."""
+    spectrum_se: list[FloatArray] = field(repr=False)
+    """L arrays [C_l]: standard error of `spectrum` over images; NaN for one image."""
+    value_range: FloatArray = field(repr=False)
+    """[L, 2]: lowest and highest edge of each layer's entropy bins."""
+    range_mode: str
+    """Where `value_range` comes from: "global", "layer" or "explicit"."""
+    clipped: FloatArray = field(repr=False)
+    """[L] fraction of values outside an explicit range, counted in the edge bins; else 0."""
+    bins: int
+    """Number of entropy bins."""
+    probe_id: str = ""
+    """Names the images, e.g. a hash of their pixels: equal ids mean comparable Profiles."""
+    schema: int = SCHEMA
+    """Version of the file format."""
+    probe_indices: NDArray[np.int64] | None = field(default=None, repr=False)
+    """[N] indices of the images in their data set, None where unknown."""
+
+    def __post_init__(self) -> None:
+        self.epoch = None if self.epoch is None else int(self.epoch)
+        self.bins = int(self.bins)
+        self.layers = [str(layer) for layer in self.layers]
+        for name in _ARRAYS:
+            setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        self.spectrum = [np.asarray(s, dtype=np.float64) for s in self.spectrum]
+        self.spectrum_se = [np.asarray(s, dtype=np.float64) for s in self.spectrum_se]
+        if self.probe_indices is not None:
+            self.probe_indices = np.asarray(self.probe_indices, dtype=np.int64)
+
+        layers, images = len(self.layers), len(self.entropy_images)
+        expected = {
+            "entropy": (layers,),
+            "magnitude": (layers,),
+            "entropy_images": (images, layers),
+            "magnitude_images": (images, layers),
+            "value_range": (layers, 2),
+            "clipped": (layers,),
+        }
+        if self.probe_indices is not None:
+            expected["probe_indices"] = (images,)
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"Profile.{name} has shape {getattr(self, name).shape}, expected {shape}")
+        shapes = [s.shape for s in self.spectrum]
+        if len(shapes) != layers or any(len(s) != 1 for s in shapes):
+            raise ValueError(f"Profile.spectrum has shapes {shapes}, expected {layers} arrays [C_l]")
+        if [s.shape for s in self.spectrum_se] != shapes:
+            raise ValueError("Profile.spectrum_se must have the shapes of Profile.spectrum")
+
+    @property
+    def entropy_se(self) -> FloatArray:
+        """[L] bits: standard error of `entropy` over images; NaN for one image."""
+        return standard_error(self.entropy_images)
+
+    @property
+    def magnitude_se(self) -> FloatArray:
+        """[L]: standard error of `magnitude` over images; NaN for one image."""
+        return standard_error(self.magnitude_images)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one .npz file at `path`, exactly that name, replacing it in one step.
+
+        A reader sees the old file or the new one, never half of one. Equal Profiles give equal
+        bytes. A missing folder is made.
+        """
+        path = Path(path)
+        content: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        for i, (mean, se) in enumerate(zip(self.spectrum, self.spectrum_se, strict=True)):
+            content[f"spectrum_{i}"] = mean
+            content[f"spectrum_se_{i}"] = se
+        if self.probe_indices is not None:
+            content["probe_indices"] = self.probe_indices
+        meta = {"kind": "distill_dynamics.Profile", **{name: getattr(self, name) for name in _META}}
+        content["meta"] = np.array(json.dumps(meta))
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("xb") as file:
+                np.savez(file, **content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file written by `save`.
+
+        Raises `UserError`, naming the file, where there is none, it is damaged, it is no Profile, or
+        its schema is not known to this version.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                if not isinstance(archive, np.lib.npyio.NpzFile) or "meta" not in archive:
+                    raise UserError(f"{path}: not a Profile (expected a .npz file written by Profile.save)")
+                meta = _meta(path, archive)
+                layers = range(len(meta["layers"]))
+                arrays: dict[str, Any] = {name: archive[name] for name in _ARRAYS}
+                return cls(
+                    **meta,
+                    **arrays,
+                    spectrum=[archive[f"spectrum_{i}"] for i in layers],
+                    spectrum_se=[archive[f"spectrum_se_{i}"] for i in layers],
+                    probe_indices=archive.get("probe_indices"),
+                )
+        except UserError:
+            raise
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such Profile") from None
+        except _DAMAGE as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}: not a readable Profile, it may be cut short or be another kind of file ({reason})"
+            ) from error
+
+
+def standard_error(values: FloatArray) -> FloatArray:
+    """[N, ...] one value an image → [...] standard error of their mean, s / √N; NaN for N = 1."""
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict:
+    meta = json.loads(str(archive["meta"]))
+    if not isinstance(meta, dict) or meta.pop("kind", None) != "distill_dynamics.Profile":
+        raise UserError(f"{path}: not a Profile (expected a .npz file written by Profile.save)")
+    if meta.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: Profile schema {meta.get('schema')} is unknown to this version of distill_dynamics, "
+            f"which reads schema {SCHEMA}; a newer version may have written it"
+        )
+    return {name: meta[name] for name in _META}

@@ -1,0 +1,409 @@
+"""A backbone and images → Profile.
+
+Letters: B images of one batch, N images in all, n images of this process, C channels, H W grid, L layers.
+"""
+
+import math
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill_dynamics.dynamics.entropy import channel_entropy
+from distill_dynamics.dynamics.magnitude import image_magnitudes
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.spectrum import image_spectra
+from distill_dynamics.errors import UserError
+from distill_dynamics.layers import resolve_layers
+
+T = TypeVar("T")
+
+PADDING = -100
+"""Target of an image that only fills up a batch; such an image is left out."""
+
+
+class Layered(Protocol):
+    """What `profile_model` needs of a backbone; `distill_dynamics.Backbone` is one."""
+
+    name: str
+    layers: list[str]
+    channels: list[int]
+
+    def __call__(self, images: Tensor, layers: Sequence[int] | Literal["all"], logits: bool) -> Any:
+        """Give an object whose `.maps` is the list of [B, C, H, W] of the layers asked for."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters: the first one says which device and which precision the images must have."""
+
+
+def profile_model(
+    backbone: Layered,
+    images: Tensor | Iterable,
+    *,
+    bins: int = 100,
+    value_range: Literal["global", "layer"] | Sequence[float] = "global",
+    layers: Sequence[int] | Literal["all"] = "all",
+    batch_size: int = 32,
+    epoch: int | None = None,
+    probe_id: str = "",
+    probe_indices: ArrayLike | None = None,
+    group: dist.ProcessGroup | None = None,
+    progress: bool = False,
+) -> Profile:
+    """Measure entropy, spectrum and magnitude of every layer over all images.
+
+    The result is that of the whole set in one batch, round-off aside, but the images stream: held at
+    any moment are the activations of one batch, and one number an image, layer and measure.
+
+    What it costs: the measures take about a twentieth of a forward pass of CaiT-S24. The bins must span
+    all images before the first value is counted, so with "global" and "layer" the images are run
+    through the model **twice** when they come in several batches. They are run once when they fit in
+    one batch, whose activations are kept (the default: 32 probe images), and when `value_range`
+    is two numbers.
+
+    The model runs in eval mode, float32 (its own precision if its parameters have another), without
+    autocast, gradients or compilation. Training flags and the random states of Python, numpy and torch
+    are put back, also after an error.
+
+    Args:
+        backbone: a `Backbone`.
+        images: normalised for this backbone. A tensor [N, C_in, H_in, W_in], or an iterable of batches:
+            tensors, or (images, targets) pairs, whose images with target -100 are left out. An iterable
+            may be asked for its batches twice and must give the same ones, so no shuffling and no random
+            augmentation; an iterator that can be read only once will do for a single batch or pass.
+        bins: number of equal bins of the entropy.
+        value_range: the range the bins divide. "global" is the paper's: lowest and highest value over
+            all layers and images, so that one outlier widens every layer's bins. "layer": each layer's
+            own. Two numbers (lo, hi): these, for every layer, with values outside counted in the
+            bins at the ends and their fraction kept as `Profile.clipped`.
+        layers: "all", or numbers from 1, negative from the end; the Profile has them in depth order.
+        batch_size: images a forward pass, where `images` is a tensor.
+        epoch, probe_id, probe_indices: passed on to the Profile; `probe_indices` is [N].
+        group: a process group whose ranks all make this call. `images` are then this rank's share,
+            image i of the whole set being on rank i mod world size, in order; a share may be empty. Every
+            rank returns the Profile of the whole set, and an error on one rank is raised on all.
+        progress: show a bar where there is more than one batch.
+
+    Raises:
+        UserError: NaN or Inf in a layer's output, which it names; no images; images of a wrong shape or
+            kind; images that cannot be read a second time, or differ then; a range that is none.
+    """
+    if bins < 1:
+        raise UserError(f"bins must be at least 1, not {bins}")
+    numbers = sorted(set(resolve_layers(layers, len(backbone.layers), backbone.name)))
+    if not numbers:
+        raise UserError(
+            f"{backbone.name}: no layers to analyse (layers: {layers!r}, it has {backbone.layers})"
+        )
+    given = _given_range(value_range, len(numbers))
+    run = _Run(backbone, images, batch_size, numbers, bins, progress)
+
+    with _undisturbed(backbone):
+        looks = _on_every_rank(lambda: run.look(given), group)
+        edges = given if given is not None else _edges(looks, value_range)
+        if given is None and any(look.images for look in looks):
+            entropies = _on_every_rank(lambda: run.entropies(edges), group)
+        else:
+            entropies = [look.entropy for look in looks]
+
+    count = sum(look.images for look in looks)
+    if count == 0:
+        raise UserError(f"{backbone.name}: there are no images to analyse")
+    if any(look.images != len(range(rank, count, len(looks))) for rank, look in enumerate(looks)):
+        raise UserError(
+            f"{backbone.name}: image i of {count} must be on rank i mod {len(looks)}, but the ranks have "
+            f"{[look.images for look in looks]} images"
+        )
+    entropy = _interleave(entropies)
+    magnitude = _interleave([look.magnitude for look in looks])
+    spectra = [reduce(_Moments.merge, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
+    if probe_indices is not None and np.shape(probe_indices) != (count,):
+        raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
+    return Profile(
+        model=backbone.name,
+        epoch=epoch,
+        layers=[backbone.layers[number - 1] for number in numbers],
+        entropy=entropy.mean(axis=0),
+        magnitude=magnitude.mean(axis=0),
+        spectrum=[moments.mean for moments in spectra],
+        entropy_images=entropy,
+        magnitude_images=magnitude,
+        spectrum_se=[moments.standard_error() for moments in spectra],
+        value_range=edges,
+        range_mode="explicit" if given is not None else str(value_range),
+        clipped=_interleave([look.outside for look in looks]).mean(axis=0),
+        bins=bins,
+        probe_id=probe_id,
+        probe_indices=None if probe_indices is None else np.asarray(probe_indices),
+    )
+
+
+@dataclass
+class _Moments:
+    """Mean and summed squared deviation of n vectors [C], merged without cancellation (Chan et al., 1979)."""
+
+    n: int
+    mean: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def of(cls, values: FloatArray) -> "_Moments":
+        mean = values.mean(axis=0)
+        return cls(len(values), mean, ((values - mean) ** 2).sum(axis=0))
+
+    def merge(self, other: "_Moments") -> "_Moments":
+        n = self.n + other.n
+        if n == 0:
+            return self
+        step = other.mean - self.mean
+        return _Moments(
+            n,
+            self.mean + step * (other.n / n),
+            self.squares + other.squares + step**2 * (self.n * other.n / n),
+        )
+
+    def standard_error(self) -> FloatArray:
+        if self.n < 2:
+            return np.full_like(self.mean, np.nan)
+        return np.sqrt(self.squares / (self.n - 1) / self.n)
+
+
+@dataclass
+class _Look:
+    """What one pass over this process's n images tells of each of the L layers."""
+
+    images: int
+    low: FloatArray
+    """[L] lowest value; inf where there is no image."""
+    high: FloatArray
+    """[L] highest value; -inf where there is no image."""
+    magnitude: FloatArray
+    """[n, L]"""
+    spectra: list[_Moments]
+    entropy: FloatArray
+    """[n, L] where the range was given beforehand, else empty."""
+    outside: FloatArray
+    """[n, L] fraction of values outside a given range."""
+
+
+@dataclass
+class _Run:
+    """The forward passes of one process."""
+
+    backbone: Layered
+    images: Tensor | Iterable
+    batch_size: int
+    numbers: list[int]
+    bins: int
+    progress: bool
+    maps: list[Tensor] = field(default_factory=list)
+    """Activations of the latest batch."""
+    pixel_sums: list[Tensor] = field(default_factory=list)
+    """One [B] a batch of the first pass: a second pass that sees other images is found out by them."""
+
+    def look(self, given: FloatArray | None) -> _Look:
+        """First pass; entropies too, where the range is known beforehand."""
+        depth = len(self.numbers)
+        low, high = np.full(depth, np.inf), np.full(depth, -np.inf)
+        magnitude, entropy, outside = ([np.empty((0, depth))] for _ in range(3))
+        spectra = [
+            _Moments(0, np.zeros(self.backbone.channels[i - 1]), np.zeros(self.backbone.channels[i - 1]))
+            for i in self.numbers
+        ]
+        for images in self._batches("magnitude and spectrum"):
+            if len(self.pixel_sums) == 1 and given is None and isinstance(self.images, Iterator):
+                raise UserError(
+                    f"images can be read only once ({type(self.images).__name__}) and must be read twice: "
+                    "give a list of batches, a DataLoader, a tensor, or two numbers as value_range"
+                )
+            self.pixel_sums.append(_pixel_sums(images))
+            self._forward(images)
+            batch_low, batch_high = self._extremes()
+            low, high = np.minimum(low, batch_low), np.maximum(high, batch_high)
+            magnitude.append(_columns(image_magnitudes(x) for x in self.maps))
+            spectra = [
+                moments.merge(_Moments.of(_numpy(image_spectra(x))))
+                for moments, x in zip(spectra, self.maps, strict=True)
+            ]
+            if given is not None:
+                entropy.append(self._entropy(given))
+                outside.append(_columns(map(_outside, self.maps, given.tolist())))
+            else:
+                outside.append(np.zeros((len(images), depth)))
+        rows = [np.concatenate(parts) for parts in (magnitude, entropy, outside)]
+        return _Look(len(rows[0]), low, high, rows[0], spectra, rows[1], rows[2])
+
+    def entropies(self, edges: FloatArray) -> FloatArray:
+        """[n, L]: from the activations at hand if they are those of all images, else by a second pass."""
+        if len(self.pixel_sums) == 1:
+            return self._entropy(edges)
+        rows = [np.empty((0, len(self.numbers)))]
+        first_pass = iter(self.pixel_sums)
+        for images in self._batches("entropy"):
+            seen = next(first_pass, None)
+            if seen is None or not torch.equal(seen, _pixel_sums(images)):
+                raise UserError(_CHANGED)
+            self._forward(images)
+            rows.append(self._entropy(edges))
+        if next(first_pass, None) is not None:
+            raise UserError(_CHANGED)
+        return np.concatenate(rows)
+
+    def _forward(self, images: Tensor) -> None:
+        self.maps = []  # before the next forward pass, so that there is never more than one batch of them
+        weight = next(self.backbone.parameters(), None)
+        if weight is not None:
+            images = images.to(device=weight.device, dtype=weight.dtype)
+        self.maps = list(self.backbone(images, layers=self.numbers, logits=False).maps)
+
+    def _extremes(self) -> tuple[FloatArray, FloatArray]:
+        found = _numpy(torch.stack([torch.stack(x.aminmax()) for x in self.maps]))
+        for number, pair in zip(self.numbers, found, strict=True):
+            if not np.isfinite(pair).all():
+                layer = self.backbone.layers[number - 1]
+                raise UserError(
+                    f"{self.backbone.name}: layer {layer} (block {number}) has NaN or Inf in its output: "
+                    "the training has diverged, or an image has such pixels"
+                )
+        return found[:, 0], found[:, 1]
+
+    def _entropy(self, edges: FloatArray) -> FloatArray:
+        return _columns(
+            channel_entropy(x, (low, high), self.bins).mean((1, 2))
+            for x, (low, high) in zip(self.maps, edges.tolist(), strict=True)
+        )
+
+    def _batches(self, description: str) -> Iterator[Tensor]:
+        """The images, batch by batch, [B, C_in, H_in, W_in]; padding and empty batches left out."""
+        images: Iterable = self.images
+        if isinstance(images, Tensor):
+            images = images.split(self.batch_size)
+        total = len(images) if isinstance(images, Sized) else None
+        hide = not self.progress or total == 1
+        for batch in tqdm(images, f"{self.backbone.name}: {description}", total, disable=hide, leave=False):
+            targets = None
+            if isinstance(batch, (tuple, list)):
+                batch, targets = (*batch, None)[:2]
+            if not isinstance(batch, Tensor):
+                raise UserError(
+                    f"a batch is a tensor or an (images, targets) pair, not a {type(batch).__name__}"
+                )
+            if batch.ndim != 4 or not batch.is_floating_point():
+                raise UserError(
+                    "images must be normalised floating-point batches [B, C_in, H_in, W_in], not "
+                    f"{batch.dtype} {list(batch.shape)}"
+                )
+            if isinstance(targets, Tensor) and targets.ndim == 1:
+                batch = batch[(targets != PADDING).to(batch.device)]
+            if len(batch):
+                yield batch
+
+
+_CHANGED = (
+    "images differ when read a second time: turn off shuffling and random augmentation, or give two "
+    "numbers as value_range, which needs one reading"
+)
+
+
+def _given_range(value_range: Literal["global", "layer"] | Sequence[float], depth: int) -> FloatArray | None:
+    """[L, 2] where the range is two numbers, None where it is to be measured."""
+    if isinstance(value_range, str) and value_range in ("global", "layer"):
+        return None
+    try:
+        low, high = (float(limit) for limit in value_range)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f'value_range must be "global", "layer" or two numbers lo < hi, not {value_range!r}')
+    return np.tile([low, high], (depth, 1))
+
+
+def _edges(looks: list[_Look], mode: Any) -> FloatArray:
+    """Range of each layer's bins [L, 2]: over the images of all ranks and, if global, over all layers."""
+    low, high = np.min([look.low for look in looks], axis=0), np.max([look.high for look in looks], axis=0)
+    if mode == "global":
+        low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
+    return np.stack([low, high], axis=1)
+
+
+def _outside(x: Tensor, limits: Sequence[float]) -> Tensor:
+    """x [B, C, H, W] → [B] fraction of values outside the limits."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return ((x < limits[0]) | (x > limits[1])).flatten(1).float().mean(1)
+
+
+def _pixel_sums(images: Tensor) -> Tensor:
+    return images.detach().cpu().flatten(1).sum(1, dtype=torch.float64)
+
+
+def _columns(values: Iterable[Tensor]) -> FloatArray:
+    """L tensors [B] → [B, L]."""
+    return _numpy(torch.stack(list(values), dim=1))
+
+
+def _numpy(x: Tensor) -> FloatArray:
+    return x.detach().cpu().double().numpy()
+
+
+def _interleave(shares: list[FloatArray]) -> FloatArray:
+    """Rows of each rank → rows in the order of the whole set: row i is on rank i mod world size."""
+    rows = np.empty((sum(map(len, shares)), *shares[0].shape[1:]))
+    for rank, share in enumerate(shares):
+        rows[rank :: len(shares)] = share
+    return rows
+
+
+def _on_every_rank(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Results of `work` on all ranks of the group, in rank order; an error on one is raised on all."""
+    if group is None:
+        return [work()]
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:  # whatever it is, the other ranks wait for news of it
+        error = caught
+    message = None if error is None else str(error) or type(error).__name__
+    reports: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(reports, (result, message, isinstance(error, UserError)), group=group)
+    if error is not None:
+        raise error
+    for rank, (_, message, mendable) in enumerate(reports):
+        if message is not None:
+            raise UserError(message) if mendable else RuntimeError(f"profile_model on rank {rank}: {message}")
+    return [report[0] for report in reports]
+
+
+@contextmanager
+def _undisturbed(backbone: Layered) -> Iterator[None]:
+    """Eval mode, no gradients, no autocast, no compilation; then flags and random states as before."""
+    modules = list(backbone.modules()) if isinstance(backbone, nn.Module) else []
+    training = [module.training for module in modules]
+    devices = {weight.device for weight in backbone.parameters()}
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]))
+        stack.enter_context(torch.no_grad())
+        for kind in {"cpu"} | {device.type for device in devices}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if "torch._dynamo" in sys.modules:  # its import takes seconds; without it nothing is compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for module in modules[:1]:
+                module.eval()
+            yield
+        finally:
+            for module, flag in zip(modules, training, strict=True):
+                module.training = flag
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

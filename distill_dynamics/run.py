@@ -1,0 +1,163 @@
+"""A run directory: its name, its record (`run.json`), and its `metrics.csv`."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from distill_dynamics.errors import UserError
+
+PACKAGES = ("distill_dynamics", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "wandb")
+
+
+def claim(runs_dir: str | os.PathLike, name: str | None, stem: str) -> Path:
+    """Make the directory of a new run: `runs_dir/name`, or `runs_dir/stem-1`, `-2`, ... without a name.
+
+    Raises:
+        UserError: `name` exists. Nothing of an earlier run is ever overwritten.
+    """
+    root = Path(runs_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    if name is not None:
+        try:
+            return _new(root / name)
+        except FileExistsError as error:
+            raise UserError(
+                f"run {root / name} exists; choose another name, or continue it with "
+                f"--config {root / name}/config.yaml --ckpt_path last"
+            ) from error
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            return _new(root / f"{stem}-{number}")
+    raise AssertionError("unreachable")
+
+
+def _new(run_dir: Path) -> Path:
+    run_dir.mkdir(parents=True)
+    write_whole(run_dir / "run.json", json.dumps({"id": uuid.uuid4().hex[:8], "starts": []}))
+    return run_dir
+
+
+def identity(run_dir: Path) -> str:
+    """A name that no other run has, anywhere: W&B knows the run by it."""
+    return f"{run_dir.name}-{json.loads((run_dir / 'run.json').read_text())['id']}"
+
+
+def record(run_dir: Path, epoch: int, **facts: Any) -> None:
+    """Add one start to `run.json`: when, from which epoch, with what code, versions, seed and data.
+
+    A continued run has one entry a start, so that a change of version or code on the way is seen.
+    """
+    path = run_dir / "run.json"
+    content = json.loads(path.read_text())
+    start = {
+        "from_epoch": epoch,
+        **facts,
+        "command": " ".join(sys.argv),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    content["starts"].append(start)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _commit() -> str | None:
+    """The checkout's commit, "+changes" where files differ from it, None outside a repository."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class RunLogger(Logger):
+    """`metrics.csv` in the run directory: one row an epoch, columns as they come, values to the last bit.
+
+    Lightning's CSVLogger deletes the file when a run goes on in its directory; this one continues it:
+    see `continue_from`. Each write replaces the file in one step.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike) -> None:
+        super().__init__()
+        self.run_dir = Path(run_dir)
+        self.path = self.run_dir / "metrics.csv"
+        self._rows: list[dict[str, Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.run_dir.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has no version folders."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The run directory."""
+        return str(self.run_dir)
+
+    save_dir = log_dir
+
+    @rank_zero_only
+    def continue_from(self, epoch: int) -> None:
+        """Drop the rows of epochs after `epoch`: they are run again."""
+        self._rows = [row for row in self._all_rows() if int(row["epoch"]) <= epoch]
+        self._write()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write a row; metrics of the same epoch share one."""
+        rows = self._all_rows()
+        if rows and int(rows[-1]["epoch"]) == metrics["epoch"]:
+            rows[-1].update(metrics, step=step)
+        else:
+            rows.append({**metrics, "step": step})
+        self._write()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the whole configuration is in config.yaml."""
+
+    def _all_rows(self) -> list[dict[str, Any]]:
+        if self._rows is None:
+            self._rows = []
+            if self.path.exists():
+                with self.path.open(newline="") as file:
+                    self._rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        return self._rows
+
+    def _write(self) -> None:
+        rows = self._all_rows()
+        if not rows:
+            return
+        columns = sorted({key for row in rows for key in row} - {"epoch", "step"})
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name("metrics.csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["epoch", "step", *columns])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.path)

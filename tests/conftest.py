@@ -1,0 +1,78 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+os.environ["WANDB_MODE"] = "disabled"  # the tests that look at W&B ask for offline
+
+ROOT = Path(__file__).parent.parent
+VIT = {"img_size": 28, "patch_size": 14, "in_chans": 1, "num_classes": 10, "embed_dim": 16, "num_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small models are slower on two threads, and results must not depend on how many there are."""
+    torch.set_num_threads(1)
+
+
+def tiny_config(**changes) -> dict:
+    """A whole experiment in seconds: CaiT of 3 blocks into DeiT of 2, dropout and augmentation on.
+
+    `changes` are dotted keys with two underscores for each dot.
+    """
+    config = {
+        "seed_everything": 1,
+        "model": {
+            "student": {
+                "name": "deit_tiny_patch16_224",
+                "timm_kwargs": {**VIT, "depth": 2, "proj_drop_rate": 0.1, "drop_path_rate": 0.1},
+            },
+            "teacher": {"name": "cait_xxs24_224", "timm_kwargs": {**VIT, "embed_dim": 24, "depth": 3}},
+            "terms": {
+                "projector": {
+                    "loss": {"class_path": "distill_dynamics.losses.ProjectorKD"},
+                    "weight": 0.2,
+                    "last": 1,
+                }
+            },
+            "scheduler": {
+                "class_path": "distill_dynamics.schedule.WarmupCosine",
+                "init_args": {"warmup_epochs": 1, "warmup_lr": 1e-4},
+            },
+            "lr_images": 16,
+        },
+        "data": {
+            "class_path": "distill_dynamics.data.FashionMNISTSample",
+            "init_args": {"batch_size": 16, "eval_batch_size": 100, "crop_padding": 2},
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "limit_train_batches": 3,
+            "limit_val_batches": 2,
+            "accelerator": "cpu",
+            "devices": 1,
+            "enable_progress_bar": False,
+        },
+        "probe": {"every_n_epochs": 1, "n_images": 8},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        place = config
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return config
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Writes a tiny experiment's YAML and gives its path and its runs_dir."""
+
+    def write(name: str = "tiny", **changes) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**tiny_config(**changes), "runs_dir": str(tmp_path / "runs")}))
+        return path
+
+    return write

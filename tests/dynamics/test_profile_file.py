@@ -1,0 +1,173 @@
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from distill_dynamics.dynamics import Profile
+from distill_dynamics.errors import UserError
+
+
+def make_profile(images=4, channels=(3, 8, 5), **changes):
+    rng = np.random.default_rng(0)
+    layers = len(channels)
+    fields = {
+        "model": "réseau_18",
+        "epoch": 30,
+        "layers": [f"blocks.{i}" for i in range(layers)],
+        "entropy": rng.random(layers),
+        "magnitude": rng.random(layers),
+        "spectrum": [rng.random(c) for c in channels],
+        "entropy_images": rng.random((images, layers)),
+        "magnitude_images": rng.random((images, layers)),
+        "spectrum_se": [rng.random(c) for c in channels],
+        "value_range": np.sort(rng.standard_normal((layers, 2)), axis=1),
+        "range_mode": "layer",
+        "clipped": np.zeros(layers),
+        "bins": 64,
+        "probe_id": "1a2b",
+        "probe_indices": np.arange(images) * 7,
+    }
+    return Profile(**{**fields, **changes})
+
+
+def assert_same(one, other):
+    for field in dataclasses.fields(Profile):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if field.name.startswith("spectrum"):
+            assert all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+        elif isinstance(a, np.ndarray):
+            assert np.array_equal(a, b, equal_nan=True), field.name
+            assert a.dtype == b.dtype
+        else:
+            assert (a, type(a)) == (b, type(b)), field.name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"epoch": None, "probe_indices": None},
+        {"epoch": np.int64(0), "bins": np.int32(7)},
+        {"entropy": [1, 2, np.nan]},
+    ],
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path, changes):
+    profile = make_profile(**changes)
+    profile.save(tmp_path / "new" / "folder" / "student_epoch_0030.npz")
+    assert_same(Profile.load(str(tmp_path / "new" / "folder" / "student_epoch_0030.npz")), profile)
+    assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == ["student_epoch_0030.npz"]
+
+
+def test_plain_numpy_reads_the_file(tmp_path):
+    profile = make_profile()
+    profile.save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as archive:
+        assert np.array_equal(archive["entropy_images"], profile.entropy_images)
+        assert np.array_equal(archive["spectrum_1"], profile.spectrum[1])
+        assert json.loads(str(archive["meta"]))["layers"] == profile.layers
+
+
+def test_equal_profiles_give_equal_bytes(tmp_path, monkeypatch):
+    make_profile().save(tmp_path / "now")
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    make_profile().save(tmp_path / "later")
+    assert (tmp_path / "now").read_bytes() == (tmp_path / "later").read_bytes()
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    make_profile(epoch=1).save(tmp_path / "p.npz")
+
+    def full_disk(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        make_profile(epoch=2).save(tmp_path / "p.npz")
+    assert Profile.load(tmp_path / "p.npz").epoch == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["p.npz"]
+
+
+def assert_refused(path, *words):
+    with pytest.raises(UserError) as refusal:
+        Profile.load(path)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for word in (str(path), *words):
+        assert word in message
+
+
+def test_a_missing_file(tmp_path):
+    assert_refused(tmp_path / "p.npz", "no such")
+    assert_refused(tmp_path)
+
+
+def test_a_file_that_is_no_profile(tmp_path):
+    (tmp_path / "text").write_text("epoch,loss\n1,2\n")
+    (tmp_path / "empty").write_bytes(b"")
+    with (tmp_path / "array").open("wb") as file:
+        np.save(file, np.ones(3))
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    np.savez(tmp_path / "other_meta.npz", meta=np.array(json.dumps({"schema": 1})))
+    np.savez(tmp_path / "pickled.npz", meta=np.array({"schema": 1}, dtype=object))
+    for name in ("text", "empty", "array", "other.npz", "other_meta.npz", "pickled.npz"):
+        assert_refused(tmp_path / name, "not a")
+
+
+def test_a_file_cut_short_anywhere(tmp_path):
+    make_profile().save(tmp_path / "p.npz")
+    whole = (tmp_path / "p.npz").read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 40, dtype=int):
+        (tmp_path / "p.npz").write_bytes(whole[:length])
+        assert_refused(tmp_path / "p.npz")
+
+
+def test_a_changed_number_is_found_out(tmp_path):
+    make_profile().save(tmp_path / "p.npz")
+    content = bytearray((tmp_path / "p.npz").read_bytes())
+    content[content.find(make_profile().entropy.tobytes())] ^= 1
+    (tmp_path / "p.npz").write_bytes(content)
+    assert_refused(tmp_path / "p.npz", "CRC")
+
+
+@pytest.mark.parametrize("schema", [0, 2, "2", None])
+def test_an_unknown_schema(tmp_path, schema):
+    make_profile(schema=schema).save(tmp_path / "p.npz")
+    assert_refused(tmp_path / "p.npz", f"schema {schema}", "newer version")
+
+
+def test_arrays_that_do_not_fit_each_other(tmp_path):
+    make_profile().save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as archive:
+        arrays = dict(archive)
+    np.savez(tmp_path / "p.npz", **{**arrays, "entropy": np.ones(9)})
+    assert_refused(tmp_path / "p.npz", "entropy", "(9,)")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entropy": [1, 2]},
+        {"magnitude_images": np.ones((4, 2))},
+        {"magnitude_images": np.ones((3, 3))},
+        {"value_range": [0, 1]},
+        {"clipped": 0.0},
+        {"spectrum": [np.ones(3)]},
+        {"spectrum_se": [np.ones(3)] * 3},
+        {"layers": ["a"]},
+        {"probe_indices": [1, 2]},
+    ],
+)
+def test_a_profile_that_contradicts_itself_cannot_be_made(changes):
+    with pytest.raises(ValueError, match=r"Profile\."):
+        make_profile(**changes)
+
+
+def test_standard_errors_over_images():
+    profile = make_profile(images=9)
+    np.testing.assert_allclose(profile.entropy_se, scipy.stats.sem(profile.entropy_images))
+    np.testing.assert_allclose(profile.magnitude_se, scipy.stats.sem(profile.magnitude_images))
+    assert np.isnan(make_profile(images=1).entropy_se).all()

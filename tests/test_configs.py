@@ -1,0 +1,98 @@
+"""Every shipped config starts: all that `fit` builds is built, short of training."""
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from distill_dynamics import cli
+
+CONFIGS = ROOT / "configs"
+STANDALONE = [CONFIGS / "quickstart.yaml", CONFIGS / "fashion_mnist" / "teacher.yaml"]
+ROWS = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if p.name != "base.yaml" and p not in STANDALONE]
+PUBLISHED = {  # Table 1: top-1 in percent, (first, last), weight, epochs
+    "softkd": (76.99, None, None, 300),
+    "softkd_500": (78.07, None, None, 500),
+    "spectralkd_f2_l6": (77.07, (2, 6), 0.2, 300),
+    "spectralkd_f2_l1": (77.06, (2, 1), 0.2, 300),
+    "spectralkd_f1_l1": (77.08, (1, 1), 0.2, 300),
+    "spectralkd_f1": (77.00, (1, 0), 0.2, 300),
+    "spectralkd_l1": (76.83, (0, 1), 0.2, 300),
+    "spectralkd_l1_500": (77.59, (0, 1), 0.2, 500),
+    "spectralkd_l1_beta01": (76.48, (0, 1), 0.1, 300),
+    "spectralkd_l8": (76.69, (0, 8), 0.2, 300),
+    "projectorkd_f1": (76.86, (1, 0), 0.2, 300),
+    "projectorkd_l1": (76.72, (0, 1), 0.2, 300),
+    "projectorkd_f1_l1": (76.80, (1, 1), 0.2, 300),
+}
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """ImageNet's layout: 1,000 classes, an image each."""
+    root = tmp_path_factory.mktemp("imagenet")
+    image = Image.new("RGB", (40, 30), (200, 100, 50))
+    for split in ("train", "val"):
+        for number in range(1000):
+            folder = root / split / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            image.save(folder / "a.JPEG")
+    return root
+
+
+def build(monkeypatch, tmp_path, *args):
+    """The command line with everything built, stopped where `fit` would begin."""
+    kept = {}
+    monkeypatch.setattr(cli.DistillCLI, "_run_subcommand", lambda self, command: kept.update(cli=self))
+    # A cluster's devices are not here.
+    cli.main(["fit", *map(str, args), "--runs_dir", str(tmp_path), "--trainer.accelerator", "cpu"])
+    return kept["cli"]
+
+
+def configs(path):
+    base = path.parent / "base.yaml"
+    files = [path] if path in STANDALONE else [base, path]
+    return [argument for file in files for argument in ("--config", file)]
+
+
+@pytest.mark.parametrize("path", [*STANDALONE, *ROWS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
+    imagenet = path.parent.name == "imagenet"
+    made = {"--model.teacher.pretrained": "false", "--data.data_dir": image_folder, "--data.num_workers": 0}
+    extra = [item for pair in made.items() for item in pair] if imagenet else []
+    built = build(monkeypatch, tmp_path, *configs(path), *extra)
+    model, data = built.model, built.datamodule
+    assert data.batch_size > 0
+    if imagenet:
+        top1, ends, weight, epochs = PUBLISHED[path.stem]
+        assert f"{top1:.2f} %" in path.read_text()
+        assert built.trainer.max_epochs == epochs
+        assert sum(p.numel() for p in model.student.parameters()) == 5_717_416
+        assert (len(model.student.layers), len(model.teacher.layers)) == (12, 24)
+        if ends is None:
+            assert not model.pairs
+        else:
+            first, last = ends
+            (pairs,) = model.pairs.values()
+            assert pairs == [(i, i) for i in range(1, first + 1)] + [
+                (13 - i, 25 - i) for i in range(last, 0, -1)
+            ]
+            assert weight in model.weights.values()
+        data.setup("fit")
+        images, targets = next(iter(data.val_dataloader()))
+        assert images.shape[1:] == (3, 224, 224)
+        with torch.no_grad():
+            assert model.student.eval()(images[:1]).logits.shape == (1, 1000)
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_row_is_a_lab_record(path):
+    head = path.read_text().split("\nmodel:")[0]
+    for word in ("Paper row", "Command", "Expected", f"{path.parent.name}/{path.name}"):
+        assert word in head
+    assert set(yaml.safe_load(path.read_text())) <= {"model", "trainer"}
+
+
+def test_every_row_of_table_1_is_there():
+    assert {p.stem for p in ROWS if p.parent.name == "imagenet"} == set(PUBLISHED)

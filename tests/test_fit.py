@@ -1,0 +1,301 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+import timm
+import torch
+import yaml
+from conftest import ROOT, VIT
+
+from distill_dynamics import Backbone, Distiller
+from distill_dynamics.cli import main
+from distill_dynamics.dynamics import Profile
+
+
+def fit(config, *args):
+    main(["fit", "--config", str(config), *args])
+
+
+def rows(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(run_dir, name="last"):
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def assert_same(a, b, path=""):
+    """Equal to the last bit, whatever the nesting."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def assert_same_run(one, other):
+    """Weights, optimiser, metrics and Profiles; not the clock."""
+    for name in ("last", "best"):
+        a, b = checkpoint(one, name), checkpoint(other, name)
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+            assert_same(a[key], b[key], f"{name}.{key}")
+    clockless = [
+        [{k: v for k, v in r.items() if k != "train/images_per_s"} for r in rows(run)] for run in (one, other)
+    ]
+    assert clockless[0] == clockless[1]
+    files = sorted(p.name for p in (one / "dynamics").iterdir())
+    assert files == sorted(p.name for p in (other / "dynamics").iterdir())
+    for name in files:
+        assert (one / "dynamics" / name).read_bytes() == (other / "dynamics" / name).read_bytes(), name
+
+
+def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys):
+    config = experiment(trainer__max_epochs=4, probe__every_n_epochs=3, checkpoint_every_n_epochs=2)
+    fit(config)
+    fit(config, "--trainer.max_epochs", "1")
+    runs = tmp_path / "runs"
+    assert sorted(p.name for p in runs.iterdir()) == ["tiny-1", "tiny-2"]
+    run_dir = runs / "tiny-1"
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "best.ckpt", "epoch_0002.ckpt", "epoch_0004.ckpt", "last.ckpt", "student_best.safetensors",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (run_dir / "dynamics").iterdir()) == [
+        "student_best.npz", "student_epoch_0000.npz", "student_epoch_0003.npz", "student_epoch_0004.npz", "teacher.npz",
+    ]  # fmt: skip
+
+    table = rows(run_dir)
+    assert [row["epoch"] for row in table] == ["0", "1", "2", "3", "4"]
+    assert float(table[0]["teacher/acc1"]) == pytest.approx(10, abs=15)
+    assert [bool(row["dynamics/student/entropy/block_02"]) for row in table] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert table[0]["dynamics/teacher/magnitude/block_03"]
+    for row in table[1:]:
+        total = 0.1 * float(row["train/loss_ce"]) + 0.9 * float(row["train/loss_kd"])
+        assert float(row["train/loss"]) == pytest.approx(
+            total + 0.2 * float(row["train/loss_projector"]), rel=1e-5
+        )
+        assert {"val/acc1", "val/acc5", "val/loss", "train/lr", "train/images_per_s"} <= row.keys()
+    profile = Profile.load(run_dir / "dynamics" / "student_epoch_0003.npz")
+    assert profile.epoch == 3
+    assert float(table[3]["dynamics/student/entropy/block_01"]) == profile.entropy[0]
+    assert len(profile.probe_indices) == 8
+
+    record = json.loads((run_dir / "run.json").read_text())["starts"][0]
+    assert record["seed"] == 1
+    assert (
+        record["versions"]["torch"] == torch.__version__.split("+")[0]
+        or record["versions"]["torch"] == torch.__version__
+    )
+    assert record["data"]["fingerprint"]
+    saved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert saved["name"] == "tiny-1"
+    printed = capsys.readouterr().out
+    for word in ("teacher", "student, best", "epoch 3", "lowest block", str(run_dir)):
+        assert word in printed
+
+
+def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path):
+    fit(experiment(), "--name", "r")
+    folder = tmp_path / "runs" / "r" / "checkpoints"
+    path = folder / "student_best.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    kwargs = json.loads(metadata["timm_kwargs"])
+    plain = timm.create_model(json.loads(metadata["timm_name"]), checkpoint_path=str(path), **kwargs).eval()
+    ours = Backbone("deit_tiny_patch16_224", checkpoint=path).eval()
+    lightning = Backbone("deit_tiny_patch16_224", checkpoint=folder / "best.ckpt").eval()
+    x = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(plain(x), ours(x).logits)
+        assert torch.equal(plain(x), lightning(x).logits)
+    assert ours.mean == lightning.mean == (0.2860,)
+    best = max(rows(tmp_path / "runs" / "r")[1:], key=lambda row: float(row["val/acc1"]))
+    assert json.loads(metadata["epoch"]) == int(best["epoch"])
+
+
+def test_probing_changes_nothing(experiment, tmp_path):
+    config = experiment()
+    fit(config, "--name", "with")
+    fit(config, "--name", "without", "--probe.every_n_epochs", "0")
+    runs = tmp_path / "runs"
+    assert not (runs / "without" / "dynamics").exists()
+    for key in ("state_dict", "optimizer_states"):
+        assert_same(checkpoint(runs / "with")[key], checkpoint(runs / "without")[key])
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("hook", "epoch"), [("on_train_epoch_start", 1), ("on_train_epoch_start", 3), ("batch", 2)]
+)
+def test_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path, monkeypatch, hook, epoch):
+    config = experiment(trainer__max_epochs=4, probe__every_n_epochs=2)
+    runs = tmp_path / "runs"
+    fit(config, "--name", "whole")
+    with monkeypatch.context() as patch:
+        name = "training_step" if hook == "batch" else hook
+        original = getattr(Distiller, name)
+
+        def interrupt(self, *args):
+            if self.current_epoch == epoch and (not args or args[1] == 1):
+                raise Interrupted
+            return original(self, *args)
+
+        patch.setattr(Distiller, name, interrupt)
+        with pytest.raises(Interrupted):
+            fit(config, "--name", "broken")
+    assert len(rows(runs / "broken")) == epoch + 1
+    early = {p: p.read_bytes() for p in (runs / "broken" / "dynamics").iterdir()}
+    torch.manual_seed(987)  # a new process starts from another state
+    np.random.seed(987)  # noqa: NPY002
+    fit(runs / "broken" / "config.yaml", "--ckpt_path", "last")
+    assert_same_run(runs / "whole", runs / "broken")
+    assert sorted(p.name for p in runs.iterdir()) == ["broken", "whole"]
+    assert all(path.read_bytes() == content for path, content in early.items())
+    starts = json.loads((runs / "broken" / "run.json").read_text())["starts"]
+    assert [start["from_epoch"] for start in starts] == [0, epoch]
+
+
+def test_resume_finds_a_run_that_was_moved(experiment, tmp_path):
+    fit(experiment(), "--name", "r", "--trainer.max_epochs", "1")
+    moved = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "runs" / "r", moved)
+    saved = checkpoint(moved)
+    (key,) = (key for key in saved["callbacks"] if "val/acc1" in key)
+    saved["callbacks"][key]["best_model_score"] += 200  # no later epoch can be better
+    torch.save(saved, moved / "checkpoints" / "last.ckpt")
+    fit(moved / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert [row["epoch"] for row in rows(moved)] == ["0", "1", "2"]
+    assert checkpoint(moved, "best")["epoch"] == 0
+    assert Profile.load(moved / "dynamics" / "student_best.npz").epoch == 1
+    assert (moved / "config_2.yaml").exists()  # max_epochs is not what it was
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_existing_name_is_refused_and_left_alone(experiment, tmp_path, capsys):
+    config = experiment()
+    fit(config, "--name", "r")
+    before = {p: p.read_bytes() for p in (tmp_path / "runs" / "r").rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        fit(config, "--name", "r")
+    assert stop.value.code == 2
+    assert "--ckpt_path last" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "runs" / "r").rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_cannot_start_leaves_no_directory(experiment, tmp_path, capsys):
+    config = experiment(model__student__timm_kwargs={**VIT, "depth": 2, "num_classes": 7})
+    with pytest.raises(SystemExit):
+        fit(config)
+    assert "7 classes" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_validate_test_and_predict(experiment, tmp_path, capsys):
+    fit(experiment(trainer__limit_val_batches=1.0), "--name", "r")
+    run_dir = tmp_path / "runs" / "r"
+    config = str(run_dir / "config.yaml")
+    capsys.readouterr()
+    for command in ("validate", "test"):
+        main([command, "--config", config, "--ckpt_path", "last", "--trainer.limit_test_batches", "1.0"])
+        assert "acc1" in capsys.readouterr().out
+    output = tmp_path / "predictions.csv"
+    main(["predict", "--config", config, "--ckpt_path", "last", "--predictions", str(output)])
+    with output.open() as file:
+        predictions = list(csv.DictReader(file))
+    hits = np.mean([row["target"] == row["prediction"] for row in predictions])
+    assert hits * 100 == pytest.approx(float(rows(run_dir)[-1]["val/acc1"]), abs=1e-4)
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["r"]
+
+
+def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(experiment, tmp_path):
+    fit(experiment(), "--name", "r", "--wandb.mode", "offline")
+    (folder,) = (tmp_path / "runs" / "r" / "wandb").glob("offline-run-*")
+    tool = shutil.which("wandb", path=str(ROOT.joinpath(sys.executable).parent))
+    printed = subprocess.run(
+        [tool, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
+    )
+    records = [json.loads(line) for line in printed.stdout.splitlines()]
+    axes = {
+        r["metric"]["name"]: r["metric"].get("step_metric") for r in records if "name" in r.get("metric", {})
+    }
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
+    for role, blocks in (("student", 2), ("teacher", 3)):
+        for measure in ("entropy", "magnitude"):
+            for block in range(1, blocks + 1):
+                name = f"dynamics/{role}/{measure}/block_{block:02d}"
+                assert axes[name] == "dynamics/epoch"
+                epochs = [item["dynamics/epoch"] for item in history if name in item]
+                assert epochs == ([0, 1, 2] if role == "student" else [0])
+    pictures = {
+        key.split("/")[1].split("._")[0] for item in history for key in item if key.endswith("._type")
+    }
+    assert {"entropy_evolution", "entropy_heatmap", "student_spectra", "teacher_spectra"} <= pictures
+    assert "val/acc1" in history[-2] or "val/acc1" in history[-1]
+
+
+def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_path):
+    changes = {
+        "data__init_args__eval_batch_size": 150,
+        "trainer__limit_val_batches": 1.0,
+        "probe__n_images": 7,
+    }
+    fit(experiment("one", **changes), "--name", "one", "--trainer.max_epochs", "1")
+    two = experiment("two", **changes)
+    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", two, "--name", "two"]
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
+    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
+    runs = tmp_path / "runs"
+    for name in ("teacher", "student_epoch_0000"):
+        a, b = (Profile.load(runs / run / "dynamics" / f"{name}.npz") for run in ("one", "two"))
+        np.testing.assert_array_equal(a.value_range, b.value_range)
+        assert a.probe_id == b.probe_id
+        np.testing.assert_array_equal(a.probe_indices, b.probe_indices)
+        for field in ("entropy", "magnitude", "entropy_images", "magnitude_images"):
+            np.testing.assert_allclose(getattr(a, field), getattr(b, field), rtol=1e-5)
+        for x, y in zip(a.spectrum + a.spectrum_se, b.spectrum + b.spectrum_se, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8)
+    assert rows(runs / "one")[0]["teacher/acc1"] == rows(runs / "two")[0]["teacher/acc1"]
+    # The two ranks' student, evaluated on one: what both measured together must be the same.
+    student = Backbone("deit_tiny_patch16_224", checkpoint=runs / "two" / "checkpoints" / "last.ckpt").eval()
+    from distill_dynamics.data import FashionMNISTSample
+
+    data = FashionMNISTSample(eval_batch_size=1000)
+    data.setup("validate")
+    with torch.no_grad():
+        hits = torch.cat([student(x).logits.argmax(1) == y for x, y in data.val_dataloader()])
+    assert float(rows(runs / "two")[-1]["val/acc1"]) == pytest.approx(
+        hits.float().mean().item() * 100, abs=1e-4
+    )
+
+
+def test_a_loss_from_outside_trains_by_class_path_alone(experiment, tmp_path):
+    term = {
+        "loss": {"class_path": "test_distiller.MeanGap", "init_args": {"power": 1.0}},
+        "weight": 1.0,
+        "first": 1,
+    }
+    fit(experiment(model__terms={"gap": term}), "--name", "r")
+    assert checkpoint(tmp_path / "runs" / "r")["state_dict"]["terms.gap.0.scale"].item() != 1.0
+    assert float(rows(tmp_path / "runs" / "r")[-1]["train/loss_gap"]) > 0
