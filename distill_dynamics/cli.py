@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,7 +156,7 @@ class DistillCLI(LightningCLI):
         if self.run_dir is None:
             stem = Path(str(config.config[-1])).stem if config.config else "run"
             # The other ranks write nothing; what they need to know of the directory is broadcast to them.
-            is_first = rank_zero_only.rank == 0
+            is_first = _is_first_rank()
             self.run_dir = (
                 run.claim(config.runs_dir, config.name, stem) if is_first else Path(config.runs_dir)
             )
@@ -165,22 +166,21 @@ class DistillCLI(LightningCLI):
         loggers += given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
         if given is not False:
             loggers += _wandb_loggers(self.config_init.fit.wandb, self.run_dir)
-        checkpoints = {"dirpath": self.run_dir / "checkpoints", "save_on_train_epoch_end": True}
+        checkpoint = partial(
+            ModelCheckpoint, dirpath=self.run_dir / "checkpoints", save_on_train_epoch_end=True
+        )
         self.trainer_defaults["callbacks"] = [
             RunRecord(),
             Console(),
             *([] if trainer.enable_progress_bar is False else [ProgressBar()]),
-            ModelCheckpoint(
-                **checkpoints,
+            checkpoint(
                 filename="epoch_{epoch:04.0f}",
                 auto_insert_metric_name=False,
                 save_top_k=-1,
                 every_n_epochs=config.checkpoint_every_n_epochs,
             ),
-            ModelCheckpoint(
-                **checkpoints, filename="best", monitor="val/acc1", mode="max", enable_version_counter=False
-            ),
-            ModelCheckpoint(**checkpoints, filename="last", every_n_epochs=1, enable_version_counter=False),
+            checkpoint(filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
+            checkpoint(filename="last", every_n_epochs=1, enable_version_counter=False),
         ]
         return super().instantiate_trainer(**kwargs, logger=loggers, default_root_dir=self.run_dir)
 
@@ -203,7 +203,7 @@ class DistillCLI(LightningCLI):
         """Write the student's answer for each validation image to `--predictions`."""
         if self.trainer.world_size > 1:
             raise UserError("predict runs on one device: set --trainer.devices 1")
-        batches = self.trainer.predict(model, datamodule=datamodule, **kwargs)
+        batches: Any = self.trainer.predict(model, datamodule=datamodule, **kwargs)
         probabilities = torch.cat([probabilities for probabilities, _ in batches])
         targets = torch.cat([targets for _, targets in batches]).tolist()
         path = Path(self.config.predict.predictions)
@@ -223,11 +223,16 @@ class DistillCLI(LightningCLI):
         print(f"{len(targets)} predictions in {path}")
 
 
+def _is_first_rank() -> bool:
+    """Known from the launcher's environment, before the ranks have met."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
     import wandb
 
     mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
-    if mode == "disabled" or rank_zero_only.rank != 0:
+    if mode == "disabled" or not _is_first_rank():
         return []
     logger = WandbLogger(
         name=run_dir.name,

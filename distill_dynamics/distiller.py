@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -79,6 +79,9 @@ class Distiller(LightningModule):
             data that do not fit the models.
     """
 
+    student: Backbone
+    teacher: Backbone | None
+
     def __init__(
         self,
         student: Backbone,
@@ -116,7 +119,8 @@ class Distiller(LightningModule):
         self.terms = nn.ModuleDict()
         self.weights = {"ce": 1 - self.alpha, "kd": self.alpha}
         for name, term in terms.items():
-            pairs = self._pairs(name, term)
+            assert teacher is not None  # or the terms were refused above
+            pairs = _pairs(name, term, student, teacher)
             self.pairs[name] = pairs
             self.weights[name] = term.weight
             self.terms[name] = nn.ModuleList(
@@ -130,15 +134,7 @@ class Distiller(LightningModule):
         self.val_loss = MeanMetric()
         self.teacher_accuracy: dict[str, float] = {}
         self._epoch_sum: Tensor | None = None
-        self._epoch_images = 0
-
-    def _pairs(self, name: str, term: Term) -> list[tuple[int, int]]:
-        student, teacher = self.student, self.teacher
-        student.resolve_layers("all"), teacher.resolve_layers("all")  # refuses models without intermediates
-        try:
-            return pair_layers(len(student.layers), len(teacher.layers), term.first, term.last, term.pairs)
-        except UserError as error:
-            raise UserError(f"model.terms.{name}: {error}") from error
+        self._epoch_steps = self._epoch_images = 0
 
     # --- the step ---------------------------------------------------------------------------------
 
@@ -148,6 +144,7 @@ class Distiller(LightningModule):
 
     def losses(self, student: Features, teacher: Features | None, targets: Tensor) -> dict[str, Tensor]:
         """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
+        assert student.logits is not None
         parts = {"ce": F.cross_entropy(student.logits, targets, label_smoothing=self.label_smoothing)}
         if teacher is None:
             return parts
@@ -156,9 +153,9 @@ class Distiller(LightningModule):
         student_map = dict(zip(self.student_layers, student.maps, strict=True))
         teacher_map = dict(zip(self.teacher_layers, teacher.maps, strict=True))
         for name, pairs in self.pairs.items():
+            losses: Any = self.terms[name]
             values = [
-                loss(student_map[s], teacher_map[t])
-                for loss, (s, t) in zip(self.terms[name], pairs, strict=True)
+                loss(student_map[s], teacher_map[t]) for loss, (s, t) in zip(losses, pairs, strict=True)
             ]
             parts[name] = sum(values) / len(values)
         return parts
@@ -178,6 +175,7 @@ class Distiller(LightningModule):
             values = torch.stack([total, *parts.values()])
             self._epoch_sum = values if self._epoch_sum is None else self._epoch_sum + values
         self._part_names = list(parts)
+        self._epoch_steps += 1
         self._epoch_images += len(images)
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
@@ -217,7 +215,7 @@ class Distiller(LightningModule):
     def on_train_start(self) -> None:
         """Measure the teacher on the validation set, once in a run's life."""
         if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
-            self.teacher_accuracy = self._measure_teacher()
+            self.teacher_accuracy = self._measure_teacher(self.teacher)
             self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
 
     def on_train_epoch_start(self) -> None:
@@ -226,13 +224,14 @@ class Distiller(LightningModule):
         Here and not at the epoch's end, where Lightning would: it saves the checkpoint before it
         steps, so that a resumed run would go on with the rate of the epoch before.
         """
-        scheduler = self.lr_schedulers()
+        scheduler: Any = self.lr_schedulers()
         if scheduler is not None:
             if self._lasts_as_trainer:  # of this run, whatever max_epochs the checkpoint was made with
                 scheduler.epochs = self.trainer.max_epochs
             if scheduler.last_epoch < self.current_epoch:
                 scheduler.step()
-        self._epoch_sum, self._epoch_images, self._epoch_began = None, 0, time.perf_counter()
+        self._epoch_sum, self._epoch_steps, self._epoch_images = None, 0, 0
+        self._epoch_began = time.perf_counter()
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Leave the schedule alone: `on_train_epoch_start` steps it."""
@@ -251,15 +250,17 @@ class Distiller(LightningModule):
 
     def _publish(self, split: str) -> None:
         values = {**self.val_metrics.compute(), "loss": self.val_loss.compute()}
-        self.val_metrics.reset(), self.val_loss.reset()
+        self.val_metrics.reset()
+        self.val_loss.reset()
         fitting = self.trainer.state.fn == "fit"
         for name, value in values.items():
             self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
 
     def on_train_epoch_end(self) -> None:
         """Write the epoch's row: means of `train/*` over steps and ranks, and `val/*` where validated."""
-        steps = max(1, self.trainer.num_training_batches)
-        means = self.trainer.strategy.reduce(self._epoch_sum / steps, reduce_op="mean").tolist()
+        if self._epoch_sum is None:
+            return  # no step was made
+        means = self.trainer.strategy.reduce(self._epoch_sum / self._epoch_steps, reduce_op="mean").tolist()
         row = dict(
             zip(["train/loss", *(f"train/loss_{name}" for name in self._part_names)], means, strict=True)
         )
@@ -267,7 +268,7 @@ class Distiller(LightningModule):
         ended = self._epoch_ended if validated else time.perf_counter()
         images = self._epoch_images * self.trainer.world_size
         row["train/images_per_s"] = images / (ended - self._epoch_began)
-        row["train/lr"] = self.optimizers().param_groups[0]["lr"]
+        row["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if validated:
             row |= {k: v.item() for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         epoch = self.current_epoch + 1
@@ -279,20 +280,20 @@ class Distiller(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({"epoch": epoch, **metrics}, step=self.trainer.global_step)
 
-    def _measure_teacher(self) -> dict[str, float]:
+    def _measure_teacher(self, teacher: Backbone) -> dict[str, float]:
         metrics = self.teacher_metrics.to(self.device)
-        loader = self.trainer.datamodule.val_dataloader()
+        loader = datamodule(self.trainer).val_dataloader()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in _with_progress(loader, "Teacher", enabled=self.trainer.is_global_zero):
                 images, targets = self.transfer_batch_to_device(batch, self.device, 0)
-                metrics.update(self.teacher(self._for_teacher(images)).logits, targets)
+                metrics.update(teacher(self._for_teacher(images)).logits, targets)
         return {name: value.item() for name, value in metrics.compute().items()}
 
     # --- what surrounds it ------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Check that the data fit the models, and prepare the change of normalisation."""
-        data = getattr(self.trainer, "datamodule", None)
+        data = datamodule(self.trainer)
         lacking = [
             a for a in ("mean", "std", "num_classes", "image_size", "batch_size") if not hasattr(data, a)
         ]
@@ -335,14 +336,16 @@ class Distiller(LightningModule):
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Distiller:
         """Moves to a device or dtype take the teacher along, though it is no submodule."""
-        if self.__dict__.get("teacher") is not None:
-            self.teacher._apply(fn, *args, **kwargs)
+        teacher = self.__dict__.get("teacher")
+        if teacher is not None:
+            teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, or what the config puts in their place; the linear rule of the rate."""
         exempt = {f"student.{name}" for name in self.student.no_weight_decay()}
-        decay, no_decay = [], []
+        decay: list[nn.Parameter] = []
+        no_decay: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 bare = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
@@ -362,7 +365,7 @@ class Distiller(LightningModule):
     def global_batch(self) -> int:
         """Images a step of the optimiser: batch × devices × accumulated batches."""
         trainer = self.trainer
-        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return datamodule(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what builds the student again, and the teacher's accuracy."""
@@ -374,6 +377,20 @@ class Distiller(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the teacher's accuracy from the checkpoint: it is not measured twice."""
         self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
+
+
+def datamodule(trainer: Trainer) -> Any:
+    """The DataModule of a run; Lightning's Trainer has it without declaring it."""
+    return getattr(trainer, "datamodule", None)
+
+
+def _pairs(name: str, term: Term, student: Backbone, teacher: Backbone) -> list[tuple[int, int]]:
+    for backbone in (student, teacher):
+        backbone.resolve_layers("all")  # refuses a model without intermediates
+    try:
+        return pair_layers(len(student.layers), len(teacher.layers), term.first, term.last, term.pairs)
+    except UserError as error:
+        raise UserError(f"model.terms.{name}: {error}") from error
 
 
 def _metrics(classes: int) -> MetricCollection:

@@ -103,7 +103,7 @@ def test_misspelt_key_in_yaml(capsys, dotted, right):
     assert right in line
 
 
-@pytest.mark.parametrize(("dotted", "right"), KEYS.items(), ids=KEYS)
+@pytest.mark.parametrize(("dotted", "right"), [*KEYS.items()][1::2], ids=[*KEYS][1::2])
 def test_misspelt_key_on_the_command_line(capsys, dotted, right):
     line = refused(capsys, "fit", "--config", write(), f"--{dotted}", "1")
     assert line.startswith("error: --")
@@ -152,7 +152,9 @@ def test_wrong_value_or_class_in_yaml(capsys, dotted, value, right):
     assert re.search(right, line)
 
 
-@pytest.mark.parametrize(("dotted", "value", "right"), [case for case in VALUES if isinstance(case[1], str)])
+@pytest.mark.parametrize(
+    ("dotted", "value", "right"), [case for case in VALUES if isinstance(case[1], str)][::2]
+)
 def test_wrong_value_on_the_command_line(capsys, dotted, value, right):
     line = refused(capsys, "fit", "--config", write(), f"--{dotted}={value}")
     assert line.startswith(f"error: --{dotted}: ")
@@ -220,10 +222,10 @@ def test_commands_and_config_files(capsys, args, words):
 )
 def test_what_a_model_refuses(capsys, role, key, value, right):
     place = f"model.{role}.{key}"
-    for args in [write({place: value}, "wrong.yaml")], [write(), f"--{place}", str(value)]:
-        line = refused(capsys, "fit", "--config", *args)
-        assert line.startswith(f"error: model.{role}: ")
-        assert right in line
+    in_yaml, on_command_line = [write({place: value}, "wrong.yaml")], [write(), f"--{place}", str(value)]
+    line = refused(capsys, "fit", "--config", *(in_yaml if role == "teacher" else on_command_line))
+    assert line.startswith(f"error: model.{role}: ")
+    assert right in line
 
 
 @pytest.mark.parametrize(

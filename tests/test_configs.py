@@ -80,7 +80,7 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
             ]
             assert weight in model.weights.values()
         data.setup("fit")
-        images, targets = next(iter(data.val_dataloader()))
+        images, _targets = next(iter(data.val_dataloader()))
         assert images.shape[1:] == (3, 224, 224)
         with torch.no_grad():
             assert model.student.eval()(images[:1]).logits.shape == (1, 1000)

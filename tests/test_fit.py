@@ -1,9 +1,11 @@
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import safetensors
@@ -73,9 +75,12 @@ def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys)
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
         "best.ckpt", "epoch_0002.ckpt", "epoch_0004.ckpt", "last.ckpt", "student_best.safetensors",
     ]  # fmt: skip
+    assert (run_dir / "report.html").exists()
     assert sorted(p.name for p in (run_dir / "dynamics").iterdir()) == [
-        "student_best.npz", "student_epoch_0000.npz", "student_epoch_0003.npz", "student_epoch_0004.npz", "teacher.npz",
-    ]  # fmt: skip
+        "student_best.npz",
+        *(f"student_epoch_{epoch:04d}.npz" for epoch in (0, 3, 4)),
+        "teacher.npz",
+    ]
 
     table = rows(run_dir)
     assert [row["epoch"] for row in table] == ["0", "1", "2", "3", "4"]
@@ -255,6 +260,22 @@ def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(experiment, tmp
     assert "val/acc1" in history[-2] or "val/acc1" in history[-1]
 
 
+class KeepWeights(pl.Callback):
+    """Leaves each rank's loss parameters in a file, as they were before and after training."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def save(self, trainer, module, when):
+        torch.save(module.terms.state_dict(), f"{self.folder}/{when}_{trainer.global_rank}.pt")
+
+    def on_train_start(self, trainer, module):
+        self.save(trainer, module, "before")
+
+    def on_train_end(self, trainer, module):
+        self.save(trainer, module, "after")
+
+
 def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_path):
     changes = {
         "data__init_args__eval_batch_size": 150,
@@ -262,10 +283,20 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
         "probe__n_images": 7,
     }
     fit(experiment("one", **changes), "--name", "one", "--trainer.max_epochs", "1")
-    two = experiment("two", **changes)
+    keep = {"class_path": "test_fit.KeepWeights", "init_args": {"folder": str(tmp_path)}}
+    two = experiment("two", **changes, trainer__callbacks=[keep])
     command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", two, "--name", "two"]
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
-    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True, env=environment)
+    before, after = (
+        [torch.load(tmp_path / f"{when}_{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for when in ("before", "after")
+    )
+    assert_same(after[0], after[1])
+    assert not torch.equal(
+        before[0]["projector.0.projector.weight"], after[0]["projector.0.projector.weight"]
+    )
     runs = tmp_path / "runs"
     for name in ("teacher", "student_epoch_0000"):
         a, b = (Profile.load(runs / run / "dynamics" / f"{name}.npz") for run in ("one", "two"))

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.record import BEST_STUDENT
-from distill_dynamics.distiller import Distiller
+from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.run_files import load_metrics, load_profiles
 from distill_dynamics.report.tables import Row, accuracy_rows, signature_rows
@@ -36,7 +36,7 @@ class Console(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Print who learns what from whom."""
-        data = trainer.datamodule
+        data = datamodule(trainer)
         rows = [("run", trainer.default_root_dir)]
         if pl_module.teacher is not None:
             rows.append(("teacher", _model(pl_module.teacher)))
@@ -81,7 +81,8 @@ def _terms(distiller: Distiller) -> list[str]:
     if distiller.alpha > 0:
         lines.append(f"{distiller.alpha:.2f} x SoftKD (temperature {distiller.soft_kd.temperature:g})")
     for name, pairs in distiller.pairs.items():
-        kind = type(distiller.terms[name][0]).__name__
+        losses: Any = distiller.terms[name]
+        kind = type(losses[0]).__name__
         shown = ", ".join(f"{s}-{t}" for s, t in pairs)
         lines.append(f"{distiller.weights[name]:.2f} x {name}: {kind}, student-teacher blocks {shown}")
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed
 from lightning.pytorch import Callback, Trainer
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.record import BEST_STUDENT, best_checkpoint, completed_epochs
 from distill_dynamics.data import ProbeSet
-from distill_dynamics.distiller import Distiller
+from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
@@ -45,7 +45,7 @@ class DynamicsProbe(Callback):
         every_n_epochs: int = 30,
         n_images: int = 32,
         seed: int = 0,
-        value_range: str | tuple[float, float] = "global",
+        value_range: Literal["global", "layer"] | tuple[float, float] = "global",
         batch_size: int = 32,
     ) -> None:
         if every_n_epochs < 0 or n_images < 1 or batch_size < 1:
@@ -63,7 +63,7 @@ class DynamicsProbe(Callback):
         if not self._active(pl_module):
             return
         self._folder = Path(trainer.default_root_dir) / "dynamics"
-        self.probe_set = trainer.datamodule.probe_set(self.n_images, self.seed)
+        self.probe_set = datamodule(trainer).probe_set(self.n_images, self.seed)
         if trainer.current_epoch > 0:
             return
         if pl_module.teacher is not None and pl_module.teacher.layers:
@@ -91,7 +91,7 @@ class DynamicsProbe(Callback):
         if not self._active(pl_module) or best is None:
             return
         trainer.strategy.barrier()  # rank 0 has just written the file
-        weights = Path(best.dirpath) / BEST_STUDENT
+        weights = Path(best.best_model_path).with_name(BEST_STUDENT)
         student = Backbone(pl_module.student.name, checkpoint=weights).to(trainer.strategy.root_device)
         best_profile = self._profile(trainer, student, completed_epochs(best))
         self._write(trainer, best_profile, "student_best")
@@ -138,9 +138,9 @@ class DynamicsProbe(Callback):
             for measure in ("entropy", "magnitude")
             for block, value in enumerate(getattr(profile, measure), start=1)
         }
-        for logger in _wandb(trainer):
+        for board in _wandb(trainer):
             for name in metrics:
-                logger.experiment.define_metric(name, step_metric="dynamics/epoch")
+                board.experiment.define_metric(name, step_metric="dynamics/epoch")
         for logger in trainer.loggers:
             pictures = _pictures(drawn) if isinstance(logger, WandbLogger) else {}
             row = {"epoch": epoch, "dynamics/epoch": epoch, **metrics, **pictures}

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.backbone import Backbone
-from distill_dynamics.distiller import Distiller
+from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.run import RunLogger, record
 
 BEST_STUDENT = "student_best.safetensors"
@@ -32,8 +32,8 @@ class RunRecord(Callback):
                 trainer.current_epoch,
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 data={
-                    "name": type(trainer.datamodule).__name__,
-                    "fingerprint": trainer.datamodule.fingerprint(),
+                    "name": type(datamodule(trainer)).__name__,
+                    "fingerprint": datamodule(trainer).fingerprint(),
                 },
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
@@ -54,12 +54,12 @@ class RunRecord(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Take the student out of the best checkpoint."""
         best = best_checkpoint(trainer)
-        if best is None or not trainer.is_global_zero:
+        if best is None or best.best_model_score is None or not trainer.is_global_zero:
             return
         student = pl_module.student
         backbone = Backbone(student.name, checkpoint=best.best_model_path, timm_kwargs=student.timm_kwargs)
         backbone.export(
-            Path(best.dirpath) / BEST_STUDENT,
+            Path(best.best_model_path).with_name(BEST_STUDENT),
             notes={"epoch": completed_epochs(best), "val_acc1": best.best_model_score.item()},
         )
 
