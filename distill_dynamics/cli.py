@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,7 +60,9 @@ class SaveConfig(SaveConfigCallback):
         """Write it on the first rank, when training is set up."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        text = self.parser.dump(self.config, skip_none=False)
+        config = self.config.clone()
+        config.ckpt_path = None  # that of one start, and no part of the experiment
+        text = self.parser.dump(config, skip_none=False)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
         folder = Path(trainer.default_root_dir)
@@ -76,6 +80,7 @@ class DistillCLI(LightningCLI):
 
     def __init__(self, **kwargs: Any) -> None:
         self.run_dir: Path | None = None
+        self.new_run = False  # whether this process made run_dir
         super().__init__(
             Distiller,
             ImageData,
@@ -156,9 +161,9 @@ class DistillCLI(LightningCLI):
         if self.run_dir is None:
             stem = Path(str(config.config[-1])).stem if config.config else "run"
             # The other ranks write nothing; what they need to know of the directory is broadcast to them.
-            is_first = _is_first_rank()
+            self.new_run = _is_first_rank()
             self.run_dir = (
-                run.claim(config.runs_dir, config.name, stem) if is_first else Path(config.runs_dir)
+                run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
             )
         config.name = self.run_dir.name
         given = trainer.logger
@@ -185,41 +190,41 @@ class DistillCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs, logger=loggers, default_root_dir=self.run_dir)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave no directory behind of a run that a mistake of the user's kept from starting."""
-        try:
+        """Run it; Lightning's, but for a mistake of the user's."""
+        with self._nothing_left_of_a_false_start():
             super()._run_subcommand(subcommand)
-        except UserError:
-            if self.run_dir is not None and not (self.run_dir / "metrics.csv").exists():
-                shutil.rmtree(self.run_dir, ignore_errors=True)
-            raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        with self._nothing_left_of_a_false_start():
+            try:
+                return super()._instantiate_trainer(config, callbacks)
+            except (ValueError, TypeError, MisconfigurationException) as error:
+                raise UserError(f"trainer: {error}") from error
+
+    @contextmanager
+    def _nothing_left_of_a_false_start(self) -> Iterator[None]:
+        """Remove the directory of a new run that a mistake of the user's kept from starting."""
         try:
-            return super()._instantiate_trainer(config, callbacks)
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {error}") from error
+            yield
+        except UserError:
+            if self.new_run and self.run_dir is not None and not (self.run_dir / "metrics.csv").exists():
+                shutil.rmtree(self.run_dir)
+            raise
 
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Write the student's answer for each validation image to `--predictions`."""
         if self.trainer.world_size > 1:
             raise UserError("predict runs on one device: set --trainer.devices 1")
-        batches: Any = self.trainer.predict(model, datamodule=datamodule, **kwargs)
-        probabilities = torch.cat([probabilities for probabilities, _ in batches])
-        targets = torch.cat([targets for _, targets in batches]).tolist()
         path = Path(self.config.predict.predictions)
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="") as file:  # before the work: it must not be lost to a wrong path
+            batches: Any = self.trainer.predict(model, datamodule=datamodule, **kwargs)
             writer = csv.writer(file)
             writer.writerow(["image", "target", "prediction", "probability"])
-            for image, (target, row) in enumerate(zip(targets, probabilities, strict=True)):
-                prediction = int(row.argmax())
-                writer.writerow(
-                    [
-                        image,
-                        datamodule.classes[target],
-                        datamodule.classes[prediction],
-                        f"{row[prediction]:.4f}",
-                    ]
-                )
+            targets = torch.cat([targets for _, targets in batches]).tolist()
+            rows = torch.cat([probabilities for probabilities, _ in batches])
+            for image, (target, row) in enumerate(zip(targets, rows, strict=True)):
+                names = [datamodule.classes[number] for number in (target, int(row.argmax()))]
+                writer.writerow([image, *names, f"{row.max():.4f}"])
         print(f"{len(targets)} predictions in {path}")
 
 

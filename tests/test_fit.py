@@ -198,6 +198,26 @@ def test_resume_finds_a_run_that_was_moved(experiment, tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_a_run_that_is_complete_can_be_resumed_to_no_effect(experiment, tmp_path):
+    fit(experiment(), "--name", "r")
+    run_dir = tmp_path / "runs" / "r"
+    before = {
+        p: p.read_bytes() for p in run_dir.rglob("*") if p.suffix in (".npz", ".ckpt", ".csv", ".safetensors")
+    }
+    fit(run_dir / "config.yaml", "--ckpt_path", "last")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_run_stopped_early_is_probed_at_its_last_epoch(experiment, tmp_path):
+    stop = {
+        "class_path": "lightning.pytorch.callbacks.Timer",
+        "init_args": {"duration": {"seconds": 0}, "interval": "epoch"},
+    }
+    fit(experiment(trainer__callbacks=[stop], trainer__max_epochs=9, probe__every_n_epochs=5), "--name", "r")
+    names = sorted(p.name for p in (tmp_path / "runs" / "r" / "dynamics").glob("student_epoch_*"))
+    assert names == ["student_epoch_0000.npz", "student_epoch_0001.npz"]
+
+
 def test_existing_name_is_refused_and_left_alone(experiment, tmp_path, capsys):
     config = experiment()
     fit(config, "--name", "r")
@@ -215,6 +235,19 @@ def test_a_run_that_cannot_start_leaves_no_directory(experiment, tmp_path, capsy
         fit(config)
     assert "7 classes" in capsys.readouterr().err
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(experiment, tmp_path, capsys):
+    fit(experiment(), "--name", "r")
+    run_dir = tmp_path / "runs" / "r"
+    (run_dir / "metrics.csv").unlink()
+    for command in ("fit", "validate"):
+        args = ["--config", str(run_dir / "config.yaml"), "--ckpt_path", "last", "--data.mean", "[0.1, 0.2]"]
+        with pytest.raises(SystemExit):
+            main([command, *args])
+        with pytest.raises(SystemExit):
+            main([command, *args[:-2], "--trainer.devices", "0"])
+    assert (run_dir / "checkpoints" / "last.ckpt").exists()
 
 
 def test_validate_test_and_predict(experiment, tmp_path, capsys):
@@ -288,7 +321,9 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
     command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", two, "--name", "two"]
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True, env=environment)
+    subprocess.run(
+        [*command, *options], check=True, cwd=ROOT, capture_output=True, env=environment, timeout=300
+    )
     before, after = (
         [torch.load(tmp_path / f"{when}_{rank}.pt", weights_only=True) for rank in (0, 1)]
         for when in ("before", "after")

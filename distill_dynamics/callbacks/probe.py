@@ -57,14 +57,17 @@ class DynamicsProbe(Callback):
         self.batch_size = batch_size
         self.probe_set: ProbeSet
         self._folder: Path
+        self._probed: int | None = None  # the latest epoch that was, on every rank
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Draw the images."""
+        if self._active(pl_module):
+            self._folder = Path(trainer.default_root_dir) / "dynamics"
+            self.probe_set = datamodule(trainer).probe_set(self.n_images, self.seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Draw the images; profile the teacher, and the student at epoch 0."""
-        if not self._active(pl_module):
-            return
-        self._folder = Path(trainer.default_root_dir) / "dynamics"
-        self.probe_set = datamodule(trainer).probe_set(self.n_images, self.seed)
-        if trainer.current_epoch > 0:
+        """Profile the teacher, and the student at epoch 0."""
+        if not self._active(pl_module) or trainer.current_epoch > 0:
             return
         if pl_module.teacher is not None and pl_module.teacher.layers:
             teacher = self._profile(trainer, pl_module.teacher, None)
@@ -82,7 +85,7 @@ class DynamicsProbe(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Profile the last epoch of a run that was stopped early."""
         epoch = trainer.current_epoch
-        if self._active(pl_module) and not (self._folder / _file_name(epoch)).exists():
+        if self._active(pl_module) and self._probed != epoch:
             self._probe_student(trainer, pl_module, epoch)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -105,7 +108,8 @@ class DynamicsProbe(Callback):
 
     def _probe_student(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         profile = self._profile(trainer, pl_module.student, epoch)
-        self._write(trainer, profile, Path(_file_name(epoch)).stem)
+        self._probed = epoch
+        self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
             drawn = figures.of_run(*load_profiles(self._folder)) if _wandb(trainer) else {}
             self._log(trainer, "student", profile, epoch, drawn)
@@ -155,7 +159,3 @@ def _pictures(drawn: dict[str, Figure]) -> dict[str, Any]:
     import wandb
 
     return {f"dynamics/{name}": wandb.Image(figure) for name, figure in drawn.items()}
-
-
-def _file_name(epoch: int) -> str:
-    return f"student_epoch_{epoch:04d}.npz"

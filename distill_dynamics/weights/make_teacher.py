@@ -29,7 +29,7 @@ def make(run_dir: Path, folder: Path, data_dir: str) -> None:
     Backbone(name, checkpoint=best).export(weights, dtype=torch.float16)
 
     stored = Backbone(name, checkpoint=weights).eval()
-    data = FashionMNIST(data_dir=data_dir, eval_batch_size=500)
+    data = FashionMNIST(data_dir=data_dir, mean=stored.mean, std=stored.std, eval_batch_size=500)
     data.setup("validate")
     accuracy = MulticlassAccuracy(data.num_classes, average="micro")
     with torch.no_grad():
