@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import wandb
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -211,6 +212,11 @@ class DistillCLI(LightningCLI):
                 shutil.rmtree(self.run_dir)
             raise
 
+    def after_fit(self) -> None:
+        """Close W&B's record, so that it is whole on disk when the run is said to be over."""
+        if wandb.run is not None:
+            wandb.finish()
+
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Write the student's answer for each validation image to `--predictions`."""
         if self.trainer.world_size > 1:
@@ -234,8 +240,6 @@ def _is_first_rank() -> bool:
 
 
 def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
-    import wandb
-
     mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
     if mode == "disabled" or not _is_first_rank():
         return []
