@@ -32,8 +32,10 @@ PADDING = -100
 """Target of an image that only fills up a batch; such an image is left out."""
 
 CPU_VALUES = 8 * 3 * 224 * 224
-"""Pixel values of one forward pass on a CPU; a larger batch goes through in parts, which is faster. (CaiT-S24,
-32 images: 9.5 s in parts of 8, 13.5 s at once, much of it the system's for attention maps of 40 MB each.)"""
+"""Pixel values of one forward pass on a CPU; a larger batch goes through in parts, which is faster.
+
+(CaiT-S24, 32 images: 9.5 s in parts of 8, 13.5 s at once; much of the rest is the system handing out memory
+for attention maps of 40 MB each.)"""
 
 
 class Layered(Protocol):
@@ -73,7 +75,7 @@ def profile_model(
     all images before the first value is counted, so with "global" and "layer" the images are run
     through the model **twice** when they come in several batches. They are run once when they fit in
     one batch, whose activations are kept (the default: 32 probe images), and when `value_range`
-    is two numbers.
+    is two numbers. On a CPU a batch goes through the model in parts of 8 images of 224 px.
 
     The model runs in eval mode, float32 (its own precision if its parameters have another), without
     autocast, gradients or compilation. Training flags and the random states of Python, numpy and torch

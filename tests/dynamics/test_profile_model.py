@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from distill_dynamics.backbone import Backbone
-from distill_dynamics.dynamics import profile_model
+from distill_dynamics.dynamics import profile_model, profiler
 from distill_dynamics.errors import UserError
 
 TINY_VIT = (
@@ -145,6 +145,25 @@ def test_a_second_pass_only_where_it_is_needed(stub, value_range, batch_size, ba
     assert stub.batches == batches
 
 
+@pytest.mark.parametrize(
+    ("value_range", "batch_size", "parts"),
+    [
+        ("global", 32, [4, 4, 1]),
+        ("layer", 6, [4, 2, 3, 4, 2, 3]),
+        ((-0.5, 0.5), 32, [4, 4, 1]),
+    ],
+)
+def test_large_batches_go_through_a_cpu_in_parts(stub, monkeypatch, value_range, batch_size, parts):
+    images = random_images(9, 2, 6, 6)
+    monkeypatch.setattr(profiler, "CPU_VALUES", images[:4].numel())
+    profile = profile_model(stub, images, value_range=value_range, batch_size=batch_size)
+    assert stub.batches == parts
+    expected = numpy_dynamics.profile(stub.whole_maps(images), value_range)
+    np.testing.assert_allclose(profile.value_range, expected["value_range"], rtol=1e-5)
+    np.testing.assert_allclose(profile.entropy_images, expected["entropy_images"], atol=2e-3)
+    np.testing.assert_allclose(profile.magnitude_images, expected["magnitude_images"], rtol=1e-5)
+
+
 def test_never_more_than_one_batch_of_activations(stub):
     profile_model(stub, random_images(40, 2, 6, 6), batch_size=2)
     assert stub.alive_at_entry == [0] * 40
@@ -153,7 +172,7 @@ def test_never_more_than_one_batch_of_activations(stub):
 PEAK_MEMORY = """
 import resource, sys, torch
 from distill_dynamics.backbone import Backbone
-from distill_dynamics.dynamics import profile_model
+from distill_dynamics.dynamics import profile_model, profiler
 
 class Batches:
     def __iter__(self):
