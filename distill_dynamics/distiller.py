@@ -22,14 +22,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from distill_dynamics.backbone import Backbone, Features
+from distill_dynamics.data.images import IGNORED
 from distill_dynamics.data.keyed import mixed
 from distill_dynamics.errors import UserError
 from distill_dynamics.layers import pair_layers
 from distill_dynamics.losses import SoftKD
 from distill_dynamics.schedule import WarmupCosine
-
-PADDING = -100
-"""Target of an item that pads a rank's share of the validation set: it counts nowhere."""
 
 
 @dataclass
@@ -199,8 +197,8 @@ class Distiller(LightningModule):
         images, targets = batch
         logits = self(images)
         self.val_metrics.update(logits, targets)
-        counted = (targets != PADDING).sum()
-        loss = F.cross_entropy(logits.float(), targets, ignore_index=PADDING, reduction="sum")
+        counted = (targets != IGNORED).sum()
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         self.val_loss.update(loss / counted.clamp(min=1), weight=counted)
 
     test_step = validation_step
@@ -399,7 +397,7 @@ def _metrics(classes: int) -> MetricCollection:
     return MetricCollection(
         {
             f"acc{k}": 100.0
-            * MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", ignore_index=PADDING)
+            * MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", ignore_index=IGNORED)
             for k in (1, 5)
         }
     )
