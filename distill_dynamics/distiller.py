@@ -374,6 +374,11 @@ class Distiller(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the teacher's accuracy from the checkpoint: it is not measured twice."""
+        if "distill_dynamics" not in checkpoint:
+            raise UserError(
+                "ckpt_path: not a checkpoint of this project's fit, so no run to continue; "
+                "to start from its weights, name it as model.student.checkpoint"
+            )
         self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
 
 

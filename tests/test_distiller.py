@@ -275,3 +275,17 @@ def test_data_that_do_not_fit_are_one_line(tmp_path, models, words):
         trainer(tmp_path).fit(Distiller(*models()), datamodule=data())
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_foreign_checkpoint_is_no_run_to_continue(tmp_path):
+    class Foreign(pl.LightningModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+
+    runner = trainer(tmp_path)
+    runner.strategy.connect(Foreign())
+    runner.save_checkpoint(tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match=r"model\.student\.checkpoint"):
+        trainer(tmp_path).fit(
+            Distiller(student()), datamodule=data(), ckpt_path=tmp_path / "foreign.ckpt", weights_only=True
+        )
