@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from tqdm.auto import tqdm
 
 from distill_dynamics.backbone import Backbone, Features
 from distill_dynamics.data.images import IGNORED
@@ -282,7 +283,7 @@ class Distiller(LightningModule):
         metrics = self.teacher_metrics.to(self.device)
         loader = datamodule(self.trainer).val_dataloader()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in _with_progress(loader, "Teacher", enabled=self.trainer.is_global_zero):
+            for batch in tqdm(loader, "Teacher", leave=False, disable=not self.trainer.is_global_zero):
                 images, targets = self.transfer_batch_to_device(batch, self.device, 0)
                 metrics.update(teacher(self._for_teacher(images)).logits, targets)
         return {name: value.item() for name, value in metrics.compute().items()}
@@ -423,9 +424,3 @@ def _apply_affine(images: Tensor, affine: tuple[Tensor, Tensor] | None) -> Tenso
         return images
     scale, shift = affine
     return images * scale.to(images) + shift.to(images)
-
-
-def _with_progress(loader: Iterable, what: str, enabled: bool) -> Iterable:
-    from tqdm.auto import tqdm
-
-    return tqdm(loader, desc=what, leave=False, disable=None if enabled else True)
