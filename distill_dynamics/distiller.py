@@ -283,7 +283,8 @@ class Distiller(LightningModule):
         metrics = self.teacher_metrics.to(self.device)
         loader = datamodule(self.trainer).val_dataloader()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in tqdm(loader, "Teacher", leave=False, disable=not self.trainer.is_global_zero):
+            shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+            for batch in tqdm(loader, "Teacher", leave=False, disable=not shown):
                 images, targets = self.transfer_batch_to_device(batch, self.device, 0)
                 metrics.update(teacher(self._for_teacher(images)).logits, targets)
         return {name: value.item() for name, value in metrics.compute().items()}
