@@ -103,6 +103,17 @@ def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys)
     assert profile.epoch == 3
     assert float(table[3]["dynamics/student/entropy/block_01"]) == profile.entropy[0]
     assert len(profile.probe_indices) == 8
+    assert float(table[3]["dynamics/student/signature/nadir"]) == profile.entropy.argmin() + 1
+    assert float(table[3]["dynamics/student/signature/massive_channel"]) in profile.peak_channel
+    teacher = Profile.load(run_dir / "dynamics" / "teacher.npz")
+    assert float(table[0]["dynamics/teacher/signature/nadir"]) == teacher.entropy.argmin() + 1
+    last, depths = Profile.load(run_dir / "dynamics" / "student_epoch_0004.npz"), np.linspace(0, 1, 3)
+    places = np.linspace(0, 1, len(last.entropy))
+    distance = np.interp(depths, places, last.entropy) - teacher.entropy
+    assert float(table[4]["dynamics/gap/entropy_distance"]) == pytest.approx(np.sqrt((distance**2).mean()))
+    change = last.entropy[0] - profile.entropy[0]
+    assert float(table[4]["dynamics/evolution/first_change"]) == pytest.approx(change)
+    assert not table[0]["dynamics/evolution/first_change"]
 
     record = json.loads((run_dir / "run.json").read_text())["starts"][0]
     assert record["seed"] == 1
@@ -342,7 +353,8 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
         np.testing.assert_array_equal(a.value_range, b.value_range)
         assert a.probe_id == b.probe_id
         np.testing.assert_array_equal(a.probe_indices, b.probe_indices)
-        for field in ("entropy", "magnitude", "entropy_images", "magnitude_images"):
+        np.testing.assert_array_equal(a.peak_channel, b.peak_channel)
+        for field in ("entropy", "magnitude", "entropy_images", "magnitude_images", "peak_images"):
             np.testing.assert_allclose(getattr(a, field), getattr(b, field), rtol=1e-5)
         for x, y in zip(a.spectrum + a.spectrum_se, b.spectrum + b.spectrum_se, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8)

@@ -16,6 +16,7 @@ from distill_dynamics.callbacks.record import BEST_STUDENT, best_checkpoint, com
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
 from distill_dynamics.report.run_files import load_profiles
@@ -26,8 +27,9 @@ class DynamicsProbe(Callback):
 
     Before training (epoch 0), every `every_n_epochs`, at the last epoch, and at the end for the
     checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; entropy
-    and magnitude of each block go to every logger, and figures to W&B. Training is not touched:
-    weights, generators, flags and gradients are afterwards what they were.
+    and magnitude of each block go to every logger, with what the curves say (`dynamics/signature.py`) of
+    the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Training is
+    not touched: weights, generators, flags and gradients are afterwards what they were.
 
     Under DDP each rank profiles its share of the images.
 
@@ -72,7 +74,8 @@ class DynamicsProbe(Callback):
         if pl_module.teacher is not None and pl_module.teacher.layers:
             teacher = self._profile(trainer, pl_module.teacher, None)
             self._write(trainer, teacher, "teacher")
-            self._log(trainer, "teacher", teacher, 0, {"teacher_spectra": figures.spectra(teacher)})
+            pictures = {"teacher_spectra": figures.spectra(teacher)}
+            self._log(trainer, 0, _measures("teacher", teacher), pictures)
         self._probe_student(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -111,8 +114,11 @@ class DynamicsProbe(Callback):
         self._probed = epoch
         self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
-            drawn = figures.of_run(*load_profiles(self._folder)) if _wandb(trainer) else {}
-            self._log(trainer, "student", profile, epoch, drawn)
+            profiles = load_profiles(self._folder)
+            metrics = _measures("student", profile) | _named("evolution", evolution(profiles.students))
+            if profiles.teacher is not None:
+                metrics |= _named("gap", gap(profile, profiles.teacher))
+            self._log(trainer, epoch, metrics, figures.of_run(*profiles) if _wandb(trainer) else {})
 
     def _profile(self, trainer: Trainer, backbone: Backbone, epoch: int | None) -> Profile:
         shared = torch.distributed.is_initialized() and trainer.world_size > 1
@@ -133,15 +139,8 @@ class DynamicsProbe(Callback):
             profile.save(self._folder / f"{stem}.npz")
 
     @rank_zero_only
-    def _log(
-        self, trainer: Trainer, role: str, profile: Profile, epoch: int, drawn: dict[str, Figure]
-    ) -> None:
-        """One scalar a block and measure to every logger, on the axis dynamics/epoch; pictures to W&B."""
-        metrics = {
-            f"dynamics/{role}/{measure}/block_{block:02d}": float(value)
-            for measure in ("entropy", "magnitude")
-            for block, value in enumerate(getattr(profile, measure), start=1)
-        }
+    def _log(self, trainer: Trainer, epoch: int, metrics: dict[str, float], drawn: dict[str, Figure]) -> None:
+        """Scalars to every logger, on the axis dynamics/epoch; pictures to W&B."""
         for board in _wandb(trainer):
             for name in metrics:
                 board.experiment.define_metric(name, step_metric="dynamics/epoch")
@@ -149,6 +148,21 @@ class DynamicsProbe(Callback):
             pictures = _pictures(drawn) if isinstance(logger, WandbLogger) else {}
             row = {"epoch": epoch, "dynamics/epoch": epoch, **metrics, **pictures}
             logger.log_metrics(row, step=trainer.global_step)
+
+
+def _measures(role: str, profile: Profile) -> dict[str, float]:
+    """One scalar a block and measure, and what the curves say."""
+    blocks = {
+        f"dynamics/{role}/{measure}/block_{block:02d}": float(value)
+        for measure in ("entropy", "magnitude")
+        for block, value in enumerate(getattr(profile, measure), start=1)
+    }
+    said = {f"dynamics/{role}/signature/{name}": value for name, value in scalars(profile).items()}
+    return blocks | said
+
+
+def _named(kind: str, found: Any) -> dict[str, float]:
+    return {f"dynamics/{kind}/{name}": value for name, value in numbers(found).items()}
 
 
 def _wandb(trainer: Trainer) -> list[WandbLogger]:

@@ -3,7 +3,14 @@
 from distill_dynamics.dynamics.entropy import channel_entropy
 from distill_dynamics.dynamics.magnitude import activation_magnitude
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.dynamics.profiler import profile_model
+from distill_dynamics.dynamics.profiler import profile_model, profile_ranges
 from distill_dynamics.dynamics.spectrum import channel_spectrum
 
-__all__ = ["Profile", "activation_magnitude", "channel_entropy", "channel_spectrum", "profile_model"]
+__all__ = [
+    "Profile",
+    "activation_magnitude",
+    "channel_entropy",
+    "channel_spectrum",
+    "profile_model",
+    "profile_ranges",
+]

@@ -1,4 +1,7 @@
-"""Activation magnitude (paper, Eq. 6). Letters: B batch, C channels, H W grid."""
+"""Activation magnitude (paper, Eq. 6), and what massive activations are told by.
+
+Letters: B batch, C channels, H W grid.
+"""
 
 import torch
 from torch import Tensor
@@ -13,3 +16,16 @@ def image_magnitudes(x: Tensor) -> Tensor:
     """x [B, C, H, W] → [B]: `activation_magnitude` of each image alone."""
     x = x if x.dtype == torch.float64 else x.float()
     return x.abs().flatten(1).mean(1)
+
+
+def image_medians(x: Tensor) -> Tensor:
+    """x [B, C, H, W] → [B]: median |x| of each image; the lower of the two in the middle, as torch has it."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return x.abs().flatten(1).median(1).values
+
+
+def image_peaks(x: Tensor) -> Tensor:
+    """x [B, C, H, W] → [B, 2]: of each image the largest |x|, and its channel from 0."""
+    x = x if x.dtype == torch.float64 else x.float()
+    peak, channel = x.abs().amax((2, 3)).max(1)
+    return torch.stack([peak, channel.to(peak)], dim=1)

@@ -18,9 +18,18 @@ from numpy.typing import NDArray
 
 from distill_dynamics.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 
-_ARRAYS = ("entropy", "magnitude", "entropy_images", "magnitude_images", "value_range", "clipped")
+_ARRAYS = (
+    "entropy",
+    "magnitude",
+    "entropy_images",
+    "magnitude_images",
+    "peak_images",
+    "median_images",
+    "value_range",
+    "clipped",
+)
 _META = ("model", "epoch", "layers", "range_mode", "bins", "probe_id", "schema")
 
 # What a file that was cut or altered raises depends on where.
@@ -34,7 +43,8 @@ class Profile:
     """Entropy, magnitude and spectrum of every layer of one model, over N images.
 
     Arrays are float64, whatever is passed in; a shape that does not fit the rest is a `ValueError`.
-    Layers are in depth order: row 0 is block 1.
+    Layers are in depth order: row 0 is block 1. A curve that was published without its images has N = 0;
+    what was not published with it is NaN, a spectrum of no length.
     """
 
     model: str
@@ -53,6 +63,12 @@ class Profile:
     """[N, L] bits: Eq. 5 for each image alone."""
     magnitude_images: FloatArray = field(repr=False)
     """[N, L]: Eq. 6 for each image alone."""
+    peak_images: FloatArray = field(repr=False)
+    """[N, L]: the largest |A| of each image."""
+    median_images: FloatArray = field(repr=False)
+    """[N, L]: the median |A| of each image."""
+    peak_channel: NDArray[np.int64] = field(repr=False)
+    """[L] channel, from 0, of the layer's largest |A| over all images; -1 without images."""
     spectrum_se: list[FloatArray] = field(repr=False)
     """L arrays [C_l]: standard error of `spectrum` over images; NaN for one image."""
     value_range: FloatArray = field(repr=False)
@@ -78,6 +94,7 @@ class Profile:
             setattr(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         self.spectrum = [np.asarray(s, dtype=np.float64) for s in self.spectrum]
         self.spectrum_se = [np.asarray(s, dtype=np.float64) for s in self.spectrum_se]
+        self.peak_channel = np.asarray(self.peak_channel, dtype=np.int64)
         if self.probe_indices is not None:
             self.probe_indices = np.asarray(self.probe_indices, dtype=np.int64)
 
@@ -87,6 +104,9 @@ class Profile:
             "magnitude": (layers,),
             "entropy_images": (images, layers),
             "magnitude_images": (images, layers),
+            "peak_images": (images, layers),
+            "median_images": (images, layers),
+            "peak_channel": (layers,),
             "value_range": (layers, 2),
             "clipped": (layers,),
         }
@@ -118,7 +138,7 @@ class Profile:
         bytes. A missing folder is made.
         """
         path = Path(path)
-        content: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        content: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, "peak_channel")}
         for i, (mean, se) in enumerate(zip(self.spectrum, self.spectrum_se, strict=True)):
             content[f"spectrum_{i}"] = mean
             content[f"spectrum_se_{i}"] = se
@@ -154,7 +174,7 @@ class Profile:
                     raise UserError(f"{path}: not a Profile (expected a .npz file written by Profile.save)")
                 meta = _meta(path, archive)
                 layers = range(len(meta["layers"]))
-                arrays: dict[str, Any] = {name: archive[name] for name in _ARRAYS}
+                arrays: dict[str, Any] = {name: archive[name] for name in (*_ARRAYS, "peak_channel")}
                 return cls(
                     **meta,
                     **arrays,
@@ -188,6 +208,6 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict:
     if meta.get("schema") != SCHEMA:
         raise UserError(
             f"{path}: Profile schema {meta.get('schema')} is unknown to this version of distill_dynamics, "
-            f"which reads schema {SCHEMA}; a newer version may have written it"
+            f"which reads schema {SCHEMA}: measure it again, or read it with the version that wrote it"
         )
     return {name: meta[name] for name in _META}

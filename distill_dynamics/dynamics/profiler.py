@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill_dynamics.dynamics.entropy import channel_entropy
-from distill_dynamics.dynamics.magnitude import image_magnitudes
+from distill_dynamics.dynamics.magnitude import image_magnitudes, image_medians, image_peaks
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.spectrum import image_spectra
 from distill_dynamics.errors import UserError
 from distill_dynamics.layers import resolve_layers
 
 T = TypeVar("T")
+ValueRange = Literal["global", "layer"] | Sequence[float]
 
 PADDING = -100
 """Target of an image that only fills up a batch; such an image is left out."""
@@ -57,7 +58,7 @@ def profile_model(
     images: Tensor | Iterable,
     *,
     bins: int = 100,
-    value_range: Literal["global", "layer"] | Sequence[float] = "global",
+    value_range: ValueRange = "global",
     layers: Sequence[int] | Literal["all"] = "all",
     batch_size: int = 32,
     epoch: int | None = None,
@@ -66,12 +67,12 @@ def profile_model(
     group: dist.ProcessGroup | None = None,
     progress: bool = False,
 ) -> Profile:
-    """Measure entropy, spectrum and magnitude of every layer over all images.
+    """Measure entropy, spectrum, magnitude and massive activations of every layer over all images.
 
     The result is that of the whole set in one batch, round-off aside, but the images stream: held at
     any moment are the activations of one batch, and one number an image, layer and measure.
 
-    What it costs: the measures take about a twentieth of a forward pass of CaiT-S24. The bins must span
+    What it costs: the measures take about a tenth of a forward pass of CaiT-S24. The bins must span
     all images before the first value is counted, so with "global" and "layer" the images are run
     through the model **twice** when they come in several batches. They are run once when they fit in
     one batch, whose activations are kept (the default: 32 probe images), and when `value_range`
@@ -104,6 +105,41 @@ def profile_model(
         UserError: NaN or Inf in a layer's output, which it names; no images; images of a wrong shape or
             kind; images that cannot be read a second time, or differ then; a range that is none.
     """
+    (profile,) = profile_ranges(
+        backbone,
+        images,
+        value_ranges=[value_range],
+        bins=bins,
+        layers=layers,
+        batch_size=batch_size,
+        epoch=epoch,
+        probe_id=probe_id,
+        probe_indices=probe_indices,
+        group=group,
+        progress=progress,
+    )
+    return profile
+
+
+def profile_ranges(
+    backbone: Layered,
+    images: Tensor | Iterable,
+    *,
+    value_ranges: Sequence[ValueRange],
+    bins: int = 100,
+    layers: Sequence[int] | Literal["all"] = "all",
+    batch_size: int = 32,
+    epoch: int | None = None,
+    probe_id: str = "",
+    probe_indices: ArrayLike | None = None,
+    group: dist.ProcessGroup | None = None,
+    progress: bool = False,
+) -> list[Profile]:
+    """`profile_model` under several value ranges: a Profile each, for the forward passes of one.
+
+    The Profiles differ in entropy, `value_range`, `range_mode` and `clipped` alone. Arguments and
+    errors are those of `profile_model`.
+    """
     if bins < 1:
         raise UserError(f"bins must be at least 1, not {bins}")
     numbers = sorted(set(resolve_layers(layers, len(backbone.layers), backbone.name)))
@@ -111,19 +147,22 @@ def profile_model(
         raise UserError(
             f"{backbone.name}: no layers to analyse (layers: {layers!r}, it has {backbone.layers})"
         )
-    given = _given_range(value_range, len(numbers))
-    run = _Run(backbone, images, batch_size, numbers, bins, progress)
+    if not value_ranges:
+        raise UserError("value_ranges names no range: give at least one")
+    edges = [_given_range(value_range, len(numbers)) for value_range in value_ranges]
+    given = [limits for limits in edges if limits is not None]
+    modes = [
+        "explicit" if limits is not None else str(r) for limits, r in zip(edges, value_ranges, strict=True)
+    ]
+    run = _Run(backbone, images, batch_size, numbers, bins, progress, again=len(given) < len(edges))
 
     with _undisturbed(backbone):
         looks = _on_every_rank(lambda: run.look(given), group)
-        edges = given if given is not None else _edges(looks, value_range)
-        if given is None and any(len(look.magnitude) for look in looks):
-            entropies = _on_every_rank(lambda: run.entropies(edges), group)
-        else:
-            entropies = [look.entropy for look in looks]
+        count = sum(len(look.magnitude) for look in looks)
+        measured = [_edges(looks, mode) for mode in modes if mode != "explicit"] if count else []
+        seconds = _on_every_rank(lambda: run.entropies(measured), group) if measured else []
 
     counts = [len(look.magnitude) for look in looks]
-    count = sum(counts)
     if count == 0:
         raise UserError(f"{backbone.name}: there are no images to analyse")
     if counts != [len(range(rank, count, len(counts))) for rank in range(len(counts))]:
@@ -131,28 +170,43 @@ def profile_model(
             f"{backbone.name}: image i of {count} must be on rank i mod {len(counts)}, but the ranks have "
             f"{counts} images"
         )
-    entropy = _interleave(entropies)
-    magnitude = _interleave([look.magnitude for look in looks])
-    spectra = [reduce(_Moments.merge, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
     if probe_indices is not None and np.shape(probe_indices) != (count,):
         raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
-    return Profile(
-        model=backbone.name,
-        epoch=epoch,
-        layers=[backbone.layers[number - 1] for number in numbers],
-        entropy=entropy.mean(axis=0),
-        magnitude=magnitude.mean(axis=0),
-        spectrum=[moments.mean for moments in spectra],
-        entropy_images=entropy,
-        magnitude_images=magnitude,
-        spectrum_se=[moments.standard_error() for moments in spectra],
-        value_range=edges,
-        range_mode="explicit" if given is not None else str(value_range),
-        clipped=_interleave([look.outside for look in looks]).mean(axis=0),
-        bins=bins,
-        probe_id=probe_id,
-        probe_indices=None if probe_indices is None else np.asarray(probe_indices),
-    )
+    magnitude = _interleave([look.magnitude for look in looks])
+    peaks = _interleave([look.peaks for look in looks])
+    spectra = [reduce(_Moments.merge, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
+
+    # Each of these three has one entry a range, in the order of value_ranges.
+    first = iter([*np.moveaxis(_interleave([look.entropy for look in looks]), 2, 0)])
+    second = iter([*np.moveaxis(_interleave(seconds), 2, 0)] if seconds else [])
+    entropies = [next(first if mode == "explicit" else second) for mode in modes]
+    outside = iter([*np.moveaxis(_interleave([look.outside for look in looks]).mean(axis=0), 1, 0)])
+    clipped = [next(outside) if mode == "explicit" else np.zeros(len(numbers)) for mode in modes]
+    found = iter(measured)
+    limits = [next(found) if known is None else known for known in edges]
+    return [
+        Profile(
+            model=backbone.name,
+            epoch=epoch,
+            layers=[backbone.layers[number - 1] for number in numbers],
+            entropy=entropies[i].mean(axis=0),
+            magnitude=magnitude.mean(axis=0),
+            spectrum=[moments.mean for moments in spectra],
+            entropy_images=entropies[i],
+            magnitude_images=magnitude,
+            peak_images=peaks[..., 0],
+            peak_channel=peaks[peaks[..., 0].argmax(axis=0), np.arange(len(numbers)), 1],
+            median_images=_interleave([look.median for look in looks]),
+            spectrum_se=[moments.standard_error() for moments in spectra],
+            value_range=limits[i],
+            range_mode=mode,
+            clipped=clipped[i],
+            bins=bins,
+            probe_id=probe_id,
+            probe_indices=None if probe_indices is None else np.asarray(probe_indices),
+        )
+        for i, mode in enumerate(modes)
+    ]
 
 
 @dataclass
@@ -195,24 +249,37 @@ class _Look:
     """[L] highest value; -inf where there is no image."""
     magnitude: FloatArray
     """[n, L]"""
+    median: FloatArray
+    """[n, L]"""
+    peaks: FloatArray
+    """[n, L, 2]: the largest magnitude, and its channel."""
     spectra: list[_Moments]
     entropy: FloatArray
-    """[n, L] where the range was given beforehand, else [0, L]."""
+    """[n, L, G] for the G ranges that were given beforehand."""
     outside: FloatArray
-    """[n, L] fraction of values outside a given range."""
+    """[n, L, G] fraction of values outside them."""
 
     @classmethod
-    def at_nothing(cls, channels: list[int]) -> "_Look":
+    def at_nothing(cls, channels: list[int], ranges: int) -> "_Look":
         depth = len(channels)
-        spectra = [_Moments(0, np.zeros(c), np.zeros(c)) for c in channels]
-        none = np.empty((0, depth))
-        return cls(np.full(depth, np.inf), np.full(depth, -np.inf), none, spectra, none, none)
+        return cls(
+            low=np.full(depth, np.inf),
+            high=np.full(depth, -np.inf),
+            magnitude=np.empty((0, depth)),
+            median=np.empty((0, depth)),
+            peaks=np.empty((0, depth, 2)),
+            spectra=[_Moments(0, np.zeros(c), np.zeros(c)) for c in channels],
+            entropy=np.empty((0, depth, ranges)),
+            outside=np.empty((0, depth, ranges)),
+        )
 
     def then(self, other: "_Look") -> "_Look":
         return _Look(
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             np.concatenate([self.magnitude, other.magnitude]),
+            np.concatenate([self.median, other.median]),
+            np.concatenate([self.peaks, other.peaks]),
             [a.merge(b) for a, b in zip(self.spectra, other.spectra, strict=True)],
             np.concatenate([self.entropy, other.entropy]),
             np.concatenate([self.outside, other.outside]),
@@ -229,16 +296,19 @@ class _Run:
     numbers: list[int]
     bins: int
     progress: bool
+    again: bool
+    """Whether some range has to be measured before values can be counted."""
     held: list[list[Tensor]] = field(default_factory=list)
     """Activations of the latest batch: for each part of it, the L maps [part of B, C, H, W]."""
     pixel_sums: list[Tensor] = field(default_factory=list)
     """One [B] a batch of the first pass: a second pass that sees other images is found out by them."""
 
-    def look(self, given: FloatArray | None) -> _Look:
-        """First pass; entropies too, where the range is known beforehand."""
-        total = _Look.at_nothing([self.backbone.channels[number - 1] for number in self.numbers])
+    def look(self, given: list[FloatArray]) -> _Look:
+        """First pass; entropies too, for the ranges that are known beforehand."""
+        channels = [self.backbone.channels[number - 1] for number in self.numbers]
+        total = _Look.at_nothing(channels, len(given))
         for images in self._batches("magnitude and spectrum"):
-            if len(self.pixel_sums) == 1 and given is None and isinstance(self.images, Iterator):
+            if len(self.pixel_sums) == 1 and self.again and isinstance(self.images, Iterator):
                 raise UserError(
                     f"images can be read only once ({type(self.images).__name__}) and must be read twice: "
                     "give a list of batches, a DataLoader, a tensor, or two numbers as value_range"
@@ -248,9 +318,9 @@ class _Run:
             total = reduce(_Look.then, [self._measure(maps, given) for maps in self.held], total)
         return total
 
-    def entropies(self, edges: FloatArray) -> FloatArray:
-        """[n, L]: from the activations at hand if they are those of all images, else by a second pass."""
-        rows = [np.empty((0, len(self.numbers)))]
+    def entropies(self, edges: list[FloatArray]) -> FloatArray:
+        """[n, L, edges]: from the activations at hand if these are of all images, else by a second pass."""
+        rows = [np.empty((0, len(self.numbers), len(edges)))]
         if len(self.pixel_sums) == 1:
             rows += [self._entropy(maps, edges) for maps in self.held]
             return np.concatenate(rows)
@@ -265,20 +335,17 @@ class _Run:
             raise UserError(_CHANGED)
         return np.concatenate(rows)
 
-    def _measure(self, maps: list[Tensor], given: FloatArray | None) -> _Look:
+    def _measure(self, maps: list[Tensor], given: list[FloatArray]) -> _Look:
         low, high = self._extremes(maps)  # first: what is not finite must not be binned
-        depth = len(maps)
         return _Look(
             low=low,
             high=high,
             magnitude=_columns(image_magnitudes(x) for x in maps),
+            median=_columns(image_medians(x) for x in maps),
+            peaks=_columns(image_peaks(x) for x in maps),
             spectra=[_Moments.of(_numpy(image_spectra(x))) for x in maps],
-            entropy=np.empty((0, depth)) if given is None else self._entropy(maps, given),
-            outside=(
-                np.zeros((len(maps[0]), depth))
-                if given is None
-                else _columns(map(_outside, maps, given.tolist()))
-            ),
+            entropy=self._entropy(maps, given),
+            outside=_ranges(maps, given, _outside),
         )
 
     def _forward(self, images: Tensor) -> None:
@@ -301,11 +368,8 @@ class _Run:
                 )
         return found[:, 0], found[:, 1]
 
-    def _entropy(self, maps: list[Tensor], edges: FloatArray) -> FloatArray:
-        return _columns(
-            channel_entropy(x, (low, high), self.bins).mean((1, 2))
-            for x, (low, high) in zip(maps, edges.tolist(), strict=True)
-        )
+    def _entropy(self, maps: list[Tensor], edges: list[FloatArray]) -> FloatArray:
+        return _ranges(maps, edges, lambda x, limits: channel_entropy(x, limits, self.bins).mean((1, 2)))
 
     def _batches(self, description: str) -> Iterator[Tensor]:
         """The images, batch by batch, [B, C_in, H_in, W_in]; padding and empty batches left out."""
@@ -339,7 +403,7 @@ _CHANGED = (
 )
 
 
-def _given_range(value_range: Literal["global", "layer"] | Sequence[float], depth: int) -> FloatArray | None:
+def _given_range(value_range: ValueRange, depth: int) -> FloatArray | None:
     """[L, 2] where the range is two numbers, None where it is to be measured."""
     if isinstance(value_range, str) and value_range in ("global", "layer"):
         return None
@@ -352,7 +416,7 @@ def _given_range(value_range: Literal["global", "layer"] | Sequence[float], dept
     return np.tile([low, high], (depth, 1))
 
 
-def _edges(looks: list[_Look], mode: Any) -> FloatArray:
+def _edges(looks: list[_Look], mode: str) -> FloatArray:
     """Range of each layer's bins [L, 2]: over the images of all ranks and, if global, over all layers."""
     low, high = np.min([look.low for look in looks], axis=0), np.max([look.high for look in looks], axis=0)
     if mode == "global":
@@ -360,7 +424,18 @@ def _edges(looks: list[_Look], mode: Any) -> FloatArray:
     return np.stack([low, high], axis=1)
 
 
-def _outside(x: Tensor, limits: Sequence[float]) -> Tensor:
+def _ranges(
+    maps: list[Tensor], edges: list[FloatArray], measure: Callable[[Tensor, tuple[float, float]], Tensor]
+) -> FloatArray:
+    """L maps, and for each range its limits [L, 2] → [B, L, ranges] of a measure that gives [B]."""
+    found = np.empty((len(maps[0]), len(maps), len(edges)))
+    for i, limits in enumerate(edges):
+        for j, (x, (low, high)) in enumerate(zip(maps, limits.tolist(), strict=True)):
+            found[:, j, i] = _numpy(measure(x, (low, high)))
+    return found
+
+
+def _outside(x: Tensor, limits: tuple[float, float]) -> Tensor:
     """x [B, C, H, W] → [B] fraction of values outside the limits."""
     x = x if x.dtype == torch.float64 else x.float()
     return ((x < limits[0]) | (x > limits[1])).flatten(1).float().mean(1)
@@ -371,7 +446,7 @@ def _pixel_sums(images: Tensor) -> Tensor:
 
 
 def _columns(values: Iterable[Tensor]) -> FloatArray:
-    """L tensors [B] → [B, L]."""
+    """L tensors [B, ...] → [B, L, ...]."""
     return _numpy(torch.stack(list(values), dim=1))
 
 

@@ -1,10 +1,15 @@
-"""What an entropy curve says: where it is lowest, how deep, and whether it is a U.
+"""What the curves say, as numbers: of one Profile, of a student beside its teacher, over the epochs.
 
-Letters: L layers, N images, R resamples.
+`signature` reads the entropy, `spectrum_signature` the channel spectrum, `massive_activations` the largest
+values; `gap` compares student and teacher; `evolution` follows a student. NaN (None for an epoch) where
+something cannot be said. Pure numpy.
+Letters: L layers, N images, R resamples, C channels, P power.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +23,7 @@ class Signature:
     """Shape of the entropy curve of one Profile.
 
     Layers count from 1 in the order of the Profile: block numbers where it holds all of them.
-    Uncertainties come from resampling the images, layers kept together; they are NaN for one image.
+    Uncertainties come from resampling the images, layers kept together; they are NaN for fewer than two.
     They say how the curve would differ with other images, not with another training.
     """
 
@@ -27,20 +32,28 @@ class Signature:
     nadir_se: float
     """Standard deviation of the nadir over resamples, in layers."""
     depth_left: float
-    """First layer's entropy minus the nadir's, bits, ≥ 0."""
+    """First layer's entropy minus the nadir's, bits, ≥ 0: what the compression phase takes away."""
+    depth_left_se: float
+    """Standard deviation of `depth_left` over resamples, bits."""
     depth_right: float
-    """Last layer's entropy minus the nadir's, bits, ≥ 0."""
+    """Last layer's entropy minus the nadir's, bits, ≥ 0: what the expansion phase adds."""
+    depth_right_se: float
+    """Standard deviation of `depth_right` over resamples, bits."""
     depth: float
     """The smaller of the two: depth of the U, bits; 0 when the nadir is at an end."""
     depth_se: float
     """Standard deviation of `depth` over resamples, bits."""
     u_shaped: bool
     """Whether the curve falls and rises again by more than chance would have it; see `signature`."""
-    magnitude_nadir: int
-    """Layer of the lowest activation magnitude."""
+    magnitude_nadir: float
+    """Layer of the lowest activation magnitude; NaN where it was not measured."""
     magnitude_agrees: bool
     """Whether the two nadirs are at most max(1, L / 10) layers apart. Under a global value range this is
     weak evidence: entropy then contains log2 of the layer's scale, and magnitude is that scale."""
+    compression: tuple[int, int] | None
+    """First and last layer of the compression phase (paper, Section 3.1); None where there is no U."""
+    expansion: tuple[int, int] | None
+    """The same of the expansion phase, which begins where compression ends."""
 
 
 def signature(profile: Profile) -> Signature:
@@ -49,31 +62,304 @@ def signature(profile: Profile) -> Signature:
     A curve is U-shaped if its nadir is at neither end and each side is deeper than z of its standard
     errors. For three layers z = 1.96; with more, the nadir is the lowest of L - 2 candidates,
     which noise alone makes deep, and z is that of a probability of 2.5 % / (L - 2): 3.05 for L = 24.
-    A curve that is monotone, flat or lost in its noise is no U, nor is one of a single image.
+    A curve that is monotone, flat or lost in its noise is no U, nor is one of fewer than two images, of
+    which it cannot be told.
 
     Standard errors are standard deviations over R = 1000 bootstrap resamples of the images, drawn with a
     fixed seed (equal Profiles, equal signatures), each with its own nadir.
     """
     nadir, left, right = (values[0] for values in _shape(profile.entropy[None]))
-    curves = _resampled_means(profile.entropy_images)
-    nadirs, lefts, rights = _shape(curves)
+    nadirs, lefts, rights = _shape(_resampled_means(profile.entropy_images))
     known = len(profile.entropy_images) > 1
 
     count = len(profile.layers)
     z = NormalDist().inv_cdf(1 - 0.025 / max(1, count - 2))
     u_shaped = known and 0 < nadir < count - 1 and left > z * lefts.std() and right > z * rights.std()
-    magnitude_nadir = int(profile.magnitude.argmin())
+    measured = bool(np.isfinite(profile.magnitude).all())
+    magnitude_nadir = float(profile.magnitude.argmin()) if measured else np.nan
     return Signature(
         nadir=int(nadir) + 1,
         nadir_se=float(nadirs.std()) if known else np.nan,
         depth_left=float(left),
+        depth_left_se=float(lefts.std()) if known else np.nan,
         depth_right=float(right),
+        depth_right_se=float(rights.std()) if known else np.nan,
         depth=float(min(left, right)),
         depth_se=float(np.minimum(lefts, rights).std()) if known else np.nan,
         u_shaped=bool(u_shaped),
         magnitude_nadir=magnitude_nadir + 1,
         magnitude_agrees=bool(abs(magnitude_nadir - nadir) <= max(1, count / 10)),
+        compression=(1, int(nadir) + 1) if u_shaped else None,
+        expansion=(int(nadir) + 1, count) if u_shaped else None,
     )
+
+
+@dataclass(frozen=True)
+class SpectrumSignature:
+    """The three phases of the channel spectrum (paper, Section 4.3), at the blocks of its Figure 3.
+
+    Early, middle and late are means over the first two, the two in the middle and the last two layers (one
+    each below six layers). All are NaN below three layers or where there is no spectrum.
+    """
+
+    flatness_early: float
+    flatness_middle: float
+    flatness_late: float
+    """`spectral_flatness`: 1 is uniform, 0 is all power at one frequency."""
+    low_early: float
+    low_middle: float
+    low_late: float
+    """`band_energy`, lowest third of the frequencies: 1/3 is uniform."""
+    high_early: float
+    high_middle: float
+    high_late: float
+    """`band_energy`, highest third."""
+    energy_early: float
+    energy_middle: float
+    energy_late: float
+    """Power summed over k = 1 .. C/2, in squared units of the activations."""
+    three_phases: bool
+    """Whether the flatness falls and returns (uniform, low-pass, uniform again), by more than 1.96 standard
+    errors over images on each side, and late energy is above early energy. The standard error is an upper
+    bound, as Profiles keep none across frequencies: in doubt the answer is no."""
+
+
+def spectrum_signature(profile: Profile) -> SpectrumSignature:
+    """Describe the channel spectra of a Profile; see `SpectrumSignature`."""
+    depth = len(profile.layers)
+    width = 2 if depth >= 6 else 1
+    middle = (depth - width) // 2
+    phases = {
+        "early": slice(0, width),
+        "middle": slice(middle, middle + width),
+        "late": slice(depth - width, depth),
+    }
+    if depth < 3:
+        phases = dict.fromkeys(phases, slice(0, 0))
+    low, high = band_energy(profile)
+    curves = {
+        "flatness": spectral_flatness(profile),
+        "low": low,
+        "high": high,
+        "energy": np.array([_power(s).sum() if len(s) > 1 else np.nan for s in profile.spectrum]),
+    }
+    found = {
+        f"{name}_{phase}": float(curve[rows].mean()) if len(curve[rows]) else np.nan
+        for name, curve in curves.items()
+        for phase, rows in phases.items()
+    }
+    error = _flatness_se(profile)
+    bound = {phase: error[rows].mean() if len(error[rows]) else np.nan for phase, rows in phases.items()}
+    dips = all(
+        found[f"flatness_{end}"] - found["flatness_middle"] > 1.96 * (bound[end] + bound["middle"])
+        for end in ("early", "late")
+    )
+    return SpectrumSignature(
+        **found, three_phases=bool(dips and found["energy_late"] > found["energy_early"])
+    )
+
+
+def spectral_flatness(profile: Profile) -> FloatArray:
+    """[L]: geometric over arithmetic mean of the power P[k] = S[k]² at k = 1 .. C/2; between 0 and 1.
+
+    Wiener entropy (Gray & Markel, 1974) of the spectrum along the channels. k = 0, the mean over channels, is
+    left out. Independent of the scale of the activations, unlike entropy under a global range. NaN below two
+    channels and for a layer that is zero.
+    """
+    found = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for power in map(_power, profile.spectrum):
+            found.append(np.exp(np.log(power).mean()) / power.mean() if len(power) else np.nan)
+    return np.array(found)
+
+
+def band_energy(profile: Profile) -> tuple[FloatArray, FloatArray]:
+    """[L] and [L]: share of the power at k = 1 .. C/2 that lies at k/C ≤ 1/6, and at k/C > 1/3.
+
+    The lowest and the highest third of the frequencies: 1/3 each for a uniform spectrum. NaN below four
+    channels and for a layer that is zero.
+    """
+    low, high = np.full((2, len(profile.layers)), np.nan)
+    for row, spectrum in enumerate(profile.spectrum):
+        power, channels = _power(spectrum), len(spectrum)
+        if channels >= 4 and power.sum() > 0:
+            frequency = np.arange(1, len(power) + 1) / channels
+            low[row] = power[frequency <= 1 / 6].sum() / power.sum()
+            high[row] = power[frequency > 1 / 3].sum() / power.sum()
+    return low, high
+
+
+def _power(spectrum: FloatArray) -> FloatArray:
+    """[C] → [C/2]: squared magnitudes at k = 1 .. C/2; the other half mirrors them."""
+    return spectrum[1 : len(spectrum) // 2 + 1] ** 2
+
+
+def _flatness_se(profile: Profile) -> FloatArray:
+    """[L]: upper bound of the standard error of `spectral_flatness` over images, to first order.
+
+    Attained where all frequencies rise and fall together in the worst way: Σ |∂flatness/∂S[k]| se[k].
+    """
+    bounds = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for spectrum, se, flatness in zip(
+            profile.spectrum, profile.spectrum_se, spectral_flatness(profile), strict=True
+        ):
+            power, half = _power(spectrum), slice(1, len(spectrum) // 2 + 1)
+            slope = np.abs(1 - power / power.mean()) * 2 / spectrum[half] if len(power) else power
+            bounds.append(flatness * (slope * se[half]).mean() if len(power) else np.nan)
+    return np.array(bounds)
+
+
+@dataclass(frozen=True)
+class MassiveActivations:
+    """Where single values stand out most (Sun et al., 2024, arXiv:2402.17762)."""
+
+    ratio: float
+    """Largest |A| of an image over its median |A|, mean over images. Sun et al. call a value massive that
+    is above 100 and about 1,000 times the median."""
+    block: float
+    """The layer, from 1, where the ratio is largest."""
+    channel: float
+    """The channel, from 0, of that layer's largest |A|."""
+
+
+def massive_activations(profile: Profile) -> MassiveActivations:
+    """The layer whose largest value stands out most from its median; NaN without images.
+
+    A layer where more than half of an image's values are zero (after a ReLU) has no ratio and is passed over.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (profile.peak_images / profile.median_images).T.reshape(len(profile.layers), -1)
+    ratios = np.array([row.mean() if len(row) and np.isfinite(row).all() else -np.inf for row in ratios])
+    row = int(ratios.argmax())
+    if not np.isfinite(ratios[row]):
+        return MassiveActivations(np.nan, np.nan, np.nan)
+    return MassiveActivations(float(ratios[row]), row + 1.0, float(profile.peak_channel[row]))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a student's curves are from its teacher's, at matched relative depth.
+
+    First layer on first, last on last, straight lines between layers, compared at as many equidistant
+    depths as the deeper of the two has layers. Entropy and magnitude depend on the scale of the activations:
+    a student of another width or normalisation can be far away and yet of the same shape.
+    """
+
+    entropy_distance: float
+    """Root mean square of student minus teacher, bits; each has its own bins, unless the range was given."""
+    entropy_shape_distance: float
+    """The same once each curve's mean over depth is taken away, bits."""
+    magnitude_distance: float
+    """Root mean square of log2(student / teacher): 1 is a factor of two."""
+    flatness_distance: float
+    """Root mean square of the difference of `spectral_flatness`."""
+    nadir_shift: float
+    """Relative depth (0 first layer, 1 last) of the student's lowest entropy minus the teacher's."""
+
+
+def gap(student: Profile, teacher: Profile) -> Gap:
+    """Compare a student with its teacher; see `Gap`."""
+    pair = (student, teacher)
+    steps = max(len(profile.layers) for profile in pair)
+    entropies = [_at_depths(profile.entropy, steps) for profile in pair]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scales = [_at_depths(np.log2(profile.magnitude), steps) for profile in pair]
+    flatness = [_at_depths(spectral_flatness(profile), steps) for profile in pair]
+    nadirs = [int(p.entropy.argmin()) / max(1, len(p.layers) - 1) for p in pair]
+    return Gap(
+        entropy_distance=_distance(*entropies),
+        entropy_shape_distance=_distance(*(curve - curve.mean() for curve in entropies)),
+        magnitude_distance=_distance(*scales),
+        flatness_distance=_distance(*flatness),
+        nadir_shift=nadirs[0] - nadirs[1],
+    )
+
+
+def _at_depths(curve: FloatArray, steps: int) -> FloatArray:
+    """[L] → [steps]: the curve at equidistant relative depths."""
+    return np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(curve)), curve)
+
+
+def _distance(a: FloatArray, b: FloatArray) -> float:
+    distance = float(np.sqrt(np.mean((a - b) ** 2)))
+    return distance if np.isfinite(distance) else np.nan
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """How a student's entropy curve changes over training (paper, Section 5).
+
+    "First" and "last" block are ends of the network; the beginning is the first probe after epoch 0, the end
+    the last probe. Under a range measured anew at each probe, bits of different epochs are of different bins.
+    """
+
+    last_lowest_until: int | None
+    """Epoch until which all probes have the last block as their lowest (late-layer suppression,
+    Section 5.2); None if not at the beginning."""
+    last_rises_from: int | None
+    """Epoch from which the last block's entropy never falls again; None if it falls to the end."""
+    last_rebound: float
+    """The last block's entropy at the end minus its lowest over epochs, bits (Section 5.4)."""
+    last_change: float
+    """The last block's entropy at the end minus that at the beginning, bits."""
+    first_change: float
+    """The same of the first block: negative is the early-layer drop of Section 5.3."""
+    nadir_change: float
+    """Layer of the lowest entropy at the end minus that at the beginning."""
+    u_since: int | None
+    """Epoch since which every probe is a U (`Signature.u_shaped`); None if the last one is not."""
+
+
+def evolution(students: Sequence[Profile]) -> Evolution:
+    """Describe the probes of one training, epoch 0 and Profiles of no epoch left aside; see `Evolution`."""
+    trained = sorted((p for p in students if p.epoch), key=lambda profile: profile.epoch or 0)
+    if not trained:
+        return Evolution(None, None, np.nan, np.nan, np.nan, np.nan, None)
+    epochs = [int(profile.epoch or 0) for profile in trained]
+    last = np.array([profile.entropy[-1] for profile in trained])
+    nadirs = [int(profile.entropy.argmin()) for profile in trained]
+    lowest = [nadir == len(p.layers) - 1 for nadir, p in zip(nadirs, trained, strict=True)]
+    suppressed = lowest.index(False) if False in lowest else len(lowest)
+    rising = _trailing([step >= 0 for step in np.diff(last)])
+    u_shaped = _trailing([signature(profile).u_shaped for profile in trained])
+    return Evolution(
+        last_lowest_until=epochs[suppressed - 1] if suppressed else None,
+        last_rises_from=epochs[-1 - rising] if rising else None,
+        last_rebound=float(last[-1] - last.min()),
+        last_change=float(last[-1] - last[0]),
+        first_change=float(trained[-1].entropy[0] - trained[0].entropy[0]),
+        nadir_change=float(nadirs[-1] - nadirs[0]),
+        u_since=epochs[-u_shaped] if u_shaped else None,
+    )
+
+
+def _trailing(flags: Sequence[bool]) -> int:
+    """How many at the end are true."""
+    return next((i for i, flag in enumerate(reversed(flags)) if not flag), len(flags))
+
+
+def scalars(profile: Profile) -> dict[str, float]:
+    """What `signature`, `spectrum_signature` and `massive_activations` say, by name; see `numbers`."""
+    massive = {f"massive_{name}": value for name, value in numbers(massive_activations(profile)).items()}
+    return numbers(signature(profile)) | numbers(spectrum_signature(profile)) | massive
+
+
+def numbers(found: Any) -> dict[str, float]:
+    """Fields of one of the dataclasses above as floats, for logging: yes is 1, no 0; unknown is left out."""
+    values = {name: float(value) for name, value in asdict(found).items() if isinstance(value, (int, float))}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def bootstrap_interval(values: FloatArray, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """[N, L] → [L] and [L]: percentile bootstrap interval (Efron, 1979) of the mean over N images.
+
+    R = 1000 resamples of whole rows, drawn with a fixed seed. NaN for fewer than two images.
+    """
+    if len(values) < 2:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    low, high = np.quantile(_resampled_means(values), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def _shape(curves: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -86,7 +372,9 @@ def _resampled_means(values: FloatArray) -> FloatArray:
     """[N, L] → [R, L]: means of N rows drawn with replacement."""
     rng = np.random.default_rng(0)
     n = len(values)
-    means = np.empty((RESAMPLES, values.shape[1]))
+    means = np.full((RESAMPLES, values.shape[1]), np.nan)
+    if n == 0:
+        return means
     for i in range(RESAMPLES):
         times_drawn = np.bincount(rng.integers(n, size=n), minlength=n)
         means[i] = times_drawn @ values / n

@@ -21,6 +21,11 @@ def image_magnitudes(x):
     return np.abs(x.astype(np.float64)).mean(axis=(1, 2, 3))
 
 
+def lower_medians(x):
+    values = np.sort(x.reshape(len(x), -1), axis=1)
+    return values[:, (values.shape[1] - 1) // 2]
+
+
 def profile(maps, value_range="global", bins=100):
     """maps: a list of [N, C_l, H_l, W_l], all images at once."""
     if value_range == "global":
@@ -38,6 +43,9 @@ def profile(maps, value_range="global", bins=100):
             [entropy(x, *r, bins).mean(axis=(1, 2)) for x, r in zip(maps, ranges, strict=True)], axis=1
         ),
         "magnitude_images": np.stack([image_magnitudes(x) for x in maps], axis=1),
+        "peak_images": np.stack([np.abs(x).max(axis=(1, 2, 3)) for x in maps], axis=1),
+        "peak_channel": [np.unravel_index(np.abs(x).argmax(), x.shape)[1] for x in maps],
+        "median_images": np.stack([lower_medians(np.abs(x)) for x in maps], axis=1),
         "spectrum": [s.mean(axis=0) for s in spectra],
         "spectrum_se": [s.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else s[0] * np.nan for s in spectra],
         "clipped": np.array(
@@ -53,6 +61,9 @@ def assert_profile(measured, expected):
     np.testing.assert_allclose(measured.entropy, expected["entropy_images"].mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(measured.magnitude_images, expected["magnitude_images"], rtol=1e-5)
     np.testing.assert_allclose(measured.magnitude, expected["magnitude_images"].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(measured.peak_images, expected["peak_images"], rtol=1e-5)
+    np.testing.assert_array_equal(measured.peak_channel, expected["peak_channel"])
+    np.testing.assert_allclose(measured.median_images, expected["median_images"], rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(measured.clipped, expected["clipped"], atol=1e-7)
     for name, rtol in {"spectrum": 1e-5, "spectrum_se": 1e-3}.items():
         for ours, theirs in zip(getattr(measured, name), expected[name], strict=True):

@@ -22,6 +22,9 @@ def make_profile(images=4, channels=(3, 8, 5), **changes):
         "spectrum": [rng.random(c) for c in channels],
         "entropy_images": rng.random((images, layers)),
         "magnitude_images": rng.random((images, layers)),
+        "peak_images": rng.random((images, layers)),
+        "median_images": rng.random((images, layers)),
+        "peak_channel": rng.integers(3, size=layers),
         "spectrum_se": [rng.random(c) for c in channels],
         "value_range": np.sort(rng.standard_normal((layers, 2)), axis=1),
         "range_mode": "layer",
@@ -52,6 +55,7 @@ def assert_same(one, other):
         {"epoch": None, "probe_indices": None},
         {"epoch": np.int64(0), "bins": np.int32(7)},
         {"entropy": [1, 2, np.nan]},
+        {"images": 0, "channels": (0, 0), "peak_channel": [-1, -1]},
     ],
 )
 def test_what_is_loaded_is_what_was_saved(tmp_path, changes):
@@ -133,10 +137,10 @@ def test_a_changed_number_is_found_out(tmp_path):
     assert_refused(tmp_path / "p.npz", "CRC")
 
 
-@pytest.mark.parametrize("schema", [0, 2, "2", None])
+@pytest.mark.parametrize("schema", [0, 1, 3, "2", None])
 def test_an_unknown_schema(tmp_path, schema):
     make_profile(schema=schema).save(tmp_path / "p.npz")
-    assert_refused(tmp_path / "p.npz", f"schema {schema}", "newer version")
+    assert_refused(tmp_path / "p.npz", f"schema {schema}", "reads schema 2")
 
 
 def test_arrays_that_do_not_fit_each_other(tmp_path):
@@ -153,6 +157,9 @@ def test_arrays_that_do_not_fit_each_other(tmp_path):
         {"entropy": [1, 2]},
         {"magnitude_images": np.ones((4, 2))},
         {"magnitude_images": np.ones((3, 3))},
+        {"peak_images": np.ones((4, 2))},
+        {"median_images": np.ones((3, 3))},
+        {"peak_channel": [1, 2]},
         {"value_range": [0, 1]},
         {"clipped": 0.0},
         {"spectrum": [np.ones(3)]},

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from distill_dynamics.backbone import Backbone
-from distill_dynamics.dynamics import profile_model, profiler
+from distill_dynamics.dynamics import profile_model, profile_ranges, profiler
 from distill_dynamics.errors import UserError
 
 TINY_VIT = (
@@ -143,6 +143,27 @@ def test_one_image_has_no_standard_error(stub):
 def test_a_second_pass_only_where_it_is_needed(stub, value_range, batch_size, batches):
     profile_model(stub, random_images(9, 2, 6, 6), value_range=value_range, batch_size=batch_size)
     assert stub.batches == batches
+
+
+@pytest.mark.parametrize("batch_size", [32, 4])
+def test_several_ranges_cost_the_passes_of_one(stub, batch_size):
+    images = random_images(9, 2, 6, 6)
+    ranges = [(-0.5, 0.5), "layer", (0, 1), "global"]
+    profiles = profile_ranges(stub, images, value_ranges=ranges, batch_size=batch_size)
+    assert stub.batches == ([9] if batch_size == 32 else [4, 4, 1, 4, 4, 1])
+    maps = [stub.whole_maps(part) for part in images.split(batch_size)]
+    stacked = [np.concatenate(layer) for layer in zip(*maps, strict=True)]
+    for profile, value_range in zip(profiles, ranges, strict=True):
+        numpy_dynamics.assert_profile(profile, numpy_dynamics.profile(stacked, value_range))
+    assert [profile.range_mode for profile in profiles] == ["explicit", "layer", "explicit", "global"]
+    stub.batches.clear()
+    profile_ranges(stub, images, value_ranges=[(-0.5, 0.5), (0, 1)], batch_size=4)
+    assert stub.batches == [4, 4, 1]
+
+
+def test_no_range_is_refused(stub):
+    with pytest.raises(UserError, match="at least one"):
+        profile_ranges(stub, IMAGES, value_ranges=[])
 
 
 @pytest.mark.parametrize(

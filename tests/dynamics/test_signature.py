@@ -3,27 +3,62 @@ import pytest
 import scipy.stats
 
 from distill_dynamics.dynamics import Profile
-from distill_dynamics.dynamics.signature import signature
+from distill_dynamics.dynamics.signature import (
+    _flatness_se,
+    band_energy,
+    bootstrap_interval,
+    evolution,
+    gap,
+    massive_activations,
+    numbers,
+    scalars,
+    signature,
+    spectral_flatness,
+    spectrum_signature,
+)
 
 
-def make_profile(entropy_images, magnitude=None):
+def make_profile(entropy_images, magnitude=None, **changes):
     images, layers = entropy_images.shape
     magnitude = np.ones(layers) if magnitude is None else magnitude
-    return Profile(
-        model="m",
-        epoch=0,
-        layers=[f"blocks.{i}" for i in range(layers)],
-        entropy=entropy_images.mean(axis=0),
-        magnitude=magnitude,
-        spectrum=[np.ones(2)] * layers,
-        entropy_images=entropy_images,
-        magnitude_images=np.tile(magnitude, (images, 1)),
-        spectrum_se=[np.ones(2)] * layers,
-        value_range=np.tile([-1, 1], (layers, 1)),
-        range_mode="global",
-        clipped=np.zeros(layers),
-        bins=100,
+    fields = {
+        "model": "m",
+        "epoch": 0,
+        "layers": [f"blocks.{i}" for i in range(layers)],
+        "entropy": entropy_images.sum(axis=0) / max(1, images),
+        "magnitude": magnitude,
+        "spectrum": [np.ones(2)] * layers,
+        "entropy_images": entropy_images,
+        "magnitude_images": np.tile(magnitude, (images, 1)),
+        "peak_images": np.ones((images, layers)),
+        "median_images": np.ones((images, layers)),
+        "peak_channel": np.zeros(layers),
+        "spectrum_se": [np.ones(2)] * layers,
+        "value_range": np.tile([-1, 1], (layers, 1)),
+        "range_mode": "global",
+        "clipped": np.zeros(layers),
+        "bins": 100,
+    }
+    return Profile(**fields | changes)
+
+
+def published(curve, epoch=None):
+    layers = len(curve)
+    none, nan = np.empty((0, layers)), np.full(layers, np.nan)
+    return make_profile(
+        none,
+        epoch=epoch,
+        entropy=curve,
+        magnitude=nan,
+        spectrum=[[]] * layers,
+        spectrum_se=[[]] * layers,
+        peak_channel=[-1] * layers,
     )
+
+
+def with_spectra(spectra, error=0.0):
+    flat = np.full((4, len(spectra)), 4.0)
+    return make_profile(flat, spectrum=spectra, spectrum_se=[np.full(len(s), error) for s in spectra])
 
 
 def noisy(curve, images=32, noise=0.05, seed=0):
@@ -123,3 +158,184 @@ def test_magnitude_agrees_within_a_tenth_of_the_layers(layers, magnitude_nadir, 
 
 def test_equal_profiles_have_equal_signatures():
     assert signature(noisy(U)) == signature(noisy(U))
+
+
+def test_phases_meet_at_the_nadir_and_are_none_without_a_u():
+    found = signature(noisy(U, noise=1e-6))
+    assert (found.compression, found.expansion) == ((1, 7), (7, 13))
+    found = signature(noisy(FALLING, noise=1e-6))
+    assert (found.compression, found.expansion) == (None, None)
+
+
+def test_each_side_has_its_own_error():
+    rng = np.random.default_rng(1)
+    values = np.array([5.0, 4.0, 6.0]) + [0.3, 0.02, 0.1] * rng.standard_normal((40, 3))
+    found = signature(make_profile(values))
+    assert found.depth_left_se == pytest.approx(scipy.stats.sem(values[:, 0] - values[:, 1]), rel=0.1)
+    assert found.depth_right_se == pytest.approx(scipy.stats.sem(values[:, 2] - values[:, 1]), rel=0.1)
+
+
+def test_a_published_curve_has_a_nadir_and_nothing_that_needs_images():
+    found = signature(published(U))
+    assert (found.nadir, found.depth, found.u_shaped) == (7, pytest.approx(0.3), False)
+    assert np.isnan([found.nadir_se, found.depth_se, found.depth_left_se, found.magnitude_nadir]).all()
+    assert not found.magnitude_agrees
+    assert "massive_ratio" not in scalars(published(U))
+    assert not {"flatness_early", "magnitude_nadir", "nadir_se"} & scalars(published(U)).keys()
+
+
+def test_bootstrap_interval_is_scipys():
+    values = np.random.default_rng(2).gamma(2, size=(60, 3))
+    low, high = bootstrap_interval(values)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, axis=0, n_resamples=5000, method="percentile", random_state=0
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    np.testing.assert_allclose(low, theirs.low, atol=0.08 * width.max())
+    np.testing.assert_allclose(high, theirs.high, atol=0.08 * width.max())
+    assert np.isnan(bootstrap_interval(values[:1])).all()
+
+
+def test_flatness_is_geometric_over_arithmetic_mean_of_the_power():
+    rng = np.random.default_rng(0)
+    spectra = [rng.random(c) + 0.1 for c in (8, 9, 64)]
+    expected = [
+        scipy.stats.gmean(s[1 : len(s) // 2 + 1] ** 2) / np.mean(s[1 : len(s) // 2 + 1] ** 2) for s in spectra
+    ]
+    np.testing.assert_allclose(spectral_flatness(with_spectra(spectra)), expected)
+
+
+def test_flatness_limits():
+    peak = np.zeros(64)
+    peak[[5, -5]] = 1
+    huge_mean = np.ones(64)
+    huge_mean[0] = 1e6
+    found = spectral_flatness(with_spectra([np.ones(64), 7 * np.ones(64), peak, huge_mean, np.zeros(64)]))
+    np.testing.assert_allclose(found[:4], [1, 1, 0, 1], atol=1e-12)
+    assert np.isnan(found[4])
+
+
+def test_band_energy_by_a_loop():
+    spectra = [np.random.default_rng(c).random(c) for c in (12, 13, 192)]
+    low, high = band_energy(with_spectra(spectra))
+    for row, s in enumerate(spectra):
+        power = {k / len(s): s[k] ** 2 for k in range(1, len(s) // 2 + 1)}
+        total = sum(power.values())
+        assert low[row] == pytest.approx(sum(p for f, p in power.items() if f <= 1 / 6) / total)
+        assert high[row] == pytest.approx(sum(p for f, p in power.items() if f > 1 / 3) / total)
+    low, high = band_energy(with_spectra([np.ones(192), np.ones(3), np.zeros(12)]))
+    assert (low[0], high[0]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert np.isnan([low[1:], high[1:]]).all()
+
+
+def low_pass(channels, scale):
+    k = np.minimum(np.arange(channels), channels - np.arange(channels))
+    return scale * np.exp(-k / 8)
+
+
+def test_three_phases_at_the_blocks_of_the_papers_figure_3():
+    uniform, late = np.ones(64), 2 * np.ones(64)
+    spectra = [uniform, uniform, uniform, low_pass(64, 1), low_pass(64, 1), late, late, late]
+    found = spectrum_signature(with_spectra(spectra, error=0.001))
+    assert found.three_phases
+    assert (found.flatness_early, found.flatness_late) == (pytest.approx(1), pytest.approx(1))
+    assert found.flatness_middle < 0.3
+    assert found.low_middle > 0.8
+    assert found.high_middle < 0.05
+    assert found.energy_late == pytest.approx(4 * found.energy_early) == pytest.approx(4 * 32)
+
+
+@pytest.mark.parametrize(
+    ("spectra", "error"),
+    [
+        ([np.ones(64)] * 8, 0.001),  # flat throughout
+        ([np.ones(64)] * 3 + [low_pass(64, 1)] * 5, 0.001),  # no return
+        ([2 * np.ones(64)] * 3 + [low_pass(64, 1)] * 2 + [np.ones(64)] * 3, 0.001),  # weaker at the end
+        ([np.ones(64)] * 3 + [low_pass(64, 1)] * 2 + [2 * np.ones(64)] * 3, 1.0),  # lost in the noise
+        ([np.ones(64)] * 2, 0.001),
+    ],
+)
+def test_what_is_not_three_phases(spectra, error):
+    assert not spectrum_signature(with_spectra(spectra, error=error)).three_phases
+
+
+def test_the_flatness_error_bounds_the_spread_over_images():
+    # One common factor leaves the flatness alone; independent noise on each frequency moves it.
+    rng = np.random.default_rng(0)
+    images = rng.random(64) + 0.5 + 0.05 * rng.standard_normal((400, 64))
+    images[:, 33:] = images[:, 31:0:-1]
+    resampled = [images[rng.integers(400, size=400)].mean(axis=0) for _ in range(300)]
+    spread = np.std([spectral_flatness(with_spectra([s]))[0] for s in resampled])
+    profile = make_profile(
+        np.full((4, 1), 4.0), spectrum=[images.mean(axis=0)], spectrum_se=[scipy.stats.sem(images)]
+    )
+    assert spread < _flatness_se(profile)[0] < 20 * spread
+
+
+def test_massive_activations_name_the_block_and_the_channel():
+    peaks, medians = np.ones((4, 3)), np.ones((4, 3))
+    peaks[:, 1] = [100, 200, 300, 400]
+    medians[:, 1] = [1, 2, 3, 4]
+    medians[2, 2] = 0  # a layer with a ReLU has no ratio
+    profile = make_profile(
+        np.full((4, 3), 4.0), peak_images=peaks, median_images=medians, peak_channel=[1, 77, 3]
+    )
+    found = massive_activations(profile)
+    assert (found.ratio, found.block, found.channel) == (pytest.approx(100), 2, 77)
+    assert scalars(profile)["massive_block"] == 2
+
+
+def test_the_gap_of_equal_depths_is_plain_numpy():
+    rng = np.random.default_rng(0)
+    a, b, m, n = rng.random((4, 6)) + 0.5
+    found = gap(make_profile(np.tile(a, (3, 1)), m), make_profile(np.tile(b, (3, 1)), n))
+    assert found.entropy_distance == pytest.approx(np.sqrt(((a - b) ** 2).mean()))
+    assert found.entropy_shape_distance == pytest.approx((a - b).std())
+    assert found.magnitude_distance == pytest.approx(np.sqrt((np.log2(m / n) ** 2).mean()))
+    assert found.nadir_shift == pytest.approx((a.argmin() - b.argmin()) / 5)
+
+
+def test_the_gap_is_taken_at_matched_relative_depth():
+    deep = 4 + np.linspace(-1, 1, 25) ** 2
+    shallow = deep[::2] + 1
+    found = gap(make_profile(np.tile(shallow, (3, 1))), make_profile(np.tile(deep, (3, 1))))
+    # What is left of the shape is the error of straight lines between the shallow model's layers.
+    expected = np.interp(np.linspace(0, 1, 25), np.linspace(0, 1, 13), shallow) - deep
+    assert found.entropy_distance == pytest.approx(np.sqrt((expected**2).mean()))
+    assert found.entropy_shape_distance < 0.005
+    assert found.nadir_shift == 0
+    assert np.isnan(gap(published(U), published(U)).magnitude_distance)
+
+
+def test_suppression_and_rebound_of_the_last_block():
+    curves = {
+        0: [3, 2, 1],  # before training: not counted
+        30: [3, 2.5, 1.5],
+        60: [2.9, 2.4, 1.2],
+        90: [2.5, 2.3, 1.9],
+        120: [2.2, 1.5, 1.8],
+        150: [2.0, 1.4, 2.0],
+    }
+    found = evolution([published(np.array(c), e) for e, c in reversed(curves.items())])
+    assert (found.last_lowest_until, found.last_rises_from, found.u_since) == (90, 120, None)
+    assert found.last_rebound == pytest.approx(0.8)
+    assert found.last_change == pytest.approx(0.5)
+    assert found.first_change == pytest.approx(-1.0)
+    assert found.nadir_change == -1
+
+
+def test_an_evolution_that_shows_nothing():
+    falling = evolution([published(np.array([1.0, 2, 4 - e]), e) for e in (1, 2, 3)])
+    assert (falling.last_lowest_until, falling.last_rises_from, falling.last_rebound) == (None, None, 0)
+    assert numbers(falling).keys() == {"last_rebound", "last_change", "first_change", "nadir_change"}
+    for nothing in ([], [published(U, 0)], [published(U)]):
+        assert numbers(evolution(nothing)) == {}
+
+
+def test_u_since_the_epoch_after_which_every_probe_is_one():
+    shapes = {30: U, 60: FALLING, 90: U, 120: U}
+    profiles = [noisy(curve, noise=1e-6) for curve in shapes.values()]
+    for profile, epoch in zip(profiles, shapes, strict=True):
+        profile.epoch = epoch
+    assert evolution(profiles).u_since == 90
+    assert evolution(profiles[:2]).u_since is None
