@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from distill_dynamics.backbone import Backbone, Features
+from distill_dynamics.backbone import Backbone, Evaluation, Features
 from distill_dynamics.data.images import IGNORED
 from distill_dynamics.data.keyed import mixed
 from distill_dynamics.errors import UserError
@@ -141,6 +141,17 @@ class Distiller(LightningModule):
         """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W]."""
         return self.student(self._for_student(images)).logits
 
+    def student_features(self, images: Tensor) -> Features:
+        """What `losses` needs of the student, for a batch as the DataModule gives it."""
+        return self.student(self._for_student(images), self.student_layers)
+
+    def teacher_features(self, images: Tensor) -> Features | None:
+        """What `losses` needs of the teacher, without gradients; None where there is no teacher."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher(self._for_teacher(images), self.teacher_layers, logits=self.alpha > 0)
+
     def losses(self, student: Features, teacher: Features | None, targets: Tensor) -> dict[str, Tensor]:
         """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
         assert student.logits is not None
@@ -162,12 +173,9 @@ class Distiller(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The weighted total; its parts are summed up for the epoch's means."""
         images, targets = batch
-        teacher = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher(self._for_teacher(images), self.teacher_layers, logits=self.alpha > 0)
+        teacher = self.teacher_features(images)
         with self._keyed_dropout(batch_idx):
-            student = self.student(self._for_student(images), self.student_layers)
+            student = self.student_features(images)
         parts = self.losses(student, teacher, targets)
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         with torch.no_grad():
@@ -305,6 +313,12 @@ class Distiller(LightningModule):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         if not self.student.has_weights:
             self.student.set_normalisation(data.mean, data.std)
+        size = (data.image_size, data.image_size)
+        self.student.evaluation = Evaluation(
+            size,
+            getattr(data, "crop_pct", self.student.evaluation.crop_pct),
+            getattr(data, "interpolation", self.student.evaluation.interpolation),
+        )
         if self.student.num_classes != data.num_classes:
             raise UserError(
                 f"model.student has {self.student.num_classes} classes and the data {data.num_classes}; "

@@ -1,7 +1,8 @@
 """When to probe, where to write, what to print."""
 
+from distill_dynamics.callbacks.conflict import GradientConflict
 from distill_dynamics.callbacks.console import Console, ProgressBar
 from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.callbacks.record import RunRecord
 
-__all__ = ["Console", "DynamicsProbe", "ProgressBar", "RunRecord"]
+__all__ = ["Console", "DynamicsProbe", "GradientConflict", "ProgressBar", "RunRecord"]

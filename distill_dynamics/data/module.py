@@ -136,13 +136,15 @@ class ImageData(pl.LightningDataModule):
         """
         return fingerprint(*self.sources.values())
 
-    def probe_set(self, n: int = 32, seed: int = 0) -> ProbeSet:
-        """`n` validation images, class-balanced, a function of `seed` alone; no global generator is touched.
+    def probe_set(self, n: int = 32, seed: int = 0, split: Split = "val") -> ProbeSet:
+        """`n` images of a split, class-balanced, a function of `seed` alone; no global generator is touched.
+
+        Training images too come under the transform of evaluation, without augmentation.
 
         Raises UserError if there are fewer images, or if one of them cannot be read. With `skip_unreadable`
         the set is drawn anew without that image.
         """
-        source = self._source("val")
+        source = self._source(split)
         to_pixels = self._eval_transform()
         usable = np.arange(len(source.targets))
         while True:

@@ -156,7 +156,7 @@ def profile_ranges(
     ]
     run = _Run(backbone, images, batch_size, numbers, bins, progress, again=len(given) < len(edges))
 
-    with _undisturbed(backbone):
+    with undisturbed(backbone):
         looks = _on_every_rank(lambda: run.look(given), group)
         count = sum(len(look.magnitude) for look in looks)
         measured = [_edges(looks, mode) for mode in modes if mode != "explicit"] if count else []
@@ -484,7 +484,7 @@ def _on_every_rank(work: Callable[[], T], group: dist.ProcessGroup | None) -> li
 
 
 @contextmanager
-def _undisturbed(backbone: Layered) -> Iterator[None]:
+def undisturbed(backbone: Layered | nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no autocast, no compilation; then flags and random states as before."""
     modules = list(backbone.modules()) if isinstance(backbone, nn.Module) else []
     training = [module.training for module in modules]

@@ -1,0 +1,216 @@
+"""The tug-of-war of feature distillation: does a term pull a block where the rest of the loss pulls it?
+
+Letters: N images, L blocks of the student, P parameters of one block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor, nn
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.callbacks.probe import DynamicsProbe
+from distill_dynamics.distiller import Distiller, datamodule
+from distill_dynamics.dynamics.profiler import undisturbed
+from distill_dynamics.errors import UserError
+
+
+def conflict(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    other: Tensor,
+    blocks: Sequence[Sequence[Tensor]],
+) -> dict[str, list[float]]:
+    """Cosine between the gradient of each term and that of the rest of the loss, block by block.
+
+    For term i and the parameters θ of one block, as one vector [P]:
+
+        cos(∇θ termᵢ, ∇θ rest),   rest = other + Σ weightⱼ · termⱼ over j ≠ i
+
+    1: the term pulls the block where all else pulls it; 0: across; below 0: against it.
+
+    Args:
+        terms: unweighted scalars with their graph, by name.
+        weights: of each term in the loss. A term's own does not matter to its cosine, and may be 0.
+        other: the weighted sum of what is no term.
+        blocks: L lists of leaf tensors that require a gradient.
+
+    Returns:
+        A list of L cosines a term; NaN where there is none: a block that the term or the rest does not
+        reach, without parameters, or with a gradient that is 0 or not finite.
+
+    Nothing is written to `.grad`, and the graph is kept. The cost is a backward pass for each term, from its
+    deepest block, and one for the rest.
+    """
+    of_other = _gradients(other, blocks)
+    of_term = {name: _gradients(term, blocks) for name, term in terms.items()}
+    cosines: dict[str, list[float]] = {}
+    for name, gradients in of_term.items():
+        cosines[name] = []
+        for i, gradient in enumerate(gradients):
+            rest = [of_other[i]]
+            for rival, of_rival in of_term.items():
+                if rival != name and (pull := of_rival[i]) is not None:
+                    rest.append(weights[rival] * pull)
+            cosines[name].append(_cosine(gradient, [pull for pull in rest if pull is not None]))
+    return cosines
+
+
+def _gradients(loss: Tensor, blocks: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
+    """Gradient [P] with respect to each block; None where the loss does not depend on the block."""
+    parameters = [parameter for block in blocks for parameter in block]
+    if not parameters or not loss.requires_grad:
+        return [None] * len(blocks)
+    # Not .backward(): that writes .grad and sets off DDP's reduction.
+    found = iter(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+    vectors: list[Tensor | None] = []
+    for block in blocks:
+        gradients = [next(found) for _ in block]
+        reached = any(gradient is not None for gradient in gradients)
+        whole = [
+            (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+            for parameter, gradient in zip(block, gradients, strict=True)
+        ]
+        vectors.append(torch.cat(whole) if reached else None)
+    return vectors
+
+
+def _cosine(gradient: Tensor | None, rest: Sequence[Tensor]) -> float:
+    if gradient is None or not rest:
+        return math.nan
+    against = torch.stack(list(rest)).sum(0)
+    # Not cosine_similarity, which takes lengths below 1e-8 for 1e-8.
+    return float((gradient / gradient.norm()) @ (against / against.norm()))
+
+
+def block_parameters(student: Backbone) -> list[list[nn.Parameter]]:
+    """The trained parameters of each of the student's L blocks: those in the module the block is named by.
+
+    That is all of a ViT's block or a Swin stage, and a part where timm names the last module of a stage
+    only (EfficientNet). Patch embedding, head and final norm belong to no block. A block that has no
+    parameters of its own (ResNet's first, an activation), or whose name is no module, has none here.
+    """
+    trained = [(name, p) for name, p in student.model.named_parameters() if p.requires_grad]
+    return [[p for name, p in trained if name.startswith(f"{layer}.")] for layer in student.layers]
+
+
+class GradientConflict(Callback):
+    """Logs at each probe how far each feature term and the rest of the loss agree about each block.
+
+    `dynamics/conflict/<term>/block_01` is the cosine of `conflict`, between -1 and 1, on the axis
+    `dynamics/epoch`. Below zero the term holds the block back from what the rest of the loss asks of it: the
+    tug-of-war that the paper takes negative transfer for (Sections 4.2 and 5.2). A block deeper than the
+    deepest that the term aligns has no value. A term of weight 0 is measured too, though it trains nothing.
+
+    The images are training images, drawn once and class-balanced as the probe's are, with their labels and
+    without augmentation. Student and losses run in eval mode and without autocast, so in the precision of
+    their weights: float32, but for a trainer whose precision is a "true" half. Training is not touched:
+    weights, `.grad`, generators and flags are afterwards what they were. Under DDP every rank does the
+    same work.
+
+    What it does not say: these are gradients of the mean over `n_images`, without dropout and augmentation.
+    A batch of training has others, and with few images a cosine within some tenths of zero may be
+    noise. Nor does it say how hard a term pulls, only where to.
+
+    Cost of a probe against a training step of as many images, teacher included in both: 1.0 to 1.2 with one
+    term, 1.4 to 1.5 with two on the last block (one core of a CPU; CaiT-S24 into DeiT-Ti, and the pair of
+    the quickstart). The memory is that of such a step and of one gradient of the student a term.
+
+    In a config, under `trainer`: `callbacks: [{class_path: distill_dynamics.callbacks.GradientConflict}]`.
+
+    Args:
+        every_n_epochs: how often; epoch 0 and the last are always among them. Left out, it is the
+            probe's (`probe.every_n_epochs`).
+        n_images: N, how many training images.
+        seed: of the draw. It is not the run's: runs with other seeds look at the same images.
+
+    Raises:
+        UserError: a number that makes no sense; none where the probe is off; too few images.
+    """
+
+    def __init__(self, every_n_epochs: int | None = None, n_images: int = 32, seed: int = 0) -> None:
+        if n_images < 1 or (every_n_epochs is not None and every_n_epochs < 1):
+            raise UserError("GradientConflict: every_n_epochs and n_images are 1 or more")
+        self.every_n_epochs = every_n_epochs
+        self.n_images = n_images
+        self.seed = seed
+        self._period = 0  # 0 where there is nothing to measure
+        self._blocks: list[list[nn.Parameter]]
+        self._images: Tensor
+        self._targets: Tensor
+        self._probed: int | None = None  # the latest epoch that was, on every rank
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Draw the images and find each block's parameters."""
+        if not pl_module.pairs:
+            rank_zero_warn("GradientConflict: model.terms is empty, so no gradient of a term is logged")
+            return
+        self._blocks = block_parameters(pl_module.student)
+        if not any(self._blocks):
+            rank_zero_warn(
+                f"GradientConflict: no parameter of {pl_module.student.name} is trained in a block that timm "
+                "names by its module, so nothing is logged"
+            )
+            return
+        self._period = self.every_n_epochs or _probe_period(trainer)
+        data = datamodule(trainer)
+        probe_set = data.probe_set(self.n_images, self.seed, split="train")
+        self._images = probe_set.normalised(data.mean, data.std)
+        self._targets = torch.as_tensor(data.sources["train"].targets[probe_set.indices])
+
+    def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Measure at epoch 0."""
+        if self._period and trainer.current_epoch == 0:
+            self._measure(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Measure if this epoch is due."""
+        epoch = trainer.current_epoch + 1
+        if self._period and (epoch % self._period == 0 or epoch == trainer.max_epochs):
+            self._measure(trainer, pl_module, epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Measure at the last epoch of a run that was stopped early."""
+        if self._period and self._probed != trainer.current_epoch:
+            self._measure(trainer, pl_module, trainer.current_epoch)
+
+    def _measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
+        self._probed = epoch
+        with undisturbed(pl_module), torch.enable_grad():
+            weight = next(pl_module.student.parameters())
+            images = self._images.to(device=weight.device, dtype=weight.dtype)
+            student, teacher = pl_module.student_features(images), pl_module.teacher_features(images)
+            parts = pl_module.losses(student, teacher, self._targets.to(weight.device))
+            terms = {name: parts.pop(name) for name in pl_module.pairs}
+            weighted = [pl_module.weights[name] * part for name, part in parts.items()]
+            found = conflict(terms, pl_module.weights, torch.stack(weighted).sum(), self._blocks)
+        self._log(trainer, epoch, found)
+
+    @rank_zero_only
+    def _log(self, trainer: Trainer, epoch: int, found: dict[str, list[float]]) -> None:
+        metrics = {
+            f"dynamics/conflict/{term}/block_{block:02d}": cosine
+            for term, cosines in found.items()
+            for block, cosine in enumerate(cosines, start=1)
+            if math.isfinite(cosine)
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                for name in metrics:
+                    logger.experiment.define_metric(name, step_metric="dynamics/epoch")
+            logger.log_metrics({"epoch": epoch, "dynamics/epoch": epoch, **metrics}, step=trainer.global_step)
+
+
+def _probe_period(trainer: Trainer) -> int:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, DynamicsProbe) and callback.every_n_epochs:
+            return callback.every_n_epochs
+    raise UserError(
+        "GradientConflict: probing is off (probe.every_n_epochs), so give it every_n_epochs itself"
+    )
