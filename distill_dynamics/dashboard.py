@@ -1,0 +1,294 @@
+"""A W&B workspace for the runs of this project: every curve in its section, on its axis, seeds together.
+
+`build` describes it and needs neither an account nor a network; `write_dashboard` saves it. The module needs
+the extra `dashboard` (the library wandb-workspaces), and raises UserError without it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+import wandb
+
+from distill_dynamics.errors import UserError
+
+try:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+except ImportError as error:
+    raise UserError("the dashboard needs one more library: pip install wandb-workspaces") from error
+
+TRAINING, PROBES = "epoch", "dynamics/epoch"
+"""The two axes: completed epochs in `train/*` and `val/*`, and those at which was probed."""
+
+COLUMNS = (
+    "val/acc1",
+    "dynamics/student/signature/nadir",
+    "dynamics/student/signature/depth",
+    "dynamics/gap/entropy_shape_distance",
+    "dynamics/evolution/last_rebound",
+)
+"""What the list of runs shows beside their names, and can be sorted by; it comes sorted by the first."""
+
+NOTE = """\
+**Curves.** The runs of a group (`wandb.group`; the seeds of one method, say) share one: their mean, with a
+band of one standard deviation where the panel has one metric. Runs without a group are averaged as if they
+were one: end the grouping above the list of runs to see each by itself.
+
+**Axes.** Completed epochs; 0 is before training. `dynamics/*` are known at the probed ones.
+
+**Caution.** With bins over the values of all layers (`probe.value_range: global`), entropy and magnitude do
+not bear witness independently, and curves of different epochs have different bins.
+"""
+
+
+def build(entity: str, project: str, name: str = "Distillation dynamics") -> ws.Workspace:
+    """The workspace, not yet saved.
+
+    Panels of blocks and of loss terms choose their metrics by pattern, so that they hold for any depth and
+    whatever the terms are called.
+
+    Raises:
+        UserError: a name with symbols in it, which W&B refuses.
+    """
+    try:
+        workspace = ws.Workspace(entity=entity, project=project, name=name)
+    except ValueError as error:
+        raise UserError(f"dashboard: W&B takes no symbols and no emoji in a name: {name!r}") from error
+    workspace.settings = ws.WorkspaceSettings(x_axis=TRAINING, smoothing_type="none", smoothing_weight=0)
+    workspace.runset_settings = ws.RunsetSettings(
+        groupby=[ws.Metric("Group")],
+        order=[ws.Ordering(ws.Summary(COLUMNS[0]), ascending=False)],
+        pinned_columns=[f"summary:{column}" for column in COLUMNS],
+    )
+    workspace.sections = [
+        _section("Accuracy", TRAINING, _accuracy(), is_open=True),
+        _section("Loss terms", TRAINING, _losses()),
+        _section("Entropy evolution", PROBES, _blocks("entropy", "Entropy", "bits"), is_open=True),
+        _section("Magnitude", PROBES, _blocks("magnitude", "Magnitude", "mean |A|")),
+        _section("Gap to the teacher", PROBES, _gap()),
+        _section("Signature of the student", PROBES, _signature()),
+        _section("Spectra and large values", PROBES, _spectra()),
+        _section("Evolution over epochs", PROBES, _evolution()),
+        _section("Gradient conflict", PROBES, _conflict()),
+        _section("Rate and speed", TRAINING, _speed()),
+    ]
+    return workspace
+
+
+def write_dashboard(entity: str, project: str, name: str = "Distillation dynamics") -> str:
+    """Save the workspace to W&B and give its URL.
+
+    One that was saved under the same name is updated: its panels are written anew, and its list of runs
+    (colours, filters, grouping, hidden runs) is left as it is.
+
+    Raises:
+        UserError: no account, no network, no such project, and what `build` raises.
+    """
+    workspace = build(entity, project, name)
+    # The address of a view is its writer's choice. One that follows from the name is found again.
+    address = sha256(name.encode()).hexdigest()[:11]
+    with _no_questions():
+        try:
+            wandb.Api(timeout=10)
+        except wandb.errors.UsageError as error:
+            raise UserError(
+                "W&B: nobody is logged in on this machine: run `wandb login` (or set WANDB_API_KEY) first"
+            ) from error
+        except Exception as error:
+            raise UserError(
+                "W&B cannot be reached or does not accept the key: check the network, WANDB_BASE_URL and "
+                f"`wandb login --relogin` ({_reason(error)})"
+            ) from error
+        try:
+            saved = _saved(entity, project, address)
+            if saved is None:
+                workspace._internal_name = f"nw-{address}-v"
+            else:
+                saved.sections, saved.settings = workspace.sections, workspace.settings
+                workspace = saved
+            return workspace.save().url
+        except Exception as error:  # the library's own, pydantic's, W&B's, in no common class
+            raise UserError(
+                f"W&B did not take the dashboard: is there a project {entity}/{project}, and may you write "
+                f"to it? ({_reason(error)})"
+            ) from error
+
+
+def _saved(entity: str, project: str, address: str) -> ws.Workspace | None:
+    try:
+        return ws.Workspace.from_url(f"https://wandb.ai/{entity}/{project}?nw={address}")
+    except ValueError as error:
+        if "not found" in str(error):
+            return None
+        raise
+
+
+@contextmanager
+def _no_questions() -> Iterator[None]:
+    """Keep W&B from printing, and from asking for a key where there is a terminal to ask on."""
+    settings = wandb.setup().settings
+    wandb.termsetup(settings.model_copy(update={"silent": True}), None)
+    try:
+        yield
+    finally:
+        wandb.termsetup(settings, None)
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300).rstrip(".") or type(error).__name__
+
+
+# --- panels ---------------------------------------------------------------------------------------------
+
+
+def _section(name: str, axis: str, panels: list[Any], is_open: bool = False) -> ws.Section:
+    for panel in panels:
+        if isinstance(panel, wr.LinePlot):
+            panel.x, panel.title_x = axis, "epoch"
+    return ws.Section(
+        name=name,
+        panels=panels,
+        is_open=is_open,
+        layout_settings=ws.SectionLayoutSettings(columns=3, rows=2),
+        panel_settings=ws.SectionPanelSettings(x_axis=axis, smoothing_type="none"),
+    )
+
+
+def _curve(title: str, unit: str, *metrics: str, **settings: Any) -> wr.LinePlot:
+    """Metrics by name; a band for one, as those of several would hide each other."""
+    return wr.LinePlot(
+        title=title,
+        title_y=unit,
+        y=list(metrics),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev" if len(metrics) == 1 else "none",
+        **settings,
+    )
+
+
+def _curves(title: str, unit: str, pattern: str, **settings: Any) -> wr.LinePlot:
+    """Every metric that a regular expression matches."""
+    return _curve(title, unit, metric_regex=pattern, **settings)
+
+
+def _picture(title: str, name: str) -> wr.MediaBrowser:
+    return wr.MediaBrowser(title=title, media_keys=[f"dynamics/{name}"])
+
+
+def _accuracy() -> list[Any]:
+    return [
+        _curve("Student: top-1", "%", "val/acc1"),
+        wr.BarPlot(
+            title="Top-1: student at its latest epoch, and teacher",
+            title_x="%",
+            metrics=["val/acc1", "teacher/acc1"],
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stddev",
+        ),
+        _curve("Student: top-5", "%", "val/acc5"),
+        _curve("Student: cross-entropy in validation", "nats", "val/loss"),
+        wr.MarkdownPanel(markdown=NOTE),
+    ]
+
+
+def _losses() -> list[Any]:
+    return [
+        _curve("Loss: the weighted total", "", "train/loss"),
+        _curve("Cross-entropy, smoothed labels, unweighted", "nats", "train/loss_ce"),
+        _curve("SoftKD, unweighted", "nats", "train/loss_kd"),
+        _curves("All terms, unweighted", "", "^train/loss_", log_y=True),
+    ]
+
+
+def _blocks(measure: str, title: str, unit: str) -> list[Any]:
+    pictures = [_picture(f"{title} by block, a line an epoch, beside the teacher", f"{measure}_evolution")]
+    if measure == "entropy":
+        pictures.append(_picture("Entropy by block and epoch", "entropy_heatmap"))
+    return [
+        *pictures,
+        _curves(f"{title} of each block of the student", unit, f"^dynamics/student/{measure}/block_"),
+        _curve(f"{title} of the student's first block", unit, f"dynamics/student/{measure}/block_01"),
+    ]
+
+
+def _gap() -> list[Any]:
+    gap = "dynamics/gap/"
+    return [
+        _curve("Entropy: distance of the curves", "bits, RMS", f"{gap}entropy_distance"),
+        _curve("Entropy: distance of their shapes", "bits, RMS", f"{gap}entropy_shape_distance"),
+        _curve("Magnitude: distance", "RMS of log2 of the ratio", f"{gap}magnitude_distance"),
+        _curve("Spectral flatness: distance", "RMS", f"{gap}flatness_distance"),
+        _curve(
+            "Lowest block, student minus teacher", "share of the depth", f"{gap}nadir_shift", range_y=(-1, 1)
+        ),
+    ]
+
+
+def _signature() -> list[Any]:
+    said = "dynamics/student/signature/"
+    return [
+        _curve("Block of the lowest entropy", "block", f"{said}nadir"),
+        _curve("Depth of the U", "bits", f"{said}depth"),
+        _curve("Fall before, rise after the lowest block", "bits", f"{said}depth_left", f"{said}depth_right"),
+        _curve("Is the curve a U?", "1 yes, 0 no", f"{said}u_shaped", range_y=(0, 1)),
+        _curve("Block of the lowest magnitude", "block", f"{said}magnitude_nadir"),
+        _curve("Do the two lowest blocks agree?", "1 yes, 0 no", f"{said}magnitude_agrees", range_y=(0, 1)),
+    ]
+
+
+def _spectra() -> list[Any]:
+    said = "dynamics/student/signature/"
+    parts = ("early", "middle", "late")
+    return [
+        _picture("Channel spectra of the student", "student_spectra"),
+        _picture("Channel spectra of the teacher", "teacher_spectra"),
+        _curve("Spectral flatness", "1 is uniform", *(f"{said}flatness_{part}" for part in parts)),
+        _curve("Power in the lowest third of frequencies", "share", *(f"{said}low_{part}" for part in parts)),
+        _curve(
+            "Power in the highest third of frequencies", "share", *(f"{said}high_{part}" for part in parts)
+        ),
+        _curve("Power", "squared activation", *(f"{said}energy_{part}" for part in parts), log_y=True),
+        _curve("Does the spectrum have three phases?", "1 yes, 0 no", f"{said}three_phases", range_y=(0, 1)),
+        _curve("Massive activations", "largest over median |A|", f"{said}massive_ratio", log_y=True),
+        _curve("Block of the massive activations", "block", f"{said}massive_block"),
+    ]
+
+
+def _evolution() -> list[Any]:
+    so_far = "dynamics/evolution/"
+    return [
+        _curve("Last block: rebound from its lowest entropy", "bits", f"{so_far}last_rebound"),
+        _curve("Last block: entropy since the first probe", "bits", f"{so_far}last_change"),
+        _curve("First block: entropy since the first probe", "bits", f"{so_far}first_change"),
+        _curve("Lowest block since the first probe", "blocks", f"{so_far}nadir_change"),
+        _curve("Last block the lowest until", "epoch", f"{so_far}last_lowest_until"),
+        _curve("Last block rises from", "epoch", f"{so_far}last_rises_from"),
+        _curve("A U since", "epoch", f"{so_far}u_since"),
+    ]
+
+
+def _conflict() -> list[Any]:
+    term_and_rest = "cosine; below 0 they conflict"
+    return [
+        _curves(
+            "Feature term and rest of the loss, each block (callback GradientConflict)",
+            term_and_rest,
+            "^dynamics/conflict/",
+            range_y=(-1, 1),
+        ),
+        _curves(
+            "The same of the first block", term_and_rest, "^dynamics/conflict/.+/block_01$", range_y=(-1, 1)
+        ),
+    ]
+
+
+def _speed() -> list[Any]:
+    return [
+        _curve("Learning rate", "", "train/lr"),
+        _curve("Speed", "images a second", "train/images_per_s"),
+    ]
