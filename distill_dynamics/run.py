@@ -59,7 +59,8 @@ def identity(run_dir: Path) -> str:
 def record(run_dir: Path, epoch: int, **facts: Any) -> None:
     """Add one start to `run.json`: when, from which epoch, with what code, versions, seed and data.
 
-    A continued run has one entry a start, so that a change of version or code on the way is seen.
+    A continued run has one entry a start, so that a change of version or code on the way is seen. Its "ended"
+    is null until `record_end`: of a run that is killed it stays so.
     """
     path = run_dir / "run.json"
     content = json.loads(path.read_text())
@@ -70,8 +71,21 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
+        "ended": None,
     }
     content["starts"].append(start)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def record_end(run_dir: Path, epoch: int, error: BaseException | None = None) -> None:
+    """Say in the last start of `run.json` after how many epochs it ended, and on which error, if on one."""
+    path = run_dir / "run.json"
+    content = json.loads(path.read_text())
+    told = None
+    if error is not None:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        told = type(error).__name__ + (f": {reason}" if reason else "")
+    content["starts"][-1]["ended"] = {"epoch": epoch, "error": told}
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -13,8 +13,8 @@ from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.record import BEST_STUDENT
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.report.page import write_report
-from distill_dynamics.report.run_files import load_metrics, load_profiles
-from distill_dynamics.report.tables import Row, accuracy_rows, signature_rows
+from distill_dynamics.report.runs import load_runs
+from distill_dynamics.report.tables import accuracy_rows, aligned, signature_rows
 
 
 class ProgressBar(TQDMProgressBar):
@@ -63,9 +63,10 @@ class Console(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Write report.html; print accuracies, each probed epoch's signature, and where everything is."""
         run_dir = Path(trainer.default_root_dir)
-        write_report(run_dir)
-        tables = [accuracy_rows(load_metrics(run_dir)), signature_rows(load_profiles(run_dir / "dynamics"))]
-        lines = [line for rows in tables if rows for line in [*_aligned(rows), ""]] + _files(run_dir)
+        write_report([run_dir], run_dir / "report.html")
+        (run,) = load_runs([run_dir])
+        tables = [accuracy_rows(run.metrics), signature_rows(run.named())]
+        lines = [line for rows in tables if rows for line in [*aligned(rows), ""]] + _files(run_dir)
         print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
 
 
@@ -86,14 +87,6 @@ def _terms(distiller: Distiller) -> list[str]:
         shown = ", ".join(f"{s}-{t}" for s, t in pairs)
         lines.append(f"{distiller.weights[name]:.2f} x {name}: {kind}, student-teacher blocks {shown}")
     return lines
-
-
-def _aligned(rows: list[Row]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
 
 
 def _files(run_dir: Path) -> list[str]:

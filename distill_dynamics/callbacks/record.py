@@ -1,4 +1,4 @@
-"""What a run writes about itself: run.json at its start, the best student at its end."""
+"""What a run writes about itself: run.json at its start and end, the best student at its end."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.distiller import Distiller, datamodule
-from distill_dynamics.run import RunLogger, record
+from distill_dynamics.run import RunLogger, record, record_end
 
 BEST_STUDENT = "student_best.safetensors"
 
 
 class RunRecord(Callback):
-    """Writes `run.json` when training starts, and `checkpoints/student_best.safetensors` when it ends."""
+    """Writes `run.json` when training starts and ends, and `checkpoints/student_best.safetensors`."""
+
+    def __init__(self) -> None:
+        self._started = False  # an error before that is none of the start that run.json has last
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Record the start; a continued run's metrics go on after the epoch that is continued."""
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.continue_from(trainer.current_epoch)
-        run_dir = Path(trainer.default_root_dir)
+        self._started = True
         if trainer.is_global_zero:
+            data = datamodule(trainer)
+            dataset: Any = data.val_dataloader().dataset
             record(
-                run_dir,
+                Path(trainer.default_root_dir),
                 trainer.current_epoch,
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 data={
-                    "name": type(datamodule(trainer)).__name__,
-                    "fingerprint": datamodule(trainer).fingerprint(),
+                    "name": type(data).__name__,
+                    "fingerprint": data.fingerprint(),
+                    "val_images": len(dataset) if trainer.limit_val_batches == 1.0 else None,
                 },
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
@@ -62,6 +68,18 @@ class RunRecord(Callback):
             Path(best.best_model_path).with_name(BEST_STUDENT),
             notes={"epoch": completed_epochs(best), "val_acc1": best.best_model_score.item()},
         )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Record that the run came to its end."""
+        self._record_end(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
+        """Record on which error it stopped; Ctrl-C is one."""
+        self._record_end(trainer, exception)
+
+    def _record_end(self, trainer: Trainer, error: BaseException | None = None) -> None:
+        if self._started and trainer.is_global_zero:
+            record_end(Path(trainer.default_root_dir), trainer.current_epoch, error)
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:

@@ -1,169 +1,299 @@
-"""report.html: one page about a run that needs nothing but itself, no network, script or font."""
+"""The report: one HTML page about one run or several, that needs nothing but itself and no network."""
 
+import base64
+import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import yaml
 
-from distill_dynamics.errors import UserError
-from distill_dynamics.report import figures
-from distill_dynamics.report.run_files import RunProfiles, load_metrics, load_profiles
-from distill_dynamics.report.summary import missing, summary
-from distill_dynamics.report.svg import inline_svg
-from distill_dynamics.report.tables import Row, accuracy_rows, signature_rows
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.report.figures.order import distinct
+from distill_dynamics.report.gallery import Picture, curve_labels, gallery, save
+from distill_dynamics.report.runs import Run, comparison_warnings, listed, load_runs
+from distill_dynamics.report.summary import findings
+from distill_dynamics.report.svg import draw
+from distill_dynamics.report.tables import (
+    Row,
+    accuracy_rows,
+    config_rows,
+    evolution_rows,
+    gap_rows,
+    results_rows,
+    signature_rows,
+    spectrum_rows,
+)
 from distill_dynamics.run import write_whole
 
-_CSS = """
-body { max-width: 70rem; margin: 0 auto; padding: 1rem; background: #fff; color: #222;
-       font: 1rem/1.5 system-ui, sans-serif; }
-h1 { margin: 0.5rem 0; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 0.75rem; padding-top: 0.5rem; border-top: 1px solid #ddd; font-size: 1.25rem; }
-p, li, figcaption { max-width: 46rem; }
-.note, figcaption { color: #555; font-size: 0.9rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 2rem;
-           grid-auto-flow: dense; }
-figure { margin: 0; min-width: 0; break-inside: avoid; }
-figcaption { margin-top: 0.4rem; }
-.wide { grid-column: 1 / -1; }
-svg { display: block; max-width: 100%; height: auto; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 1.25rem 0.3rem 0; border-bottom: 1px solid #e5e5e5;
-         text-align: left; vertical-align: top; }
-th:last-child, td:last-child { padding-right: 0; }
-thead th { vertical-align: bottom; }
-tbody th { font-weight: 400; white-space: nowrap; }
-.numbers td, .numbers th + th { text-align: right; }
-.numbers td { white-space: nowrap; }
-.facts td { min-width: 14rem; overflow-wrap: anywhere; }
-pre { overflow-x: auto; padding: 1rem; background: #f6f6f6; font-size: 0.85rem; line-height: 1.4; }
-@media (max-width: 40rem) { th, td { padding-right: 0.7rem; } }
-@media print { pre { white-space: pre-wrap; } h2 { break-after: avoid; } .scroll { overflow: visible; } }
-"""
+_CSS = resources.files(__package__).joinpath("page.css").read_text(encoding="ascii")
+_JS = resources.files(__package__).joinpath("page.js").read_text(encoding="ascii")
 
 # No source is allowed but what is in the page, so that a browser enforces what is promised above.
-_HEAD = """<meta charset="utf-8">
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    f"script-src 'sha256-{base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode()}'"
+)
+_HEAD = f"""<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <link rel="icon" href="data:,">"""
 
-_LINES = "One line a probed epoch, light to dark; orange the best checkpoint and dashed the teacher, if any."
-_SPECTRUM = "Mean magnitude of the Fourier transform along the channels (Eq. 2)"
-_CAPTIONS = {
-    "entropy_evolution": f"Channel entropy (Eq. 5) by block. {_LINES}",
-    "magnitude_evolution": f"Mean activation magnitude (Eq. 6) by block. {_LINES}",
-    "entropy_heatmap": "The student's entropy again, as colour: one column a probed epoch.",
-    "training_curves": "Each loss term, and top-1 on the validation set beside the teacher's.",
-    "student_spectra": f"{_SPECTRUM}, student.",
-    "teacher_spectra": f"{_SPECTRUM}, teacher.",
-}
-
+_U = (
+    "A curve is called a U where its lowest block is at neither end and both sides rise by more than "
+    "chance among the images would have it. ± is the standard deviation over resamples of the images: "
+    "how the value would differ with other images, not with another training."
+)
 _CAUTION = (
-    "Entropy here is counted in bins of one width for all layers, so a layer's entropy is roughly its "
-    "scale-free entropy plus log2 of its scale: entropy and magnitude are not independent witnesses of a U, "
-    "and one outlier activation anywhere rescales every layer. The range of the bins also changes from epoch "
-    "to epoch and from student to teacher, so the curves compared above were counted in different bins."
+    "Entropy in the global range is counted in bins of one width for all layers, so a layer's entropy is "
+    "roughly its scale-free entropy plus log2 of its scale: entropy and magnitude are not independent "
+    "witnesses of a U, and one outlier activation anywhere rescales every layer. The range of the bins also "
+    "changes from epoch to epoch and from student to teacher, so their curves are counted in different bins."
 )
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write `report.html` into a run directory, finished or not, and return its path.
+def write_report(
+    paths: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    figures_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write one page about run directories, folders of `analyze` and published CSVs; return its path.
 
-    What the run has not written yet is named on the page. Equal runs give equal pages.
+    Runs may be unfinished: what they have not written yet is named on the page. Equal runs give equal pages.
+    Where `figures_dir` is given, each figure goes there too, as PNG and as PDF.
 
-    Raises `UserError` where `run_dir` is no run directory or a Profile in it cannot be read.
+    Raises `UserError` where a path is none of these.
     """
-    run_dir = Path(run_dir)
-    if not (run_dir / "run.json").exists():
-        raise UserError(f"{run_dir}: not a run directory (one that `fit` wrote holds a run.json)")
+    runs, out = load_runs(paths), Path(out)
+    pictures = gallery(runs)
+    if figures_dir is not None:
+        save(pictures, Path(figures_dir))
+    labels = [*dict.fromkeys(curve_labels(runs).values())]
+    title = ", ".join(labels) if len(labels) <= 4 else f"{len(labels)} runs"
     # ASCII, so that the file is the same whatever encoding the machine writes text in.
-    page = _page(run_dir.resolve().name, _run(run_dir)).encode("ascii", "xmlcharrefreplace").decode()
-    write_whole(run_dir / "report.html", page)
-    return run_dir / "report.html"
+    page = _page(title, runs, pictures).encode("ascii", "xmlcharrefreplace").decode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, page)
+    return out
 
 
-def _page(title: str, body: str) -> str:
-    title = escape(title)
-    head = f"{_HEAD}\n<title>{title}</title>\n<style>{_CSS}</style>"
-    body = f"<main>\n<h1>{title}</h1>\n{body}</main>"
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
-
-
-def _run(run_dir: Path) -> str:
-    """Everything about one run, below its name."""
-    metrics, profiles = load_metrics(run_dir), load_profiles(run_dir / "dynamics")
-    starts = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["starts"]
-    path = run_dir / "config.yaml"
-    config = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    is_global = any(profile.range_mode == "global" for _, profile in profiles.named())
-    notes = [
-        "A curve is called a U where its lowest block is at neither end and both sides rise by more than "
-        "chance among the images would have it. ± is the standard deviation over resamples of the images: "
-        "how the value would differ with other images, not with another training.",
-        *([_CAUTION] if is_global else []),
-    ]
-    signatures = _table(signature_rows(profiles), "numbers")
+def _page(title: str, runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
     sections = {
-        "Accuracy": _table(accuracy_rows(metrics), "numbers"),
-        "Figures": _figures(_draw(metrics, profiles), profiles),
-        "Entropy signature": signatures
-        and signatures + "".join(f'<p class="note">{note}</p>' for note in notes),
-        "Provenance": _table(_provenance(starts), "facts"),
-        "Configuration": config
-        and f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>",
+        "Findings": _findings(runs),
+        "Results": _results(runs),
+        "Figures": _figures(pictures, runs),
+        "Numbers": _numbers(runs),
+        "Differences in configuration": _table("Settings that differ", config_rows(runs), "facts")
+        if len(runs) > 1
+        else "",
+        "Provenance": "".join(_provenance(run, several=len(runs) > 1) for run in runs),
     }
-    shown = "".join(
-        f"<section>\n<h2>{title}</h2>\n{text}\n</section>\n" for title, text in sections.items() if text
+    shown = [(name, name.split()[0].lower(), text) for name, text in sections.items() if text]
+    contents = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for name, anchor, _ in shown)
+    body = "".join(
+        f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{name}</h2>\n{text}\n</section>\n'
+        for name, anchor, text in shown
     )
-    absent = missing(metrics, profiles, starts, config)
-    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in absent)
-    return (
-        f"<p>{escape(summary(metrics, profiles))}</p>\n"
-        + (f'<ul class="note">{listed}</ul>\n' if absent else "")
-        + shown
-    )
+    title = escape(title)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+{_HEAD}
+<title>{title}</title>
+<style>{_CSS}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the report</a>
+<header>
+<h1>{title}</h1>
+<nav aria-label="Contents"><ul>{contents}</ul></nav>
+</header>
+<main id="main">
+{body}</main>
+<div id="announcement" class="hidden" aria-live="polite"></div>
+<script>{_JS}</script>
+</body>
+</html>
+"""
 
 
-def _draw(metrics: list[dict[str, float]], profiles: RunProfiles) -> dict[str, Figure]:
-    drawn = figures.of_run(*profiles)
-    if profiles.teacher is not None:
-        with suppress(UserError):  # all its layers are dead, and the rest of the page is worth having
-            drawn["teacher_spectra"] = figures.spectra(profiles.teacher)
-    if any(name in row for row in metrics for name in ("train/loss", "val/loss")):
-        drawn["training_curves"] = figures.training_curves(metrics)
-    return drawn
-
-
-def _figures(drawn: dict[str, Figure], profiles: RunProfiles) -> str:
-    blocks = []
-    for name, figure in drawn.items():
-        wide = ' class="wide"' if "spectra" in name else ""
-        svg = inline_svg(figure, name, _alternative(name, profiles))
-        blocks.append(f"<figure{wide}>\n{svg}<figcaption>{_CAPTIONS[name]}</figcaption>\n</figure>")
-    return f'<div class="figures">\n{"".join(blocks)}\n</div>' if blocks else ""
-
-
-def _alternative(name: str, profiles: RunProfiles) -> str:
-    """What a figure shows, for who does not see it: the ends and the lowest point of each curve."""
-    measure, _, kind = name.partition("_")
-    if kind != "evolution":
-        return _CAPTIONS[name]
-    curves = [(who, getattr(profile, measure)) for who, profile in profiles.named()]
-    said = [
-        f"{who}: first {y[0]:.3g}, lowest {y.min():.3g} at block {y.argmin() + 1}, last {y[-1]:.3g}"
-        for who, y in curves
+def _findings(runs: Sequence[Run]) -> str:
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(runs))
+    found = f'<ul class="findings">{said}</ul>\n' if said else "<p>Nothing has been measured yet.</p>\n"
+    of_runs: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.warnings:
+            of_runs.setdefault(warning, []).append(run.name)
+    warned = [
+        *(comparison_warnings(runs) if len(runs) > 1 else []),
+        *(f"{listed(names)}: {warning}" if len(runs) > 1 else warning for warning, names in of_runs.items()),
     ]
-    return f"{_CAPTIONS[name]} {'; '.join(said)}."
+    if not warned:
+        return found
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in warned)
+    return f'{found}<div class="warnings">\n<h3>Warnings</h3>\n<ul>{items}</ul>\n</div>'
 
 
-def _provenance(starts: list[dict[str, Any]]) -> list[Row]:
+def _results(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return _table("Accuracy on the validation set", accuracy_rows(runs[0].metrics), "numbers")
+    note = "Top-1 on the validation set in percent; ± is the standard deviation over seeds."
+    return _table(note, results_rows(runs), "numbers")
+
+
+# --- figures ------------------------------------------------------------------------------------------
+
+
+def _figures(pictures: Sequence[Picture], runs: Sequence[Run]) -> str:
+    shown, known = [], []
+    for number, picture in enumerate(pictures, start=1):
+        drawing = draw(picture.figure, picture.name)
+        curves = [{**curve, "run": curve["run"] or picture.run} for curve in drawing.curves]
+        known += curves
+        wide = ' class="wide"' if drawing.width > 500 else ""
+        # Below 1.1 pixels a point text is too small to read: a narrow screen scrolls the figure instead.
+        # Above 1.5 it is larger than the page's.
+        label = escape(_alternative(picture, curves))
+        style = f"min-width: {1.1 * drawing.width:.0f}px; max-width: {1.5 * drawing.width:.0f}px"
+        svg = drawing.svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="{style}" ', 1)
+        shown.append(
+            f'<figure id="{picture.name}"{wide}{" data-curves" if curves else ""}>\n'
+            f"<h3>Figure {number}. {escape(picture.title)}</h3>\n"
+            f'<div class="plot"><div class="scroll">{svg}</div></div>\n'
+            f"<figcaption>{escape(picture.caption)}</figcaption>\n"
+            f"{_values(curves)}{_data(curves)}</figure>"
+        )
+    return _controls(known, runs) + f'<div class="figures">\n{"".join(shown)}\n</div>' if shown else ""
+
+
+def _alternative(picture: Picture, curves: Sequence[dict[str, Any]]) -> str:
+    """What a figure shows, for who does not see it: the ends of each curve, where they are few."""
+    told = [
+        f"{curve['label']}: {curve['points'][0][2]} {curve['points'][0][3]}, "
+        f"{curve['points'][-1][2]} {curve['points'][-1][3]}"
+        for curve in curves
+        if curve["points"]
+    ]
+    said = "; ".join(told) if len(told) <= 10 else f"{len(told)} curves"
+    return f"{picture.title}. {said}." if told else f"{picture.title}. {picture.caption}"
+
+
+def _data(curves: Sequence[dict[str, Any]]) -> str:
+    """For page.js; `<` would end the element."""
+    text = json.dumps(list(curves), separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>\n' if curves else ""
+
+
+def _values(curves: Sequence[dict[str, Any]]) -> str:
+    """What the curves' points are, as tables: curves that have the same points share one."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[dict[str, Any]]] = {}
+    for curve in curves:
+        names = tuple(name for _, _, name, _ in curve["points"])
+        if names:
+            groups.setdefault((curve["panel"], curve["unit"], names), []).append(curve)
+    tables = ""
+    for (panel, unit, names), group in groups.items():
+        rows = [("", *names), *((c["label"], *(value for *_, value in c["points"])) for c in group)]
+        if len(names) > max(12, len(group)):  # the longer side goes down
+            rows = [*zip(*rows, strict=True)]
+        tables += _table(f"{panel}{f' ({unit})' if unit else ''}", rows, "numbers values")
+    return f"<details><summary>Values</summary>\n{tables}</details>\n" if tables else ""
+
+
+def _controls(curves: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
+    """Boxes that page.js shows and listens to: without it there is nothing to switch."""
+    drawn = {curve["run"] for curve in curves}
+    labels = [label for label in dict.fromkeys(curve_labels(runs).values()) if label in drawn]
+    epochs = sorted({curve["epoch"] for curve in curves if curve["role"] == "student"} - {None})
+    roles = [role for role in ("best", "teacher") if any(curve["role"] == role for curve in curves)]
+    sets = {
+        "Runs": ("run", labels if len(labels) > 1 else []),
+        "Epochs": ("epoch", [str(epoch) for epoch in epochs]),
+        "Others": ("role", roles),
+    }
+    said = {"best": "best checkpoint"}
+    fields = ""
+    for legend, (name, values) in sets.items():
+        boxes = "".join(
+            f'<label><input type="checkbox" name="{name}" value="{escape(value)}" checked> '
+            f"{escape(said.get(value, value))}</label>"
+            for value in values
+        )
+        buttons = "".join(
+            f'<button type="button" data-set="{text}" aria-label="{legend}: {text}">{text}</button>'
+            for text in ("all", "none")
+        )
+        if boxes:
+            fields += f"<fieldset><legend>{legend}</legend>{buttons}{boxes}</fieldset>\n"
+    if not fields:
+        return ""
+    opened = '<details id="controls" class="controls" hidden open><summary>Curves shown</summary>'
+    return f"{opened}\n{fields}</details>\n"
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def _numbers(runs: Sequence[Run]) -> str:
+    """Tables that compare the runs, and what each of them holds in detail."""
+    detailed = [(run, _details(run)) for run in runs]
+    if len(runs) == 1:
+        numbers = "".join(f"<h3>{name}</h3>\n{table}" for name, table in detailed[0][1].items())
+    else:
+        latest = [(run.name, run.latest) for run in runs if run.latest is not None]
+        teachers = distinct(run.profiles.teacher for run in runs)
+        named: list[tuple[str, Profile]] = [*latest, *((f"teacher, {t.model}", t) for t in teachers)]
+        tables = {
+            "Entropy signature": _table(_LATEST, signature_rows(named), "numbers"),
+            "Spectrum": _table(_LATEST, spectrum_rows(named), "numbers"),
+            "Evolution": _table("Change over the probed epochs", evolution_rows(runs), "numbers"),
+        }
+        numbers = "".join(f"<h3>{name}</h3>\n{table}" for name, table in tables.items() if table)
+        for run, parts in detailed:
+            every = "".join(parts.values())
+            if every:
+                numbers += f"<details><summary>{escape(run.name)}: every probe</summary>\n{every}</details>\n"
+    everything = [profile for run in runs for _, profile in run.named()]
+    notes = [
+        *([_U] if everything else []),
+        *([_CAUTION] if any(profile.range_mode == "global" for profile in everything) else []),
+    ]
+    return numbers and numbers + "".join(f'<p class="note">{note}</p>\n' for note in notes)
+
+
+_LATEST = "Of the best checkpoint of each run, else of the last one probed"
+
+
+def _details(run: Run) -> dict[str, str]:
+    """Every table about the Profiles of one run, those that hold something."""
+    tables = {
+        "Entropy signature": _table("Shape of the entropy curve", signature_rows(run.named()), "numbers"),
+        "Spectrum": _table("Channel spectra, massive activations", spectrum_rows(run.named()), "numbers"),
+        "Distance to the teacher": _table(
+            "Root mean square at matched relative depth", gap_rows(run.profiles), "numbers"
+        ),
+        "Evolution": _table("Change over the probed epochs", evolution_rows([run]), "numbers"),
+    }
+    return {name: table for name, table in tables.items() if table}
+
+
+def _provenance(run: Run, several: bool) -> str:
+    """How a run was started, and its configuration."""
+    facts = _table("Starts of the run", _start_rows(run.starts), "facts")
+    dumped = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else ""
+    config = (
+        f"<details><summary>config.yaml</summary><pre>{escape(dumped)}</pre></details>\n" if dumped else ""
+    )
+    if not several or not (facts or config):
+        return facts + config
+    return f"<details><summary>{escape(run.name)}</summary>\n{facts}{config}</details>\n"
+
+
+def _start_rows(starts: list[dict[str, Any]]) -> list[Row]:
     """A column a start of the run, a row a fact; what a start does not have is a dash."""
     columns = [dict(_flat(start)) for start in starts]
     facts = dict.fromkeys(fact for column in columns for fact in column)
@@ -182,16 +312,20 @@ def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name.replace("_", " "), value
 
 
-def _table(rows: list[Row], kind: str) -> str:
+def _table(caption: str, rows: Sequence[Row], kind: str) -> str:
     """Rows of text, the first of them headers, as a table that scrolls by itself on a narrow screen."""
     if not rows:
         return ""
-    header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
+    # An empty corner is no header of anything.
+    header = "".join(
+        f'<th scope="col">{escape(cell)}</th>' if cell else "<td></td>" for cell in map(str, rows[0])
+    )
     body = ""
     for first, *others in rows[1:]:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
         body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>\n'
     return (
-        f'<div class="scroll"><table class="{kind}">\n<thead><tr>{header}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody>\n</table></div>"
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}">'
+        f'<table class="{kind}">\n<caption>{escape(caption)}</caption>\n<thead><tr>{header}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody>\n</table></div>\n"
     )

@@ -1,15 +1,59 @@
-"""What a run's numbers say, in sentences that claim no more than they show."""
+"""What the numbers of one run or several say, in sentences that claim no more than they show."""
 
-from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.dynamics.signature import signature
-from distill_dynamics.report.run_files import RunProfiles
-from distill_dynamics.report.tables import accuracies
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.signature import evolution, gap, signature
+from distill_dynamics.report.methods import Method, baseline, baseline_warnings, differences, labels, methods
+from distill_dynamics.report.runs import Run, listed
+from distill_dynamics.report.tables import accuracies, shape, trained_probes
+
+_ONE_BY_ONE = 4
+"""So many curves get a sentence each; more share one, and more than `_IN_ONE` are for the tables."""
+_IN_ONE = 12
 
 
-def summary(metrics: list[dict[str, float]], profiles: RunProfiles) -> str:
-    """Who reaches what, and what shape the entropy of student and teacher has."""
-    found = accuracies(metrics)
+def findings(runs: Sequence[Run]) -> list[str]:
+    """The sentences a reader wants first: who won and whether by chance, and what the curves say.
+
+    Never a cause: what goes along with what, and what the number of seeds, images and runs does not tell.
+    """
+    said = [*_accuracy(runs), *_curves(runs), *_suppressed(runs), *_distances(runs), *_ranges(runs)]
+    return said or ["Nothing has been measured yet."]
+
+
+# --- accuracy -----------------------------------------------------------------------------------------
+
+
+def _accuracy(runs: Sequence[Run]) -> list[str]:
+    trained = [run for run in runs if run.kind == "fit"]
+    if len(trained) == 1:
+        return _one_run(trained[0])
+    found = [method for method in methods(trained) if method.score()]
+    names = dict(zip(map(id, found), labels(found), strict=True))
+    final = [method for method in found if method.finished]
     said = []
+    if len({run.data for method in final for run in method.runs} - {None}) > 1:
+        said.append("The runs were validated on different data, so that none has won.")
+    elif len(final) == 1:
+        teacher = _to_teacher(final[0])
+        said.append(f"{names[id(final[0])]} reaches {_top1(final[0])} top-1 at its best epoch{teacher}.")
+    elif final:
+        said += _contest(final, names)
+    if open_ := [method for method in found if not method.finished]:
+        shown = [f"{names[id(m)]} ({m.score()} % at best after {m.runs[0].epochs} epochs)" for m in open_]
+        said.append(f"Not finished, and left out of the comparison: {listed(shown)}.")
+    said += baseline_warnings(trained)
+    return said
+
+
+def _one_run(run: Run) -> list[str]:
+    found, said = accuracies(run.metrics), []
     if "student, best" in found:
         best, last = found["student, best"], found["student, last"]
         at_end = ", its last" if best == last else f", and {last.top1:.2f} % at its last, epoch {last.epoch}"
@@ -17,49 +61,297 @@ def summary(metrics: list[dict[str, float]], profiles: RunProfiles) -> str:
     if "teacher" in found:
         said.append(f"The teacher has {found['teacher'].top1:.2f} % top-1.")
     if {"teacher", "student, best"} <= found.keys():
-        gap = best.top1 - found["teacher"].top1
-        place = f"{abs(gap):.2f} points {'below' if gap < 0 else 'above'}" if gap else "level with"
-        said.append(f"The best student is {place} the teacher.")
-    student = profiles.best or (profiles.students[-1] if profiles.students else None)
-    if student is not None:
-        which = "best student" if profiles.best else "last probed student"
-        said.append(_shape(f"Entropy of the {which} (epoch {student.epoch})", student))
-    if profiles.teacher is not None:
-        said.append(_shape("Entropy of the teacher", profiles.teacher))
-    return " ".join(said) or "Nothing has been measured yet."
+        said.append(f"The best student is {_apart(best.top1 - found['teacher'].top1)} the teacher.")
+    return said
 
 
-def _shape(subject: str, profile: Profile) -> str:
-    found, images = signature(profile), len(profile.entropy_images)
-    if images < 2:
-        shape = "one image is too few to tell whether the curve is a U"
-    elif found.u_shaped:
-        shape = f"a U, {found.depth:.3f} ± {found.depth_se:.3f} bits deep at its shallower side"
+def _contest(found: Sequence[Method], names: dict[int, str]) -> list[str]:
+    """The highest top-1 against the baseline's, or the next one's where it is the baseline or has none."""
+    first, second = sorted(found, key=_mean, reverse=True)[:2]  # stable: of equals, the order given
+    base = baseline(first, found)
+    rival = second if base is None or base is first else base
+    difference = _mean(first) - _mean(rival)
+    role = ", the baseline," if base is first else ""
+    sentence = f"Highest top-1 at the best epoch: {names[id(first)]}{role} with {_top1(first)}, "
+    shown = f"{names[id(rival)]} ({_top1(rival)})"
+    if rival is base:
+        sentence += f"{_apart(difference)} the baseline, {shown}"
+        if second is not rival:
+            sentence += f", and {_apart(_mean(first) - _mean(second))} the next, {names[id(second)]}"
     else:
-        shape = "no U"
-    return f"{subject} is lowest at block {found.nadir} of {len(profile.layers)}: {shape}."
+        sentence += f"{_apart(difference)} the next, {shown}"
+        if other := differences(first, rival):
+            more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+            sentence += f"; their settings differ in {', '.join(other[:3])}{more}, too"
+    sentence += _to_teacher(first)
+    chance = [_seeds(first, rival, len(found)), _sampling(first, rival)]
+    return [f"{sentence}.", *(text for text in chance if text)]
 
 
-def missing(metrics: list[dict[str, float]], profiles: RunProfiles, starts: list, config: str) -> list[str]:
-    """What the run directory does not hold, or holds of an earlier time, in sentences."""
-    columns = {name for row in metrics for name in row}
-    wanted: dict[str, object] = {
-        "Training has not begun: run.json records no start.": starts,
-        "No configuration: there is no config.yaml.": config,
-        "No completed epoch: metrics.csv has no training loss.": "train/loss" in columns,
-        "No accuracy of the student: metrics.csv has no val/acc1.": "val/acc1" in columns,
-        "No accuracy of a teacher: metrics.csv has no teacher/acc1.": "teacher/acc1" in columns,
-        "No Profile of a teacher: there is no dynamics/teacher.npz.": profiles.teacher,
-        "No Profile of the student in training: dynamics/ has no student_epoch_*.npz.": profiles.students,
-        "No Profile of the best student: there is no dynamics/student_best.npz, written when fit "
-        "ends.": profiles.best,
-    }
-    best = accuracies(metrics).get("student, best")
-    if (
-        profiles.best and best and profiles.best.epoch != best.epoch
-    ):  # continued after its end, not ended again
-        sentence = (
-            f"epoch {profiles.best.epoch}, the best now is epoch {best.epoch}: fit has not ended since."
+def _to_teacher(method: Method) -> str:
+    """ ", 3.21 points below the teacher"; "" where the teacher was not measured, or there were several."""
+    found = [accuracies(run.metrics).get("teacher") for run in method.runs]
+    top1 = {round(teacher.top1, 3) for teacher in found if teacher}
+    return f", {_apart(_mean(method) - top1.pop())} the teacher" if len(top1) == 1 else ""
+
+
+def _seeds(a: Method, b: Method, compared: int) -> str:
+    """Whether the difference of two methods is more than the spread over their seeds."""
+    one, other = (list(method.by_seed("best").values()) for method in (a, b))
+    if len(one) < 2 or len(other) < 2:
+        which = "each" if len(one) == len(other) else "for one of the two"
+        return f"With one seed {which} it cannot be told whether that is more than the spread over seeds."
+    as_large, ways = exact_test(one, other)
+    spread = math.sqrt(
+        (np.var(one, ddof=1) * (len(one) - 1) + np.var(other, ddof=1) * (len(other) - 1))
+        / (len(one) + len(other) - 2)
+    )
+    p, least = as_large / ways, (2 if len(one) == len(other) else 1) / ways
+    chance = f"p = {p:.2f}" if p >= 0.005 else "p < 0.01"
+    if p <= 0.05:
+        verdict = "That is more than the spread over seeds"
+    elif least > 0.05:
+        verdict = "These are too few seeds to tell that from their spread"
+    else:
+        verdict = "That is not more than the spread over seeds"
+    picked = f"; picking the best of {compared} makes chance likelier" if compared > 2 and p <= 0.05 else ""
+    return (
+        f"{verdict}: the {len(one)} + {len(other)} results have a pooled standard deviation of {spread:.2f} "
+        f"points, and {as_large} of the {ways} ways to deal them out to two methods give a difference as "
+        f"large (exact permutation test, {chance}{picked})."
+    )
+
+
+def exact_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int]:
+    """Two-sided permutation test of a difference of means (Fisher, 1935) → (ways as extreme, ways).
+
+    All ways are tried up to 200,000 of them (9 + 9 values), else as many drawn with a fixed seed.
+    """
+    values = np.array([*one, *other])
+    n, total = len(one), len(values)
+
+    def distance(sums: FloatArray) -> FloatArray:
+        return np.abs(sums / n - (values.sum() - sums) / (total - n))
+
+    if math.comb(total, n) <= 200_000:
+        chosen: Iterable = combinations(range(total), n)
+        sums = np.array([values[list(rows)].sum() for rows in chosen])
+    else:
+        rng = np.random.default_rng(0)
+        sums = np.array([rng.permutation(values)[:n].sum() for _ in range(200_000)])
+    observed = distance(np.array([sum(one)]))
+    return int((distance(sums) >= observed - 1e-9).sum()), len(sums)
+
+
+def _sampling(a: Method, b: Method) -> str:
+    """Whether the difference is more than the choice of validation images makes; "" where unknown."""
+    counts = {run.validation_images for method in (a, b) for run in method.runs}
+    n = counts.pop() if len(counts) == 1 else None
+    if n is None:
+        return ""
+    shares = [_mean(method) / 100 for method in (a, b)]
+    margin = 1.96 * 100 * math.sqrt(sum(share * (1 - share) for share in shares) / n)
+    inside = abs(_mean(a) - _mean(b)) <= margin
+    return (
+        f"It is {'inside' if inside else 'outside'} the sampling error of the {n:,} validation images: up to "
+        f"{margin:.2f} points between two models (95 %, binomial; less where both err on the same images)."
+    )
+
+
+def _mean(method: Method) -> float:
+    score = method.score()
+    return score.mean if score else math.nan
+
+
+def _top1(method: Method) -> str:
+    count = len(method.by_seed("best"))
+    return f"{method.score()} %" + (f" over {count} seeds" if count > 1 else "")
+
+
+def _apart(difference: float) -> str:
+    if abs(difference) < 0.005:
+        return "level with"
+    return f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
+
+
+# --- dynamics -----------------------------------------------------------------------------------------
+
+
+def _curves(runs: Sequence[Run]) -> list[str]:
+    """Where each entropy curve is lowest, whether it is a U, and how its ends moved."""
+    told = {run.name for group in _one_model_many_ranges(runs) for run, _ in group if run.models}
+    shown = [(run, run.latest) for run in runs if run.latest is not None and run.name not in told]
+    if not shown:
+        return []
+    if len(shown) <= _ONE_BY_ONE:
+        said = [_lowest(run, latest) for run, latest in shown]
+    else:
+        places = "; ".join(_briefly(run, latest) for run, latest in shown[:_IN_ONE])
+        more = f"; {len(shown) - _IN_ONE} more in the table" if len(shown) > _IN_ONE else ""
+        said = [f"Block of lowest entropy, first probe → best checkpoint (else last probe): {places}{more}."]
+    if unknown := [run.name for run, latest in shown if len(latest.entropy_images) < 2]:
+        said.append(
+            f"Whether the curves of {listed(unknown)} are Us beyond chance is unknown: that takes the values "
+            "of at least two images."
         )
-        wanted[f"The Profile of the best student is of {sentence}"] = False
-    return [sentence for sentence, there in wanted.items() if not there]
+    return said
+
+
+def _lowest(run: Run, latest: Profile) -> str:
+    best, students = run.profiles.best, run.profiles.students
+    when = f" at epoch {latest.epoch}" if students else ""
+    if latest is best:
+        when = " at the best checkpoint" + ("" if best.epoch is None else f", epoch {best.epoch},")
+    sentence = f"{run.name}'s entropy is lowest {_at(latest)}{when}"
+    if students and students[0] is not latest:
+        sentence += f" and {_at(students[0])} at epoch {students[0].epoch}"
+    if len(trained := trained_probes(run)) > 1:
+        found = evolution(trained)
+        sentence += (
+            f"; from epoch {trained[0].epoch} to {trained[-1].epoch} its first block changes by "
+            f"{found.first_change:+.2f} bits, its last by {found.last_change:+.2f}"
+        )
+    return f"{sentence.removesuffix(',')}."
+
+
+def _briefly(run: Run, latest: Profile) -> str:
+    probes = [*run.profiles.students[:1], latest]
+    ends = dict.fromkeys(f"{int(p.entropy.argmin()) + 1}{_verdict(p)}" for p in probes)
+    return f"{run.name} {' → '.join(ends)}"
+
+
+def _verdict(profile: Profile) -> str:
+    return {"U": " (U)", "no U": " (no U)"}.get(shape(profile), "")
+
+
+def _at(profile: Profile) -> str:
+    """Such as "at block 4 (no U)"; without the shape where that is unknown."""
+    found = signature(profile)
+    verdict = _verdict(profile)
+    if found.u_shaped:
+        verdict = f" (a U, {found.depth:.3f} ± {found.depth_se:.3f} bits deep)"
+    return f"at block {found.nadir}{verdict}"
+
+
+def _suppressed(runs: Sequence[Run]) -> list[str]:
+    """The late-layer suppression and rebound of the paper's Sections 5.2 and 5.4, where they are."""
+    trainings = [run for run in runs if trained_probes(run)]
+    found = {run.name: evolution(run.profiles.students) for run in trainings}
+    suppressed = [run for run in trainings if found[run.name].last_lowest_until is not None]
+    told = []
+    for run in suppressed:
+        until, rises = found[run.name].last_lowest_until, found[run.name].last_rises_from
+        sentence = f"{run.name}'s last block is its lowest until epoch {until}"
+        if until == trained_probes(run)[-1].epoch:
+            sentence = f"{run.name}'s last block is its lowest at every probe after epoch 0"
+        if rises is not None:
+            start = "then" if rises == until else f"epoch {rises}"
+            rebound = found[run.name].last_rebound
+            sentence += f" and rises from {start} to the end, to {rebound:.2f} bits above its lowest"
+        told.append(sentence)
+    if not told:
+        return []
+    said = [f"{sentence}." for sentence in told] if len(told) < 3 else [f"{'; '.join(told[:_IN_ONE])}."]
+    low = {run.name for run in suppressed}
+    top1, trained = _final_top1(trainings), [run.name for run in trainings if run.kind == "fit"]
+    with_it, without = (
+        [name for name in trained if name in low],
+        [name for name in trained if name not in low],
+    )
+    if with_it and without and top1.keys() == set(trained):
+        difference = fmean(top1[name] for name in with_it) - fmean(top1[name] for name in without)
+        said.append(
+            f"The mean top-1 of {listed(with_it)} is {_apart(difference)} that of the others: this goes "
+            f"along with the low last block, and {len(trained)} runs are no evidence that it comes from it."
+        )
+    return said
+
+
+def _final_top1(runs: Sequence[Run]) -> dict[str, float]:
+    """Best top-1 of the finished runs by name; {} where they were validated on different data."""
+    if len({run.data for run in runs} - {None}) > 1:
+        return {}
+    found = {run.name: accuracies(run.metrics).get("student, best") for run in runs if run.finished}
+    return {name: best.top1 for name, best in found.items() if best}
+
+
+def _distances(runs: Sequence[Run]) -> list[str]:
+    """Which student is nearest to its teacher, and whether top-1 goes along with that."""
+    distances = [
+        (gap(run.latest, run.profiles.teacher).entropy_distance, run, run.profiles.teacher)
+        for run in runs
+        if run.latest is not None and run.profiles.teacher is not None
+    ]
+    if not distances or len({(run.range, teacher.model) for _, run, teacher in distances}) > 1:
+        return []
+    order = sorted(distances, key=lambda item: item[0])
+    (least, near, teacher), (most, far, _) = order[0], order[-1]
+    place = f"lowest {_at(teacher)} of {len(teacher.layers)}"
+    if len(order) == 1:
+        how = "root mean square over matched depth"
+        return [f"{near.name}'s entropy is {least:.2f} bits from its teacher's ({how}), which is {place}."]
+    sentence = (
+        f"Nearest to the teacher's entropy, {place}, is {near.name} ({least:.2f} bits, root mean square over "
+        f"matched depth), farthest {far.name} ({most:.2f})"
+    )
+    trained = [run for _, run, _ in order]
+    top1 = _final_top1(trained)
+    if len(top1) == len(trained):
+        highest = max(top1, key=lambda name: top1[name])
+        whose = "its own" if highest == near.name else f"{highest}'s"
+        sentence += f"; the highest top-1 is {whose}, and {len(trained)} runs are no evidence of a cause"
+    return [f"{sentence}."]
+
+
+# --- value ranges -------------------------------------------------------------------------------------
+
+
+def _one_model_many_ranges(runs: Sequence[Run]) -> list[list[tuple[Run, Profile]]]:
+    """Runs that are one model on one set of images under several ranges of the bins.
+
+    Magnitude does not depend on the range: equal magnitudes mean one model and one set of images.
+    """
+    groups: list[list[tuple[Run, Profile]]] = []
+    for run in runs:
+        latest = run.latest
+        if latest is None or not np.isfinite(latest.magnitude).all():
+            continue
+        alike = (g for g in groups if g[0][1].model == latest.model and _equal(g[0][1], latest))
+        if (group := next(alike, None)) is None:
+            groups.append([(run, latest)])
+        else:
+            group.append((run, latest))
+    return [group for group in groups if len({run.range for run, _ in group}) > 1]
+
+
+def _equal(a: Profile, b: Profile) -> bool:
+    return a.magnitude.shape == b.magnitude.shape and np.allclose(a.magnitude, b.magnitude, rtol=1e-6)
+
+
+def _ranges(runs: Sequence[Run]) -> list[str]:
+    """What differs between value ranges: one sentence a model, for three models at most."""
+    return [_readings(group) for group in _one_model_many_ranges(runs)[:3]]
+
+
+def _readings(group: Sequence[tuple[Run, Profile]]) -> str:
+    readings = {run.range: profile for run, profile in group}
+    alike = len({(int(p.entropy.argmin()), shape(p)) for p in readings.values()}) == 1
+    lead = "says the same under each range of the bins" if alike else "depends on the range of the bins"
+    shown = "; ".join(
+        f"lowest {_at(profile)} {_RANGES.get(value_range, f'where it is {value_range}')}, "
+        f"r = {_correlation(profile):.2f}"
+        for value_range, profile in readings.items()
+    )
+    return (
+        f"{group[0][1].model}'s entropy {lead}: {shown}. (r: correlation over blocks with log2 of the "
+        "magnitude, to which bins of one width tie the entropy.)"
+    )
+
+
+_RANGES = {"global": "where all blocks share one", "layer": "where each block has its own"}
+
+
+def _correlation(profile: Profile) -> float:
+    """Pearson's r over blocks of entropy and log2 magnitude; NaN where one of them is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.corrcoef(profile.entropy, np.log2(profile.magnitude))[0, 1])

@@ -1,24 +1,45 @@
-"""A matplotlib Figure as an `<svg>` element to stand in an HTML page among others."""
+"""A matplotlib Figure as an `<svg>` element for an HTML page, and where its curves lie."""
 
 import io
 import re
-from html import escape
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
+import numpy as np
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from distill_dynamics.report.figures.curves import CurveLine, curves
 
 # Text as outlines: it looks the same without the font. A fixed salt: equal figures give equal text.
 _STYLE: list[Any] = ["default", {"svg.fonttype": "path", "svg.hashsalt": "distill_dynamics"}]
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as one `<svg>` element without metadata; equal figures give equal text.
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for a page."""
 
-    `name` stands before each of its ids, which are then unique in a page whose names are; `label` is what
-    a screen reader says. Pictures in it (a heat map) are data: URLs.
+    svg: str
+    """One `<svg>` element."""
+    width: float
+    """In points, 1/72 inch: the svg's own units."""
+    curves: list[dict[str, Any]]
+    """One a curve, ready for JSON: what `Shows` holds, `label`, title of its `panel`, `ids` of its
+    elements, and `points`: [x, y, name, value as text] each, x and y in the svg's units."""
+
+
+def draw(figure: Figure, name: str) -> Drawing:
+    """The figure as an `<svg>` element without metadata; equal figures give equal text.
+
+    `name` stands before each of its ids, which are then unique in a page whose names are. Pictures in it
+    (a heat map) are data: URLs.
     """
+    lines = curves(figure.axes)
+    for number, line in enumerate(lines):
+        for part, artist in enumerate([line, *line.companions]):
+            artist.set_gid(f"curve-{number}-{part}")  # becomes the element's id
     buffer = io.StringIO()
     with style.context(_STYLE):
         figure.savefig(buffer, format="svg", dpi=200, metadata=_NO_METADATA)
@@ -26,5 +47,42 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     svg = svg[svg.index("<svg ") :]  # HTML has no place for an XML declaration
     # Comments repeat the text of labels; the style sheet would hold for the whole page.
     svg = re.sub(r"<!--.*?-->\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' d="M[^"]*"', _shorter, svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    # After savefig: the layout is that of the svg.
+    described = [_described(figure, line, f"{name}-curve-{number}") for number, line in enumerate(lines)]
+    return Drawing(svg, figure.get_figwidth() * 72, described)
+
+
+def value_text(value: float, error: float) -> str:
+    """A value with five significant digits, and its standard error with two where it is known."""
+    if not np.isfinite(value):
+        return "not measured"
+    return f"{value:.5g}" + (f" ± {error:.2g}" if np.isfinite(error) else "")
+
+
+def _described(figure: Figure, line: CurveLine, name: str) -> dict[str, Any]:
+    """A curve as numbers and words, its points without those that are not drawn."""
+    shows, axes = line.shows, cast(Axes, line.axes)
+    xy = np.asarray(line.get_xydata(), dtype=float)
+    # In fractions of the figure, which do not depend on its resolution; y from above, as in an svg.
+    fractions = axes.transData.transform(xy) / figure.bbox.size
+    places = np.column_stack([fractions[:, 0], 1 - fractions[:, 1]]) * figure.get_size_inches() * 72
+    points = [
+        [round(float(x), 1), round(float(y), 1), point, value_text(value, error)]
+        for (x, y), point, value, error in zip(places, line.points, xy[:, 1], line.error, strict=True)
+        if np.isfinite(value)
+    ]
+    parts = range(1 + len(line.companions))
+    return {
+        **asdict(shows),
+        "label": shows.label,
+        "ids": [f"{name}-{part}" for part in parts],
+        "panel": axes.get_title("left").replace(r"\$", "$").replace("\n", " "),
+        "points": points,
+    }
+
+
+def _shorter(path: re.Match[str]) -> str:
+    """A path's numbers with two decimals: a hundredth of a point is not seen."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", path[0])

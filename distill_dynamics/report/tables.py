@@ -1,12 +1,28 @@
-"""Tables as rows of text, the header row first; `fit` prints them, and the report shows them."""
+"""Tables as rows of text, the header row first; `fit` prints them, and the report shows them.
+
+A table in which nothing would stand is [].
+"""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from distill_dynamics.dynamics.signature import signature
-from distill_dynamics.report.run_files import RunProfiles
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.signature import (
+    evolution,
+    gap,
+    massive_activations,
+    signature,
+    spectrum_signature,
+)
+from distill_dynamics.report.methods import baseline, methods, named_settings
+from distill_dynamics.report.runs import Run, RunProfiles
 
 Row = tuple[str, ...]
+Named = Sequence[tuple[str, Profile]]
+"""Profiles and what their row is called, e.g. `RunProfiles.named()` or `Run.named()`."""
+
+_NOTHING = "–"
 
 
 class Accuracy(NamedTuple):
@@ -39,26 +55,200 @@ def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
 
 
 def accuracy_rows(metrics: list[dict[str, float]]) -> list[Row]:
-    """Rows of accuracies in percent; nothing where none was measured."""
+    """Accuracies of one run in percent."""
     rows: list[Row] = [("accuracy (%)", "top-1", "top-5", "epoch")]
     for who, found in accuracies(metrics).items():
         epoch = "" if found.epoch is None else str(found.epoch)
         rows.append((who, _number(found.top1, 2), _number(found.top5, 2), epoch))
-    return rows if len(rows) > 1 else []
+    return _table(rows)
 
 
-def signature_rows(profiles: RunProfiles) -> list[Row]:
-    """Rows of what each Profile's entropy curve says; nothing where there is no Profile.
+def results_rows(runs: Sequence[Run]) -> list[Row]:
+    """The paper's Table 1: a row a method, with mean ± standard deviation of top-1 over its seeds.
 
-    ± is the standard deviation over resamples of the images; see `signature`.
+    The difference is that of the best top-1 to the baseline: SoftKD with all other settings equal, else plain
+    training; the column is left out where no method has one. A run that has not finished has a row to itself.
+    """
+    found = methods(runs)
+    scores = [(method, method.score("best"), method.score("last")) for method in found]
+    if not any(best for _, best, _ in scores):
+        return []
+    bases = [baseline(method, found) for method in found]
+    rows: list[Row] = [
+        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "difference", "epochs", "runs")
+    ]
+    for (method, best, last), base in zip(scores, bases, strict=True):
+        base_score = base.score() if base else None
+        rows.append(
+            (
+                method.name,
+                method.layers or "N/A",
+                method.weight or "N/A",
+                str(len(method.by_seed("best"))),
+                str(best or _NOTHING),
+                str(last or _NOTHING),
+                "baseline"
+                if any(base is method for base in bases)
+                else f"{best.mean - base_score.mean:+.2f}"
+                if best and base_score
+                else _NOTHING,
+                method.epochs,
+                ", ".join(run.name for run in method.runs),
+            )
+        )
+    if not any(base is not None and base is not method for method, base in zip(found, bases, strict=True)):
+        rows = [(*row[:6], *row[7:]) for row in rows]
+    return rows
+
+
+def config_rows(runs: Sequence[Run]) -> list[Row]:
+    """The settings in which the runs differ, a column a run; what a run does not set is a dash.
+
+    Runs without a configuration have no column. What only names a run (name, folder, W&B) is left out.
+    """
+    configured = [run for run in runs if run.config]
+    settings = [named_settings(run) for run in configured]
+    keys = dict.fromkeys(key for setting in settings for key in setting)
+    rows: list[Row] = [("setting", *(run.name for run in configured))]
+    for key in keys:
+        values = [setting.get(key, _NOTHING) for setting in settings]
+        if len(set(values)) > 1:
+            rows.append((key, *values))
+    return _table(rows)
+
+
+def signature_rows(named: Named) -> list[Row]:
+    """What each Profile's entropy curve says; see `signature`.
+
+    ± is the standard deviation over resamples of the images.
     """
     rows: list[Row] = [("entropy by block", "lowest block", "depth of the U (bits)", "shape")]
-    for who, profile in profiles.named():
+    for who, profile in named:
         found = signature(profile)
-        one_image = len(profile.entropy_images) < 2
-        shape = "U" if found.u_shaped else "unknown: one image" if one_image else "no U"
         nadir = _with_error(str(found.nadir), found.nadir_se, 1)
-        rows.append((who, nadir, _with_error(f"{found.depth:.3f}", found.depth_se, 3), shape))
+        depth = _with_error(f"{found.depth:.3f}", found.depth_se, 3)
+        rows.append((who, nadir, depth, shape(profile)))
+    return _table(rows)
+
+
+def shape(profile: Profile) -> str:
+    """ "U", "no U", or why that is unknown."""
+    images = len(profile.entropy_images)
+    if images < 2:
+        return "unknown: one image" if images else "unknown: no images"
+    return "U" if signature(profile).u_shaped else "no U"
+
+
+def spectrum_rows(named: Named) -> list[Row]:
+    """Flatness and energy of each Profile's early, middle and late channel spectra; massive activations.
+
+    Flatness is 1 for a uniform spectrum and near 0 for a low-pass; energy is that of the frequencies above 0.
+    See `spectrum_signature` and `massive_activations`.
+    """
+    rows: list[Row] = [
+        ("channel spectrum", "flatness early", "middle", "late", "three phases", "largest |A| / median")
+    ]
+    for who, profile in named:
+        found, massive = spectrum_signature(profile), massive_activations(profile)
+        flatness = [found.flatness_early, found.flatness_middle, found.flatness_late]
+        if not any(map(math.isfinite, [*flatness, massive.ratio])):
+            continue
+        known = all(map(math.isfinite, flatness))
+        at = f"{massive.ratio:.0f} at block {massive.block:.0f}, channel {massive.channel:.0f}"
+        rows.append(
+            (
+                who,
+                *(_number(value, 3) for value in flatness),
+                ("yes" if found.three_phases else "no") if known else _NOTHING,
+                at if math.isfinite(massive.ratio) else _NOTHING,
+            )
+        )
+    return _table(rows)
+
+
+def gap_rows(profiles: RunProfiles) -> list[Row]:
+    """How far the student is from its teacher at each probe; [] without a teacher. See `gap`."""
+    rows: list[Row] = [
+        (
+            "student to teacher",
+            "entropy (bits)",
+            "its shape (bits)",
+            "magnitude (log2)",
+            "flatness",
+            "shift of the lowest block (relative depth)",
+        )
+    ]
+    for who, profile in profiles.named():
+        if profiles.teacher is None or profile is profiles.teacher:
+            continue
+        found = gap(profile, profiles.teacher)
+        distances = [
+            found.entropy_distance,
+            found.entropy_shape_distance,
+            found.magnitude_distance,
+            found.flatness_distance,
+        ]
+        rows.append((who, *(_number(value, 3) for value in distances), _signed(found.nadir_shift)))
+    return _table(rows)
+
+
+def evolution_rows(runs: Sequence[Run]) -> list[Row]:
+    """How each training's entropy curve changed over its probes after epoch 0; see `evolution`.
+
+    Changes are end minus beginning. A run of fewer than two such probes has no row.
+    """
+    rows: list[Row] = [
+        (
+            "entropy over epochs",
+            "epochs",
+            "lowest block",
+            "first block (bits)",
+            "last block (bits)",
+            "last block lowest until",
+            "rises from",
+            "rebound (bits)",
+            "U since",
+        )
+    ]
+    for run in runs:
+        trained = trained_probes(run)
+        if len(trained) < 2:
+            continue
+        found = evolution(trained)
+        epoch = [
+            _NOTHING if value is None else str(value)
+            for value in (found.last_lowest_until, found.last_rises_from, found.u_since)
+        ]
+        nadirs = [int(profile.entropy.argmin()) + 1 for profile in (trained[0], trained[-1])]
+        rows.append(
+            (
+                run.name,
+                f"{trained[0].epoch} to {trained[-1].epoch}",
+                f"{nadirs[0]} → {nadirs[1]}",
+                _signed(found.first_change),
+                _signed(found.last_change),
+                *epoch[:2],
+                _number(found.last_rebound, 2),
+                epoch[2],
+            )
+        )
+    return _table(rows)
+
+
+def trained_probes(run: Run) -> list[Profile]:
+    """The student's Profiles after epoch 0, in order."""
+    return [profile for profile in run.profiles.students if profile.epoch]
+
+
+def aligned(rows: list[Row]) -> list[str]:
+    """Rows as lines for a terminal: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+
+
+def _table(rows: list[Row]) -> list[Row]:
     return rows if len(rows) > 1 else []
 
 
@@ -67,4 +257,8 @@ def _with_error(value: str, error: float, digits: int) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    return _NOTHING if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return _NOTHING if math.isnan(value) else f"{value:+.2f}"

@@ -1,87 +1,43 @@
-import csv
+import base64
+import hashlib
 import json
 import re
+import struct
+import zlib
 from html.parser import HTMLParser
+from itertools import pairwise
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from run_folders import (
+    FALLING,
+    METRICS,
+    STARTS,
+    TEACHER,
+    U,
+    profile,
+    profiles,
+    write_analysis,
+    write_published,
+    write_run,
+)
 
 from distill_dynamics.callbacks import Console
-from distill_dynamics.dynamics import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report import figures
+from distill_dynamics.report import page as page_module
 from distill_dynamics.report.page import write_report
 
-VOID = {"meta", "link"}
-SIX = [
-    "entropy_evolution", "magnitude_evolution", "entropy_heatmap", "student_spectra", "teacher_spectra",
-    "training_curves",
+VOID = {"meta", "link", "input"}
+ALONE = [
+    "entropy_evolution", "magnitude_evolution", "entropy_heatmap", "training_curves", "signature_by_epoch",
+    "student_spectra", "teacher_spectra",
 ]  # fmt: skip
-STARTS = [
-    {
-        "from_epoch": 0,
-        "seed": 7,
-        "data": {"name": "CIFAR10", "fingerprint": "38f1c0de"},
-        "devices": "2 x cuda",
-        "command": "distill_dynamics fit --config <b>.yaml",
-        "commit": "c1f024bb",
-        "versions": {"torch": "2.14.1"},
-    }
-]
-METRICS = [
-    {"epoch": 0, "step": 0, "teacher/acc1": 90.456, "teacher/acc5": 99.5},
-    {"epoch": 1, "step": 5, "train/loss": 1.5, "train/loss_ce": 2.25, "val/acc1": 70.125, "val/acc5": 95.0},
-    {"epoch": 2, "step": 10, "train/loss": 1.25, "train/loss_ce": 2.0, "val/acc1": 84.5, "val/acc5": 97.25},
-    {"epoch": 3, "step": 15, "train/loss": 1.0, "train/loss_ce": 1.5, "val/acc1": 83.25, "val/acc5": 98.0},
-]
-
-
-def profile(epoch, entropy, images=4, model="deit", dead=False, mode="global"):
-    """Images that differ by less than 0.01 bits: every bend of `entropy` is far above the noise."""
-    layers, wobble = len(entropy), np.random.default_rng(0).uniform(-0.005, 0.005, (images, len(entropy)))
-    fields = {
-        "entropy": entropy,
-        "entropy_images": entropy + wobble - wobble.mean(0),
-        "magnitude": np.arange(1.0, layers + 1),
-        "magnitude_images": np.ones((images, layers)),
-        "spectrum": [np.zeros(8) if dead else np.linspace(0.2, 0.1, 8)] * layers,
-        "spectrum_se": [np.full(8, 0.01)] * layers,
-        "value_range": np.tile([-4.0, 4.0], (layers, 1)),
-        "clipped": np.zeros(layers),
-        "range_mode": mode,
-    }
-    names = [f"blocks.{i}" for i in range(layers)]
-    return Profile(model=model, epoch=epoch, layers=names, bins=100, **fields)
-
-
-FALLING, U = np.array([4.4, 4.3, 4.2, 4.1]), np.array([4.4, 4.3, 4.0, 4.25])
-TEACHER = np.array([4.5, 4.1, 4.2, 4.3, 4.4, 4.45])
-
-
-def write_run(folder, metrics=METRICS, starts=STARTS, config="seed_everything: 7\n", **profiles):
-    (folder / "dynamics").mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"id": "abc", "starts": starts}))
-    if metrics:
-        with (folder / "metrics.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in metrics for name in row)))
-            writer.writeheader()
-            writer.writerows(metrics)
-    if config:
-        (folder / "config.yaml").write_text(config)
-    for name, content in profiles.items():
-        content.save(folder / "dynamics" / f"{name}.npz")
-    return folder
-
-
-def profiles(**changed):
-    return {
-        "teacher": profile(None, TEACHER, model="cait", **changed),
-        "student_epoch_0000": profile(0, FALLING, **changed),
-        "student_epoch_0003": profile(3, U, **changed),
-        "student_best": profile(2, U, **changed),
-    }
+TOGETHER = [
+    "entropy_by_block", "magnitude_by_block", "entropy_by_method", "magnitude_by_method", "entropy_heatmaps",
+    "signature_by_epoch", "training_comparison", "spectra_softkd", "spectra_spectral-last", "teacher_spectra",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -113,7 +69,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] in ("td", "th"):
             self.rows[-1][-1] += data
-        if self.open and self.open[-1] not in ("style", "title"):
+        if self.open and self.open[-1] not in ("style", "title", "script"):
             self.texts.append(data)
 
     def words(self):
@@ -123,95 +79,256 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def figures(self):
-        return re.findall(r'id="(\w+?)-figure_1"', self.text)
+        return [attributes["id"] for attributes in self.all("figure")]
+
+    def curves(self, figure):
+        """What page.js gets to know about the curves of a figure."""
+        own = self.text[self.text.index(f'<figure id="{figure}"') :]
+        return json.loads(re.search(r'<script type="application/json">(.*?)</script>', own)[1])
+
+
+def report(tmp_path, *paths, **options):
+    return Page(write_report(paths, tmp_path / "report.html", **options))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return Page(write_report(write_run(tmp_path_factory.mktemp("runs") / "spectral-1", **profiles())))
+    root = tmp_path_factory.mktemp("runs")
+    return report(root, write_run(root / "spectral-1", **profiles()))
 
 
-def test_page_is_well_formed_and_semantic(finished):
-    assert finished.text.startswith("<!DOCTYPE html>")
-    for tag in ("h1", "title", "main", "details"):
-        assert len(finished.all(tag)) == 1
-    assert "spectral-1" in finished.texts
-    assert finished.all("html") == [{"lang": "en"}]
-    assert finished.figures() == SIX
-    assert len(finished.all("figure")) == len(finished.all("figcaption")) == len(SIX)
-    tables = re.findall(r"<table.*?</table>", finished.text, flags=re.DOTALL)
-    assert len(tables) == 3
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    loss = "loss: {class_path: distill_dynamics.losses.SpectralKD}"
+    config = (
+        f"model: {{alpha: 0.9, terms: {{spectral: {{{loss}, weight: 0.2, last: 1}}}}}}\nseed_everything: 7\n"
+    )
+    going = [{**STARTS[0], "ended": None}]
+    runs = [
+        write_run(root / "softkd", config="model: {alpha: 0.9}\nseed_everything: 7\n", **profiles()),
+        write_run(root / "spectral-last", starts=going, config=config, **profiles(0.3)),
+    ]
+    return report(root, *runs, figures_dir=root / "figures"), root / "figures"
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For tests of words: drawing takes most of the time."""
+    monkeypatch.setattr(page_module, "gallery", lambda _: [])
+
+
+@pytest.mark.parametrize("which", ["one", "several"])
+def test_page_is_well_formed_and_semantic(finished, several, which):
+    page, names = (finished, ALONE) if which == "one" else (several[0], TOGETHER)
+    assert page.text.startswith("<!DOCTYPE html>")
+    for tag in ("h1", "title", "main", "header", "nav"):
+        assert len(page.all(tag)) == 1
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.figures() == names
+    assert len(page.all("svg")) == len(page.all("figcaption")) == len(names)
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(headings))
+    tables = re.findall(r"<table.*?</table>", page.text, flags=re.DOTALL)
+    assert len(tables) > 8
     for table in map(ElementTree.fromstring, tables):
+        assert table.find("caption").text
+        width = len(table.find("thead/tr"))
         assert all(th.get("scope") == "col" for th in table.findall("thead/tr/th"))
-        width = len(table.findall("thead/tr/th"))
         for row in table.findall("tbody/tr"):
             assert [cell.tag for cell in row] == ["th"] + ["td"] * (width - 1)
             assert row[0].get("scope") == "row"
-    ids = [attributes["id"] for _, attributes in finished.elements if "id" in attributes]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids) > 100
+    for anchor in page.all("a"):
+        assert anchor["href"][1:] in ids
+    for section in page.all("section"):
+        assert section["aria-labelledby"] in ids
 
 
-def test_page_needs_nothing_from_elsewhere(finished):
-    assert not finished.all("script")
-    for tag, attributes in finished.elements:
+def test_page_needs_nothing_from_elsewhere(several):
+    page, _ = several
+    for tag, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
             if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
                 assert value.startswith(("#", "data:")), (tag, value)
             elif not name.startswith("xmlns"):
-                assert "//" not in value, (tag, name)
-    assert "@import" not in finished.text
-    assert not re.search(r"url\((?!#)", finished.text)
-    references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', finished.text))
-    assert references <= {attributes.get("id") for _, attributes in finished.elements}
+                assert "//" not in (value or ""), (tag, name)
+    assert "@import" not in page.text
+    assert not re.search(r"url\((?!#)", page.text)
+    references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page.text))
+    assert references <= {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_policy_allows_the_one_script_by_its_hash(finished):
+    (policy,) = [
+        meta["content"]
+        for meta in finished.all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    ]
+    (script,) = re.findall(r"<script>(.*?)</script>", finished.text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';")
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "unsafe-eval" not in policy
+    assert {element.get("type") for element in finished.all("script")} == {None, "application/json"}
 
 
 def test_every_picture_says_what_it_shows(finished):
     for attributes in finished.all("svg"):
         assert attributes["role"] == "img"
     labels = [attributes["aria-label"] for attributes in finished.all("svg")]
-    assert "teacher: first 4.5, lowest 4.1 at block 2, last 4.45" in labels[0]
-    assert "student, epoch 0: first 1, lowest 1 at block 1, last 4" in labels[1]
-    assert len(set(labels)) == len(SIX)
+    assert "teacher: block 1 4.5 ± " in labels[0]
+    assert "epoch 0: block 1 4.4 ± " in labels[0]
+    assert len(set(labels)) == len(ALONE)
+
+
+def test_curves_are_the_profiles_numbers_with_their_errors(finished):
+    drawn = {(c["role"], c["epoch"]): c for c in finished.curves("entropy_evolution")}
+    made = profiles()
+    assert set(drawn) == {("student", 0), ("student", 3), ("best", 2), ("teacher", None)}
+    for key, name in ((("student", 3), "student_epoch_0003"), (("teacher", None), "teacher")):
+        curve, expected = drawn[key], made[name]
+        errors = expected.entropy_images.std(axis=0, ddof=1) / 2  # four images
+        assert [point[2] for point in curve["points"]] == [f"block {n + 1}" for n in range(len(errors))]
+        assert [point[3] for point in curve["points"]] == [
+            f"{value:.5g} ± {error:.2g}" for value, error in zip(expected.entropy, errors, strict=True)
+        ]
+        for name in curve["ids"]:
+            assert finished.text.count(f'id="{name}"') == 1
+    # The same, as a table.
+    assert any(row[:2] == ["epoch 3", drawn["student", 3]["points"][0][3]] for row in finished.rows)
 
 
 def test_numbers_are_those_of_the_run(finished):
     assert ["teacher", "90.46", "99.50", ""] in finished.rows
     assert ["student, best", "84.50", "97.25", "2"] in finished.rows
     assert ["student, last", "83.25", "98.00", "3"] in finished.rows
-    text = finished.words()
-    assert "reaches 84.50 % top-1 at its best, epoch 2, and 83.25 % at its last, epoch 3." in text
-    assert "The teacher has 90.46 % top-1. The best student is 5.96 points below the teacher." in text
-    assert "Entropy of the best student (epoch 2) is lowest at block 3 of 4: a U, 0.250 ±" in text
-    assert "Entropy of the teacher is lowest at block 2 of 6: a U, 0.350 ±" in text
     shapes = {
         row[0]: (row[1].split(" ")[0], row[2].split(" ")[0], row[-1])
         for row in finished.rows
-        if "±" in row[1]
+        if len(row) == 4 and "±" in row[1]
     }
     assert shapes["teacher"] == ("2", "0.350", "U")
     assert shapes["student, epoch 0"] == ("4", "0.000", "no U")
     assert shapes["student, epoch 3"] == shapes["student, best (epoch 2)"] == ("3", "0.250", "U")
     for row in (["seed", "7"], ["data: fingerprint", "38f1c0de"], ["versions: torch", "2.14.1"]):
         assert row in finished.rows
-    assert "distill_dynamics fit --config <b>.yaml" in finished.words()
+    text = finished.words()
+    assert "distill_dynamics fit --config <b>.yaml" in text
     assert "seed_everything: 7" in text
-    assert "there is no" not in text
+    assert "Warnings" not in text
 
 
-@pytest.mark.parametrize(("top1", "said"), [(95.0, "4.54 points above"), (90.456, "level with")])
-def test_a_student_at_or_above_its_teacher(tmp_path, top1, said):
-    rows = [METRICS[0], {**METRICS[1], "val/acc1": top1}]
-    text = Page(write_report(write_run(tmp_path / "r", rows))).words()
-    assert f"{top1:.2f} % top-1 at its best, epoch 1, its last." in text
-    assert f"The best student is {said} the teacher." in text
+def test_findings_come_first_then_warnings_results_figures_numbers(several):
+    page, _ = several
+    order = re.findall(r"<h2 id=\"(\w+)\"", page.text)
+    assert order == ["findings", "results", "figures", "numbers", "differences", "provenance"]
+    assert page.text.index("<h3>Warnings</h3>") < page.text.index('id="results"')
+    text = page.words()
+    assert "spectral-last: Not ended: the run is still going, or was killed" in text
+    assert "softkd: Not ended" not in text
+    # Table 1, and the setting in which they differ.
+    assert any("SpectralKD" in row[0] and row[1:3] == ["L 1", "0.2"] for row in page.rows)
+    assert any(row[0].endswith("weight") and row[1:] == ["–", "0.2"] for row in page.rows)
+
+
+def test_boxes_are_hidden_until_the_script_shows_them(several, finished):
+    page, _ = several
+    (controls,) = [attributes for attributes in page.all("details") if "id" in attributes]
+    assert "hidden" in controls
+    boxes = [(box["name"], box["value"]) for box in page.all("input")]
+    assert boxes == [
+        ("run", "softkd"), ("run", "spectral-last"), ("epoch", "0"), ("epoch", "3"),
+        ("role", "best"), ("role", "teacher"),
+    ]  # fmt: skip
+    assert all("checked" in box for box in page.all("input"))
+    assert "run" not in {box["name"] for box in finished.all("input")}
+
+
+def test_figures_are_written_for_print(several):
+    _, folder = several
+    files = {path.name for path in folder.iterdir()}
+    assert files == {f"{name}.{kind}" for name in TOGETHER for kind in ("png", "pdf")}
+    png = (folder / "entropy_by_block.png").read_bytes()
+    width, _ = struct.unpack(">II", png[16:24])
+    assert width == round(4.6 * 300)
+    pdf = (folder / "entropy_by_block.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/Type /Font /Subtype /Type0" in pdf or b"/CIDFontType2" in pdf  # fonttype 42: text is text
+    assert b"CreationDate" not in pdf
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, flags=re.DOTALL)
+    drawn = b"".join(_inflated(stream) for stream in streams)
+    assert b"BT" in drawn
+
+
+def _inflated(stream):
+    try:
+        return zlib.decompress(stream)
+    except zlib.error:
+        return stream
+
+
+def test_value_ranges_are_never_drawn_in_one_panel(tmp_path):
+    entropy = np.array([4.4, 4.3, 4.0, 4.25, 4.3])
+    ranges = {
+        "global": {"deit": profile(None, entropy), "cait": profile(None, entropy + 0.1)},
+        "layer": {
+            "deit": profile(None, entropy + 1, mode="layer"),
+            "cait": profile(None, entropy, mode="layer"),
+        },
+    }
+    page = report(tmp_path, write_analysis(tmp_path / "out", **ranges))
+    assert page.figures()[0] == "entropy_by_range"
+    assert "entropy_by_block" not in page.figures()
+    panels = {}
+    for curve in page.curves("entropy_by_range"):
+        panels.setdefault(curve["panel"], []).append((curve["label"], curve["points"][0][3].split(" ")[0]))
+    one, two, magnitude = panels.values()
+    assert one == [("deit", "4.4"), ("cait", "4.5")]
+    assert two == [("deit", "5.4"), ("cait", "4.4")]
+    assert len(magnitude) == 2
+    assert "a layer's entropy holds log2 of its scale" in page.words()
+    # A model has one box, for its curves in all panels, and one figure of its spectrum, which has no bins.
+    assert [box["value"] for box in page.all("input")] == ["deit", "cait"]
+    assert page.figures()[1:] == ["spectra_deit", "spectra_cait"]
+
+
+def test_an_analysed_model_and_a_run_of_one_name_are_two(tmp_path):
+    models = {"global": {"deit": profile(None, U)}, "layer": {"deit": profile(None, U + 1, mode="layer")}}
+    analysis = write_analysis(tmp_path / "out", **models)
+    page = report(tmp_path, analysis, write_run(tmp_path / "deit", **profiles()))
+    drawn = [c["run"] for c in page.curves("entropy_by_range") if c["measure"] == "entropy"]
+    assert sorted(drawn) == ["deit", "deit (global)", "deit (layer)"]
+
+
+def test_published_curves_stand_beside_a_run(tmp_path):
+    curves = {30: FALLING - 2, 60: U - 2, None: U - 2.1}
+    csv = write_published(tmp_path / "published" / "SoftKD.csv", curves)
+    page = report(tmp_path, csv, write_run(tmp_path / "mine", **profiles()))
+    assert [c["run"] for c in page.curves("entropy_by_block")] == ["SoftKD", "mine", None]
+    assert {c["run"] for c in page.curves("magnitude_by_method") if c["role"] == "student"} == {"mine"}
+    assert not [name for name in page.figures() if name == "spectra_SoftKD"]
+    assert "nan" not in page.words().lower().split()
+    alone = report(tmp_path, csv)
+    assert alone.figures() == ["entropy_evolution", "entropy_heatmap", "signature_by_epoch"]
+    assert [c["role"] for c in alone.curves("entropy_evolution")] == ["student", "student", "best"]
+
+
+def test_run_names_that_would_clash_as_file_names_do_not(tmp_path):
+    runs = [write_run(tmp_path / name, **profiles()) for name in ("a b", "a-b")]
+    page = report(tmp_path, *runs)
+    assert {"spectra_a-b", "spectra_a-b-2"} <= set(page.figures())
+    owners = {name: {c["run"] for c in page.curves(name)} for name in ("spectra_a-b", "spectra_a-b-2")}
+    assert owners == {"spectra_a-b": {"a b"}, "spectra_a-b-2": {"a-b"}}
 
 
 @pytest.mark.parametrize(("mode", "there"), [("global", True), ("layer", False)])
-def test_caution_stands_where_bins_are_global(tmp_path, monkeypatch, mode, there):
-    monkeypatch.setattr(figures, "of_run", lambda *_: {})
-    monkeypatch.setattr(figures, "spectra", lambda *_: figures.Figure())
-    text = Page(write_report(write_run(tmp_path / "r", **profiles(mode=mode)))).words()
+@pytest.mark.usefixtures("no_figures")
+def test_caution_stands_where_bins_are_global(tmp_path, mode, there):
+    text = report(tmp_path, write_run(tmp_path / "r", **profiles(mode=mode))).words()
     assert ("not independent witnesses" in text) is there
     assert "other images, not with another training" in text
 
@@ -221,84 +338,82 @@ def test_unfinished_run_shows_what_there_is_and_names_what_there_is_not(tmp_path
         name: content for name, content in profiles().items() if name in ("teacher", "student_epoch_0000")
     }
     rows = [METRICS[0], {"epoch": 1, "step": 5, "train/loss": 1.5, "train/loss_ce": 2.25}]
-    page = Page(write_report(write_run(tmp_path / "r", rows, **some)))
+    page = report(tmp_path, write_run(tmp_path / "r", rows, **some))
     text = page.words()
     assert "there is no dynamics/student_best.npz" in text
     assert "metrics.csv has no val/acc1" in text
-    assert "Entropy of the last probed student (epoch 0) is lowest at block 4 of 4: no U." in text
-    assert "The student reaches" not in text
-    assert page.figures() == SIX
+    assert page.figures() == [name for name in ALONE if name != "signature_by_epoch"]
 
 
 def test_run_that_has_not_begun(tmp_path):
-    page = Page(write_report(write_run(tmp_path / "r", None, [], "")))
+    page = report(tmp_path, write_run(tmp_path / "r", None, [], ""))
     text = page.words()
-    for said in ("Nothing has been measured yet.", "run.json records no start", "there is no config.yaml"):
+    for said in ("run.json records no start", "there is no config.yaml"):
         assert said in text
     assert not page.all("svg")
     assert not page.all("table")
+    assert not page.all("input")
 
 
 def test_run_without_a_teacher(tmp_path):
     rows = [{name: value for name, value in row.items() if "teacher" not in name} for row in METRICS]
     students = {name: content for name, content in profiles().items() if name != "teacher"}
-    page = Page(write_report(write_run(tmp_path / "r", rows, **students)))
-    text = page.words()
-    assert "metrics.csv has no teacher/acc1" in text
-    assert "there is no dynamics/teacher.npz" in text
-    assert "points" not in text
-    assert "Entropy of the teacher" not in text
-    assert page.figures() == [name for name in SIX if name != "teacher_spectra"]
+    page = report(tmp_path, write_run(tmp_path / "r", rows, **students))
+    assert page.figures() == [name for name in ALONE if name != "teacher_spectra"]
+    assert ("role", "teacher") not in [(box["name"], box["value"]) for box in page.all("input")]
 
 
 def test_dead_layers_one_image_and_a_diverged_loss_do_not_cost_the_page(tmp_path):
     rows = [*METRICS, {"epoch": 4, "step": 20, "train/loss": "nan", "train/loss_ce": "inf", "val/acc1": 10.0}]
-    page = Page(write_report(write_run(tmp_path / "r", rows, **profiles(dead=True, images=1))))
-    assert page.figures() == [name for name in SIX if "spectra" not in name]
-    assert "lowest at block 3 of 4: one image is too few to tell" in page.words()
+    page = report(tmp_path, write_run(tmp_path / "r", rows, **profiles(dead=True, images=1)))
+    assert page.figures() == [name for name in ALONE if "spectra" not in name]
     assert ["student, best (epoch 2)", "3", "0.250", "unknown: one image"] in page.rows
     assert ["student, last", "10.00", "–", "4"] in page.rows
     assert not re.search(r"\bnan\b", page.words())
+    assert "NaN" not in page.text.replace("isNaN", "")  # no JSON that a browser refuses
 
 
-def test_resumed_run_has_a_column_a_start_and_an_old_best_profile_is_named(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_resumed_run_has_a_column_a_start(tmp_path):
     starts = [*STARTS, {**STARTS[0], "from_epoch": 2, "commit": None, "images_a_step": 64}]
-    rows = [*METRICS, {**METRICS[-1], "epoch": 4, "val/acc1": 85.0}]
-    page = Page(write_report(write_run(tmp_path / "r", rows, starts, student_best=profile(2, U))))
+    page = report(tmp_path, write_run(tmp_path / "r", starts=starts, student_best=profile(2, U)))
     assert ["fact", "start 1", "start 2"] in page.rows
     assert ["from epoch", "0", "2"] in page.rows
     assert ["commit", "c1f024bb", "–"] in page.rows
     assert ["images a step", "–", "64"] in page.rows
-    assert "The Profile of the best student is of epoch 2, the best now is epoch 4" in page.words()
 
 
 def test_everything_is_escaped_and_pure_ascii(tmp_path):
     evil = '<b>x</b>"&--><script>alert(1)</script>'
-    student = profile(0, FALLING, model=evil)
-    folder = tmp_path / "<b>x & é"
-    path = write_report(
+    starts = [{"command": evil, evil: evil, "ended": {"epoch": 1, "error": evil}}]
+    runs = [
         write_run(
-            folder, METRICS, [{"command": evil, evil: evil}], f"name: {evil}", student_epoch_0000=student
+            tmp_path / name, METRICS, starts, f"name: '{evil}'", student_epoch_0000=profile(0, U, model=evil)
         )
-    )
-    assert path.read_bytes().isascii()
-    page = Page(path)
-    assert not page.all("b")
-    assert not page.all("script")
-    assert "<b>x & é" in page.texts
-    assert [evil, evil] in page.rows
-    assert f"name: {evil}" in page.words()
+        for name in ("<b>x & é", "$y$ <i>")
+    ]
+    for paths in (runs[:1], runs):
+        path = write_report(paths, tmp_path / "out.html")
+        assert path.read_bytes().isascii()
+        page = Page(path)
+        assert not page.all("b")
+        assert not page.all("i")
+        assert "alert" not in "".join(re.findall(r"<script>(.*?)</script>", page.text, flags=re.DOTALL))
+        assert "<b>x & é" in page.words()
+        assert [evil, evil] in page.rows
+        assert f"name: {evil}" in page.words()
+    assert {curve["run"] for curve in page.curves("entropy_by_block")} == {"<b>x & é", "$y$ <i>"}
 
 
 def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_path):
     run_dir = write_run(tmp_path / "spectral-1", **profiles())
     before = sorted(run_dir.rglob("*"))
-    assert write_report(run_dir).read_text() == finished.text
+    assert write_report([run_dir], run_dir / "report.html").read_text() == finished.text
     assert sorted(run_dir.rglob("*")) == sorted([*before, run_dir / "report.html"])
 
 
-def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "of_run", lambda *_: {})
+@pytest.mark.usefixtures("no_figures")
+def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys):
     run_dir = write_run(tmp_path / "r", **profiles())
     Console().on_fit_end(SimpleNamespace(default_root_dir=str(run_dir)), None)
     page = Page(run_dir / "report.html")
@@ -310,8 +425,16 @@ def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys, 
     assert "report.html" in [line[0] for line in printed if line]
 
 
-def test_no_run_directory_is_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="not a run directory") as caught:
-        write_report(tmp_path)
+def test_teacher_curve_of_several_runs_is_drawn_once(several):
+    page, _ = several
+    (curve,) = [c for c in page.curves("entropy_by_method") if c["role"] == "teacher"]
+    assert curve["run"] is None
+    assert [point[3].split(" ")[0] for point in curve["points"]] == [f"{value:.5g}" for value in TEACHER]
+
+
+def test_no_run_is_one_clear_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a run directory") as caught:
+        write_report([tmp_path / "empty"], tmp_path / "report.html")
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "report.html").exists()

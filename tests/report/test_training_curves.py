@@ -29,7 +29,7 @@ def render(figure):
         figure.savefig(io.BytesIO(), format="png")
 
 
-def test_terms_and_accuracy_against_epoch_with_the_teacher_dashed():
+def test_terms_and_accuracy_against_epoch_with_the_teacher_dash_dotted():
     figure = figures.training_curves(ROWS)
     losses, top1 = figure.axes
     drawn = lines(losses)
@@ -40,7 +40,7 @@ def test_terms_and_accuracy_against_epoch_with_the_teacher_dashed():
     assert losses.get_yscale() == "log"  # 2.2 / 0.01
     drawn = lines(top1)
     np.testing.assert_array_equal(drawn["val/acc1"].get_xydata(), [[1, 40.0], [3, 60.0]])
-    assert drawn["teacher/acc1"].get_linestyle() == "--"
+    assert drawn["teacher/acc1"].get_linestyle() == "-."
     assert set(drawn["teacher/acc1"].get_ydata()) == {90.0}
     assert top1.get_yscale() == "linear"
     render(figure)

@@ -1,0 +1,140 @@
+"""Curves by block of several models or runs, one line each (the paper's Figures 1 and 2)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.report.figures.curves import Shows, draw_profile
+from distill_dynamics.report.figures.look import (
+    MEASURES,
+    STYLE,
+    TEACHER,
+    finite,
+    footer,
+    grid_of,
+    layer_labels,
+    log_y,
+    not_measured,
+    notes,
+    run_looks,
+    ticks,
+    wide_span,
+    word,
+    wrapped,
+)
+
+_RANGES = {"global": "one range for all layers", "layer": "each layer's own range"}
+
+
+@style.context(STYLE)
+def entropy_by_block(profiles: Mapping[str, Profile], teachers: Sequence[Profile] = ()) -> Figure:
+    """The paper's Figure 1: entropy (Eq. 5, bits) against block, one line a model or run, by name.
+
+    Teachers are dark and dash-dotted. Where depths differ, x is the relative depth: 0 the first block, 1 the
+    last. Bands are ± one standard error over images. Raises `ValueError` where there is no Profile.
+    """
+    return _by_block(profiles, teachers, "entropy")
+
+
+@style.context(STYLE)
+def magnitude_by_block(profiles: Mapping[str, Profile], teachers: Sequence[Profile] = ()) -> Figure:
+    """The paper's Figure 2: magnitude (Eq. 6) against block, drawn and guarded as `entropy_by_block`.
+
+    The axis is logarithmic where the values span more than a factor of 30.
+    """
+    return _by_block(profiles, teachers, "magnitude")
+
+
+@style.context(STYLE)
+def entropy_by_range(ranges: Mapping[str, Mapping[str, Profile]]) -> Figure:
+    """The same models' entropy (bits) counted in several value ranges, a panel each, and their magnitude.
+
+    Takes the Profiles by range ("global", "layer", "0,1") and by name. The panels have y axes of their own:
+    it is the shapes that can be compared. Magnitude does not depend on the range.
+
+    Raises `ValueError` where there is no Profile.
+    """
+    everything = [profile for profiles in ranges.values() for profile in profiles.values()]
+    names = dict.fromkeys(name for profiles in ranges.values() for name in profiles)
+    if not everything:
+        raise ValueError("no Profiles to draw: ranges is empty")
+    looks, x_of = run_looks([*names]), _Depth(everything)
+    figure, axes = grid_of(len(ranges) + 1, width=2.9, height=3.3)
+    legend: dict[str, Line2D] = {}
+    for ax, (mode, profiles) in zip(axes, ranges.items(), strict=False):
+        legend |= _draw(ax, profiles, looks, x_of, "entropy")
+        ax.set_title(wrapped(f"Entropy, {_RANGES.get(mode, f'range {mode}')}"), fontsize=9)
+    measured = {name: profile for profiles in ranges.values() for name, profile in profiles.items()}
+    _draw(axes[-1], measured, looks, x_of, "magnitude")
+    axes[-1].set_title(MEASURES["magnitude"][0], fontsize=9)
+    said = [
+        *notes(*everything, bins=False),
+        "Each panel has its own y axis: compare shapes, not heights.",
+    ]
+    footer(figure, said, legend)
+    return figure
+
+
+class _Depth:
+    """The x axis for several models: blocks where all have the same number of them, else relative depth."""
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        first = profiles[0]
+        self.depths = {len(profile.layers) for profile in profiles}
+        self.labels = layer_labels(first)
+        self.same = len({tuple(layer_labels(profile)) for profile in profiles}) == 1
+        self.name = word(first).capitalize()
+
+    def __call__(self, profile: Profile) -> FloatArray:
+        count = len(profile.layers)
+        return np.arange(1.0, count + 1) if self.same else np.linspace(0, 1, count)
+
+    def label(self, ax: Axes) -> None:
+        if self.same:
+            ticks(ax.xaxis, np.arange(1.0, len(self.labels) + 1), self.labels)
+            ax.set_xlabel(self.name)
+        else:
+            ax.set_xlabel("Relative depth (0: first layer, 1: last)")
+
+
+def _by_block(profiles: Mapping[str, Profile], teachers: Sequence[Profile], measure: str) -> Figure:
+    everything = [*profiles.values(), *teachers]
+    if not everything:
+        raise ValueError("no Profiles to draw: profiles is empty")
+    figure = Figure(figsize=(4.6, 4), layout="constrained")
+    ax = figure.subplots()
+    x_of = _Depth(everything)
+    legend = _draw(ax, profiles, run_looks([*profiles]), x_of, measure)
+    for teacher in teachers:
+        shows = Shows("teacher")
+        legend[f"Teacher ({teacher.model})"] = draw_profile(
+            ax, x_of(teacher), teacher, measure, shows, **TEACHER
+        )
+    ax.set_title(f"{MEASURES[measure][0]} by {x_of.name.lower() if x_of.same else 'depth'}")
+    footer(figure, notes(*everything, bins=measure == "entropy"), legend)
+    return figure
+
+
+def _draw(
+    ax: Axes, profiles: Mapping[str, Profile], looks: Mapping[str, Any], x_of: _Depth, measure: str
+) -> dict[str, Line2D]:
+    lines: dict[str, Line2D] = {
+        name: draw_profile(ax, x_of(profile), profile, measure, Shows("run", run=name), **looks[name])
+        for name, profile in profiles.items()
+    }
+    x_of.label(ax)
+    unit, values = MEASURES[measure][1], finite(ax)
+    if values.size == 0:
+        not_measured(ax)
+        ax.set_yticks([])
+    elif measure == "magnitude" and wide_span(values):
+        log_y(ax)
+        unit += " (log scale)"
+    ax.set_ylabel(unit)
+    return lines

@@ -1,0 +1,94 @@
+"""Lines that know what they show, so that a page can switch them on and off and read values off them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.report.figures.look import places
+
+Role = Literal["student", "best", "teacher", "run"]
+
+
+@dataclass(frozen=True)
+class Shows:
+    """What a curve is of, in words."""
+
+    role: Role
+    """Of one epoch, of the best checkpoint, of the teacher, or of the whole run."""
+    run: str | None = None
+    """The run's name; None where a figure has only one run, or the curve belongs to all."""
+    epoch: int | None = None
+    """Completed epochs."""
+    measure: str = ""
+    """What is on the y axis, for a reader: "entropy"."""
+    unit: str = ""
+    """"bits", or nothing."""
+
+    @property
+    def label(self) -> str:
+        """The curve's name among others: "SoftKD, epoch 30"."""
+        who = {"best": "best", "teacher": "teacher"}.get(self.role)
+        epoch = None if self.epoch is None else f"epoch {self.epoch}"
+        if who and epoch:
+            who, epoch = f"{who} ({epoch})", None
+        return ", ".join(part for part in (self.run, who, epoch) if part) or self.measure
+
+
+class CurveLine(Line2D):
+    """A line of an axes with its meaning: `shows`, what each point is called, and its standard error."""
+
+    def __init__(
+        self,
+        x: FloatArray,
+        y: FloatArray,
+        shows: Shows,
+        points: Sequence[str],
+        error: FloatArray | None = None,
+        **look: Any,
+    ) -> None:
+        super().__init__(x, y, **look)
+        self.shows = shows
+        self.points = list(points)
+        self.error = np.full(len(points), np.nan) if error is None else error
+        self.companions: list[Artist] = []
+        """Artists that come and go with the line: its band."""
+
+
+def draw_curve(
+    ax: Axes,
+    x: FloatArray,
+    y: FloatArray,
+    shows: Shows,
+    points: Sequence[str],
+    error: FloatArray | None = None,
+    **look: Any,
+) -> CurveLine:
+    """Add a line to the axes, with a band of ± `error` where that is known."""
+    line = CurveLine(x, y, shows, points, error, **{"linewidth": 1.5, **look})
+    ax.add_line(line)
+    if np.isfinite(line.error).any():
+        low, high = y - line.error, y + line.error
+        band = ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+        line.companions.append(band)
+    ax.autoscale_view()
+    return line
+
+
+def draw_profile(
+    ax: Axes, x: FloatArray, profile: Profile, measure: str, shows: Shows, **look: Any
+) -> CurveLine:
+    """A Profile's entropy or magnitude against x, with its standard error over images."""
+    shows = replace(shows, epoch=profile.epoch, measure=measure, unit="bits" if measure == "entropy" else "")
+    error = getattr(profile, f"{measure}_se")
+    return draw_curve(ax, x, getattr(profile, measure), shows, places(profile), error, **look)
+
+
+def curves(axes: Sequence[Axes]) -> list[CurveLine]:
+    """Every such line, in the order in which it was drawn."""
+    return [line for ax in axes for line in ax.lines if isinstance(line, CurveLine)]

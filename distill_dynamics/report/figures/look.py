@@ -1,0 +1,241 @@
+"""How every figure looks: style, colours, ticks, legends and the notes below the axes."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+
+# From matplotlib's defaults, not from the caller's style: a dark notebook must not blacken a report.
+STYLE: list[Any] = [
+    "default",
+    {
+        "font.size": 9,
+        "axes.edgecolor": "0.4",
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": "0.92",
+        "xtick.color": "0.4",
+        "ytick.color": "0.4",
+        "xtick.labelcolor": "black",
+        "ytick.labelcolor": "black",
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+    },
+]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; none is near viridis.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+# Two looks that mean the same in every figure.
+BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.5}
+TEACHER: dict[str, Any] = {"color": "0.15", "linestyle": "-.", "linewidth": 1.5}
+
+_MARKERS = "os^Dv"
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
+
+MEASURES = {
+    "entropy": ("Entropy", "Entropy (bits)"),
+    "magnitude": ("Activation magnitude", "Mean |A|"),
+}
+
+_PUBLISHED = "Layer_"
+
+_BIN_NOTES = {
+    "global": "Bin range is global per model and epoch: different epochs have different bins.",
+    "layer": "Bin range is per layer and epoch: different layers and epochs have different bins.",
+}
+
+
+def run_look(number: int) -> dict[str, Any]:
+    """What tells the run of this number from others: colour, dash and marker, 60 different ones."""
+    return {
+        "color": OKABE_ITO[number % len(OKABE_ITO)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 3.5,
+        "linewidth": 1.4,
+    }
+
+
+def run_looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The look of each run, in order."""
+    return {name: run_look(number) for number, name in enumerate(names)}
+
+
+def epoch_colours(count: int) -> FloatArray:
+    """[count, 4] from light green (first epoch) to dark violet; viridis's yellow is lost on white."""
+    return mpl.colormaps["viridis"](np.linspace(0.8, 0.0, count) if count > 1 else [0.0])
+
+
+def epoch_bar(figure: Figure, axes: Sequence[Axes], epochs: Sequence[int | None]) -> None:
+    """One swatch an epoch, so that epochs close together are as easy to tell apart as distant ones."""
+    count = len(epochs)
+    if count < 2:
+        return
+    swatches = BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(epoch_colours(count))
+    bar = figure.colorbar(ScalarMappable(*swatches), ax=axes, label="Epoch", aspect=30, pad=0.02)
+    ticks(bar.ax.yaxis, np.arange(0.0, count), epoch_labels(epochs))
+    bar.ax.tick_params(length=0)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+
+
+def notes(*profiles: Profile | None, bands: bool = True, bins: bool = True) -> list[str]:
+    """What a reader must know before comparing the curves of these Profiles."""
+    drawn = [profile for profile in profiles if profile is not None]
+    said = []
+    if bands and any(len(profile.entropy_images) > 1 for profile in drawn):
+        said.append("Bands: ± standard error over images.")
+    if bins and len(drawn) > 1:
+        modes = {profile.range_mode for profile in drawn}
+        said += [note for mode, note in _BIN_NOTES.items() if mode in modes]
+    return said
+
+
+def footer(figure: Figure, said: Sequence[str], legend: Mapping[str, Line2D] | None = None) -> None:
+    """A legend below all axes, where it covers no data, and below it what a reader must know."""
+    inch = 1 / figure.get_figheight()
+    across = int(figure.get_figwidth() / 0.056)  # characters, at most that wide each
+    lines = [line for note in said for line in textwrap.wrap(note, across)]
+    room = (0.08 + 0.13 * len(lines)) * inch if lines else 0.0
+    figure.text(0.01, 0.05 * inch, "\n".join(lines), fontsize=7.5, color="0.35", va="bottom")
+    if legend:
+        # As many columns as fit: a character is about 0.06 inch wide.
+        widest = max(map(len, legend)) + 8
+        columns = max(1, min(len(legend), int(figure.get_figwidth() / 0.06 / widest)))
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, room)}
+        labels = [plain(label) for label in legend]
+        figure.legend(list(legend.values()), labels, **place, ncols=columns, handlelength=3)
+        room += (0.14 + 0.17 * math.ceil(len(legend) / columns)) * inch
+    # The layout engine makes no room for these by itself.
+    figure.set_layout_engine("constrained", rect=(0, room, 1, 1 - room))
+
+
+def plain(text: str) -> str:
+    """Text in which matplotlib finds no formula: names may hold a dollar sign."""
+    return text.replace("$", r"\$")
+
+
+def wrapped(title: str) -> str:
+    """A panel's title in lines that fit above a narrow panel."""
+    return plain("\n".join(textwrap.wrap(title, 28)))
+
+
+def grid_of(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A Figure of so many panels in at most four columns with one y axis; the room left over is empty.
+
+    `width` and `height` are those of one panel, inches.
+    """
+    rows = math.ceil(panels / 4)
+    columns = math.ceil(panels / rows)
+    size = max(4.6, width * columns + 0.9), height * rows
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    flat = list(axes.flat)
+    for ax in flat[panels:]:
+        ax.remove()
+    return figure, flat[:panels]
+
+
+def share_y(axes: Sequence[Axes]) -> None:
+    """Give panels one y range; ticks stay at the left of each row only."""
+    for ax in axes[1:]:
+        ax.sharey(axes[0])
+    axes[0].autoscale_view()
+    for ax in axes:
+        if not ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            ax.tick_params(labelleft=False)
+            ax.set_ylabel("")
+
+
+def not_measured(ax: Axes, said: str = "not measured") -> None:
+    """Say in the middle of a panel why it is empty."""
+    ax.text(0.5, 0.5, said, transform=ax.transAxes, ha="center", color="0.4")
+
+
+def finite(ax: Axes) -> FloatArray:
+    """Every finite y of the lines of a panel."""
+    drawn = [np.asarray(line.get_ydata(), dtype=float).ravel() for line in ax.lines]
+    values = np.concatenate([np.empty(0), *drawn])
+    return values[np.isfinite(values)]
+
+
+def wide_span(values: FloatArray) -> bool:
+    """Whether positive values span more than a factor of 30, so that a linear axis hides the small ones."""
+    return bool(values.size and 0 < values.min() < values.max() / 30)
+
+
+def log_y(ax: Axes) -> None:
+    """A log axis with plain numbers, at 1, 2 and 5 where they are fewer than three decades."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def ticks(axis: Axis, places: FloatArray, labels: Sequence[str], most: int = 12) -> None:
+    """At most about `most` of the labels, evenly spaced, always the first and the last."""
+    last = len(labels) - 1
+    step = max(1, math.ceil(last / (most - 1)))
+    shown = [row for row in range(0, last, step) if row == 0 or last - row > step / 2]
+    if shown[-1:] != [last]:
+        shown.append(last)
+    axis.set_ticks(places[shown], labels=[labels[row] for row in shown])
+
+
+def layer_labels(profile: Profile) -> list[str]:
+    """What each layer is called on an axis: its block number, or its name in a network of few stages."""
+    blocks = [re.fullmatch(r"blocks\.(\d+)", name) for name in profile.layers]
+    if all(blocks):  # the name has the number also where only some blocks were measured
+        return [str(int(block[1]) + 1) for block in blocks if block]
+    if _published(profile):
+        return [name.removeprefix(_PUBLISHED) for name in profile.layers]
+    if word(profile) == "layer":
+        return profile.layers
+    return [str(row + 1) for row in range(len(profile.layers))]
+
+
+def word(profile: Profile) -> str:
+    """What a layer of this model is called in text."""
+    numbered = _published(profile) or any(name.startswith("blocks") for name in profile.layers)
+    return "block" if numbered or len(profile.layers) > 6 else "layer"
+
+
+def _published(profile: Profile) -> bool:
+    """Whether the layers are named as in the published CSV files: Layer_1, ..."""
+    return all(name.startswith(_PUBLISHED) for name in profile.layers)
+
+
+def places(profile: Profile) -> list[str]:
+    """What each layer is called in a sentence: "block 4"."""
+    return [f"{word(profile)} {label}" for label in layer_labels(profile)]
+
+
+def epoch_labels(epochs: Sequence[int | None]) -> list[str]:
+    """Epochs as text."""
+    return ["–" if epoch is None else str(epoch) for epoch in epochs]
+
+
+def named(profile: Profile) -> str:
+    """Model and epoch."""
+    return profile.model if profile.epoch is None else f"{profile.model}, epoch {profile.epoch}"

@@ -1,0 +1,44 @@
+"""Which Profiles can share one picture, and in which order."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.errors import UserError
+from distill_dynamics.report.figures.look import named
+
+
+def ordered(students: Sequence[Profile], best: Profile | None = None) -> list[Profile]:
+    """The students by epoch, once it is certain that they can share one picture.
+
+    Raises `ValueError` without students; `UserError` where depths differ, or where two students are of one
+    epoch or several of none.
+    """
+    if not students:
+        raise ValueError("no Profiles to draw: students is empty")
+    first = students[0]
+    for other in [*students[1:], *([best] if best else [])]:
+        if len(other.layers) != len(first.layers):
+            raise UserError(
+                f"Profiles of different depth cannot share a figure: {named(first)} has "
+                f"{len(first.layers)} layers, {named(other)} has {len(other.layers)}"
+            )
+    epochs = [profile.epoch for profile in students]
+    if len(students) > 1 and (None in epochs or len(set(epochs)) < len(epochs)):
+        raise UserError(f"each student Profile must be of an epoch of its own, got epochs {epochs}")
+    return sorted(students, key=lambda profile: profile.epoch or 0)
+
+
+def distinct(profiles: Iterable[Profile | None]) -> list[Profile]:
+    """Each Profile once: runs of one teacher have its curve in common."""
+    found: list[Profile] = []
+    for profile in profiles:
+        if profile is not None and not any(_same(profile, other) for other in found):
+            found.append(profile)
+    return found
+
+
+def _same(one: Profile, other: Profile) -> bool:
+    """Whether both are of one model, measured alike on the same images: their curves are then equal."""
+    return one.model == other.model and np.array_equal(one.entropy, other.entropy)

@@ -1,0 +1,212 @@
+"""What changes over the epochs of training: losses, accuracy, and the signature of the entropy curve."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.signature import gap, signature
+from distill_dynamics.report.figures.curves import Shows, draw_curve
+from distill_dynamics.report.figures.look import (
+    OKABE_ITO,
+    STYLE,
+    TEACHER,
+    finite,
+    footer,
+    grid_of,
+    log_y,
+    not_measured,
+    plain,
+    run_looks,
+    wide_span,
+    wrapped,
+)
+from distill_dynamics.report.figures.order import ordered
+from distill_dynamics.report.runs import RunProfiles
+
+Rows = Sequence[Mapping[str, float]]
+
+_PANELS = [
+    ("Lowest block", ""),
+    ("Depth of the U", "bits"),
+    ("Entropy of the last block", "bits"),
+    ("Distance to the teacher", "bits"),
+]
+
+_UNWEIGHTED = "Losses are unweighted; train/*: means over the epoch, val/loss: plain cross-entropy."
+
+
+@style.context(STYLE)
+def training_curves(rows: Rows) -> Figure:
+    """Losses and top-1 against epoch, the teacher's top-1 beside it: rows of metrics.csv, name to value.
+
+    Terms are those of `train/loss_*`, unweighted, and `val/loss`; what a row lacks is not drawn there.
+    The axis of the losses is logarithmic where they span more than a factor of 30.
+
+    Raises `ValueError` where no row holds a loss or an accuracy.
+    """
+    drawn = {name: by_epoch(rows, name) for name in _metrics(rows)}
+    accuracy = drawn.pop("val/acc1")
+    if not any(epochs.size for epochs, _ in [*drawn.values(), accuracy]):
+        raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
+
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    losses, top1 = figure.subplots(2, 1, sharex=True)
+    for (name, curve), colour in zip(drawn.items(), cycle(OKABE_ITO), strict=False):
+        look = {"color": "0.15" if name == "val/loss" else colour, "label": plain(name)}
+        if curve[0].size:
+            _draw_metric(losses, curve, name, None, **look)
+    if accuracy[0].size:
+        _draw_metric(top1, accuracy, "val/acc1", None, color=OKABE_ITO[0], label="val/acc1")
+    _, teacher = by_epoch(rows, "teacher/acc1")
+    if teacher.size:
+        top1.axhline(teacher[0], **TEACHER, label="teacher/acc1")
+    for ax, heading, unit in ((losses, "Losses", "Loss"), (top1, "Top-1 accuracy", "Top-1 (%)")):
+        values = finite(ax)
+        if values.size == 0:
+            not_measured(ax)
+            ax.set_yticks([])
+        else:
+            ax.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the axes, where it covers no data
+        if ax is losses and wide_span(values):
+            log_y(ax)
+            unit += " (log scale)"
+        ax.set_ylabel(unit)
+        ax.set_title(f"{heading} by epoch")
+    top1.set_xlabel("Epoch")
+    top1.xaxis.set_major_locator(MaxNLocator(integer=True))
+    footer(figure, [_UNWEIGHTED])
+    return figure
+
+
+@style.context(STYLE)
+def training_comparison(runs: Mapping[str, Rows]) -> Figure:
+    """Every loss term and top-1 against epoch, a panel each, a line a run: rows of each run's metrics.csv.
+
+    A run that lacks a metric has no line in its panel. The teacher's top-1 is dark and dash-dotted. The axis
+    of a loss is logarithmic where its values span more than a factor of 30.
+
+    Raises `ValueError` where no row holds a loss or an accuracy.
+    """
+    metrics = [
+        name
+        for name in _metrics([row for rows in runs.values() for row in rows])
+        if any(name in row for rows in runs.values() for row in rows)
+    ]
+    if not metrics:
+        raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
+    looks = run_looks([*runs])
+    figure, axes = grid_of(len(metrics), width=2.6, height=2.6)
+    legend: dict[str, Line2D] = {}
+    for ax, metric in zip(axes, metrics, strict=True):
+        for name, rows in runs.items():
+            curve = by_epoch(rows, metric)
+            if curve[0].size:
+                many: dict[str, Any] = {"marker": ""} if len(curve[0]) > 60 else {}
+                legend[name] = _draw_metric(ax, curve, metric, name, **{**looks[name], **many})
+        if metric == "val/acc1":
+            for accuracy in sorted({by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
+                if accuracy > 0:
+                    legend["Teacher"] = ax.axhline(accuracy, **TEACHER)
+        values = finite(ax)
+        if values.size == 0:
+            not_measured(ax)
+        elif metric != "val/acc1" and wide_span(values):
+            log_y(ax)
+        ax.set_title(plain(metric), fontsize=9)
+        ax.set_ylabel("Top-1 (%)" if metric == "val/acc1" else "Loss")
+        ax.set_xlabel("Epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    footer(figure, [_UNWEIGHTED], {name: legend[name] for name in [*runs, "Teacher"] if name in legend})
+    return figure
+
+
+@style.context(STYLE)
+def signature_by_epoch(runs: Mapping[str, RunProfiles]) -> Figure:
+    """How the shape of the entropy curve changes over training, a line a run.
+
+    Panels: block of lowest entropy, depth of the U (bits), entropy of the last block (bits), and distance
+    to the teacher (bits, root mean square at matched relative depth). Bands are ± one standard deviation
+    over resamples of the images, in the first two, and ± one standard error over images in the third.
+
+    Raises `ValueError` where no run has a student; `UserError` as `entropy_evolution`, within one run.
+    """
+    trained = {name: run for name, run in runs.items() if run.students}
+    if not trained:
+        raise ValueError("no Profiles to draw: no run has a student in training")
+    looks = run_looks([*runs])
+    shapes = {name: _signatures(ordered(run.students), run.teacher) for name, run in trained.items()}
+    # Without a teacher there is no distance, and no panel for it.
+    panels = [
+        panel
+        for panel, _ in enumerate(_PANELS)
+        if any(np.isfinite(found[panel][0]).any() for found in shapes.values())
+    ]
+    figure, axes = grid_of(len(panels), width=2.6, height=3)
+    legend: dict[str, Line2D] = {}
+    for ax, panel in zip(axes, panels, strict=True):
+        measure, unit = _PANELS[panel]
+        for name, found in shapes.items():
+            students = [profile for profile in ordered(trained[name].students) if profile.epoch is not None]
+            y, error = found[panel]
+            if students and np.isfinite(y).any():
+                epochs = np.array([profile.epoch for profile in students], dtype=float)
+                shows = Shows("run", run=name, measure=measure.lower(), unit=unit)
+                points = [f"epoch {epoch:g}" for epoch in epochs]
+                legend[name] = draw_curve(ax, epochs, y, shows, points, error, **looks[name])
+        ax.set_title(wrapped(measure), fontsize=9)
+        ax.set_xlabel("Epoch")
+        ax.set_ylabel(unit.capitalize() or "Block")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+    said = ["A depth of 0: the lowest block is the first or the last, and the curve no U."]
+    if any(len(profile.entropy_images) > 1 for run in trained.values() for profile in run.students):
+        said.append("Bands: ± standard deviation over resamples of the images; none for the distance.")
+    footer(figure, said, legend if len(runs) > 1 else None)
+    return figure
+
+
+def _signatures(students: list[Profile], teacher: Profile | None) -> list[tuple[FloatArray, FloatArray]]:
+    """Of each panel: the value of each student and its uncertainty."""
+    found = [signature(profile) for profile in students]
+    nadir, nadir_se, depth, depth_se = (
+        np.array([getattr(one, name) for one in found], dtype=float)
+        for name in ("nadir", "nadir_se", "depth", "depth_se")
+    )
+    last, last_se = (
+        np.array([getattr(profile, name)[-1] for profile in students]) for name in ("entropy", "entropy_se")
+    )
+    distance = [np.nan if teacher is None else gap(p, teacher).entropy_distance for p in students]
+    unknown = np.full(len(students), np.nan)
+    return [(nadir, nadir_se), (depth, depth_se), (last, last_se), (np.array(distance), unknown)]
+
+
+def by_epoch(rows: Rows, name: str) -> tuple[FloatArray, FloatArray]:
+    """Epochs and values of one metric; an infinite value is NaN."""
+    points = [(row["epoch"], row[name]) for row in rows if name in row]
+    epochs, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return epochs, np.where(np.isfinite(values), values, np.nan)
+
+
+def _metrics(rows: Rows) -> list[str]:
+    """Names of the loss terms, in the order of the loss; then val/loss and val/acc1."""
+    terms = {name for row in rows for name in row if name.startswith("train/loss_")}
+    first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]
+    return [*first, *sorted(terms - {*first}), "val/loss", "val/acc1"]
+
+
+def _draw_metric(
+    ax: Axes, curve: tuple[FloatArray, FloatArray], metric: str, run: str | None, **look: Any
+) -> Line2D:
+    epochs, values = curve
+    marker = "." if len(epochs) <= 60 else ""  # more of them run together
+    shows = Shows("run", run=run, measure=metric, unit="%" if metric == "val/acc1" else "")
+    points = [f"epoch {epoch:g}" for epoch in epochs]
+    return draw_curve(ax, epochs, values, shows, points, **{"marker": marker, "markersize": 4, **look})

@@ -1,0 +1,239 @@
+"""Which figures a report of these runs shows, under which names, and with which captions."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.errors import UserError
+from distill_dynamics.report import figures
+from distill_dynamics.report.figures.order import distinct
+from distill_dynamics.report.runs import Run
+
+_PRINT = {"pdf.fonttype": 42}  # text stays text, as publishers ask
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of a report."""
+
+    name: str
+    """Letters, digits, _ and -: the stem of its files, and its id on the page."""
+    title: str
+    caption: str
+    figure: Figure
+    run: str | None = None
+    """The label of the run that it belongs to alone, None for a figure of all."""
+
+
+_LINES = "One line a probed epoch, light to dark; dashed orange the best checkpoint"
+_TEACHER = f"{_LINES}, dash-dotted the teacher, where there are any."
+_SPECTRUM = (
+    "Mean magnitude of the Fourier transform along the channels (Eq. 2) of early, middle and late blocks: "
+    "the paper's Figure 3."
+)
+_RANGES = (
+    "With one range for all layers (the paper's) a layer's entropy holds log2 of its scale, so that it "
+    "follows the magnitude; with each layer's own range it holds only how the values are spread within that "
+    "range: a shape that stands in the first alone is one of scale."
+)
+
+
+def gallery(runs: Sequence[Run]) -> list[Picture]:
+    """The figures for which these runs have something to show, in the order of a report."""
+    drawn = _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
+    return _uniquely_named(list(drawn))
+
+
+def save(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write each figure as NAME.png (300 dpi) and NAME.pdf (text as text); equal figures, equal files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        with style.context(["default", _PRINT]):
+            picture.figure.savefig(folder / f"{picture.name}.png", dpi=300)
+            picture.figure.savefig(folder / f"{picture.name}.pdf", metadata={"CreationDate": None})
+
+
+def _of_one(run: Run) -> Iterator[Picture]:
+    students, teacher, best = run.profiles
+    if students:
+        captions = {
+            "entropy_evolution": ("Entropy by block", f"Channel entropy (Eq. 5). {_TEACHER}"),
+            "magnitude_evolution": (
+                "Magnitude by block",
+                f"Mean activation magnitude (Eq. 6). {_TEACHER}",
+            ),
+            "entropy_heatmap": (
+                "Entropy by block and epoch",
+                "The student's entropy again, as colour: one column a probed epoch.",
+            ),
+            "student_spectra": ("Spectra of the student", _SPECTRUM),
+        }
+        drawn = figures.of_run(students, teacher, best)
+        spectra = drawn.pop("student_spectra", None)
+        yield from (Picture(name, *captions[name], figure) for name, figure in drawn.items())
+        yield from _training([run])
+        if len(students) > 1:
+            yield _signature({run.name: run})
+        if spectra:
+            yield Picture("student_spectra", *captions["student_spectra"], spectra)
+    else:
+        yield from _by_block([run])
+        yield from _training([run])
+        if run.latest is not None:
+            yield from _spectra("spectra", "Spectra", run.latest)
+    if teacher is not None:
+        yield from _spectra("teacher_spectra", "Spectra of the teacher", teacher)
+
+
+def _of_several(runs: Sequence[Run]) -> Iterator[Picture]:
+    labels = curve_labels(runs)
+    yield from _by_block(runs)
+    ranges = _by_range(runs)
+    for value_range, alike in ranges.items():
+        # Entropies of different ranges are different quantities, and share no axis.
+        suffix, where = (f"_{value_range}", f", range {value_range}") if len(ranges) > 1 else ("", "")
+        trained = {labels[run.name]: run for run in alike if run.profiles.students}
+        if not trained:
+            continue
+        profiles = {label: run.profiles for label, run in trained.items()}
+        lines = f"{_LINES}. A panel a run, one y axis; teachers have panels of their own."
+        yield Picture(
+            f"entropy_by_method{suffix}",
+            f"Entropy evolution by run{where}",
+            f"Channel entropy (Eq. 5): the paper's Figure 4. {lines}",
+            figures.entropy_by_method(profiles),
+        )
+        measured = {label: run.profiles for label, run in trained.items() if _magnitude(run.latest)}
+        if measured:
+            yield Picture(
+                f"magnitude_by_method{suffix}",
+                f"Magnitude evolution by run{where}",
+                f"Mean activation magnitude (Eq. 6). {lines}",
+                figures.magnitude_by_method(measured),
+            )
+        yield Picture(
+            f"entropy_heatmaps{suffix}",
+            f"Entropy by block and epoch{where}",
+            "One column a probed epoch, one colour scale for all runs. The values are those of the entropy "
+            "evolution.",
+            figures.entropy_heatmaps(profiles),
+        )
+        if any(len(run.profiles.students) > 1 for run in trained.values()):
+            yield _signature(trained, suffix, where)
+    yield from _training(runs)
+    # A spectrum has no bins: one is enough for a model that was analysed in several ranges.
+    for label, run in {labels[run.name]: run for run in runs}.items():
+        if run.latest is not None:
+            yield from _spectra(f"spectra_{label}", f"Spectra of {label}", run.latest, label)
+    for teacher in distinct(run.profiles.teacher for run in runs):
+        yield from _spectra("teacher_spectra", f"Spectra of the teacher, {teacher.model}", teacher)
+
+
+def curve_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """What a run's curves are called, by its name: a model has one label in all ranges of an analysis."""
+    short = {run.name: run.name.removesuffix(f" ({run.range})") for run in runs if run.kind == "analysis"}
+    owners: dict[str, set[Path]] = {}
+    for run in runs:
+        owners.setdefault(short.get(run.name, run.name), set()).add(run.path)
+    return {
+        run.name: short[run.name] if run.name in short and len(owners[short[run.name]]) == 1 else run.name
+        for run in runs
+    }
+
+
+def _by_block(runs: Sequence[Run]) -> Iterator[Picture]:
+    """Figures 1 and 2: one curve a run, the best checkpoint's or the latest."""
+    labels = curve_labels(runs)
+    ranges = {
+        value_range: {labels[run.name]: run.latest for run in alike if run.latest is not None}
+        for value_range, alike in _by_range(runs).items()
+    }
+    teachers = distinct(run.profiles.teacher for run in runs)
+    which = "One line a run: its best checkpoint, or the last one probed, or the analysed model."
+    if len(ranges) > 1:
+        yield Picture(
+            "entropy_by_range",
+            "Entropy by block, in several value ranges",
+            f"Channel entropy (Eq. 5), and magnitude (Eq. 6). {which} {_RANGES}",
+            figures.entropy_by_range(ranges),
+        )
+        return
+    latest = next(iter(ranges.values()), {})
+    if not latest and not teachers:
+        return
+    yield Picture(
+        "entropy_by_block",
+        "Entropy by block",
+        f"Channel entropy (Eq. 5): the paper's Figure 1. {which}",
+        figures.entropy_by_block(latest, teachers),
+    )
+    measured = {label: profile for label, profile in latest.items() if _magnitude(profile)}
+    if measured or teachers:
+        yield Picture(
+            "magnitude_by_block",
+            "Magnitude by block",
+            f"Mean activation magnitude (Eq. 6): the paper's Figure 2. {which}",
+            figures.magnitude_by_block(measured, teachers),
+        )
+
+
+def _signature(trained: Mapping[str, Run], suffix: str = "", where: str = "") -> Picture:
+    return Picture(
+        f"signature_by_epoch{suffix}",
+        f"Signature by epoch{where}",
+        "The shape of the entropy curve over training: its lowest block, how deep the U is at its shallower "
+        "side, the entropy of the last block, and the distance to the teacher's curve at matched depth.",
+        figures.signature_by_epoch({label: run.profiles for label, run in trained.items()}),
+    )
+
+
+def _training(runs: Sequence[Run]) -> Iterator[Picture]:
+    logged = {run.name: run.metrics for run in runs if _trains(run)}
+    caption = "Each loss term, and top-1 on the validation set beside the teacher's."
+    if len(runs) == 1 and logged:
+        figure = figures.training_curves(runs[0].metrics)
+        yield Picture("training_curves", "Training", caption, figure)
+    elif logged:
+        yield Picture("training_comparison", "Training", caption, figures.training_comparison(logged))
+
+
+def _spectra(name: str, title: str, profile: Profile, run: str | None = None) -> Iterator[Picture]:
+    with suppress(UserError):  # published curves have none, nor have dead layers
+        yield Picture(name, title, _SPECTRUM, figures.spectra(profile), run)
+
+
+def _by_range(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    ranges: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.latest is not None:
+            ranges.setdefault(run.range, []).append(run)
+    return ranges
+
+
+def _magnitude(profile: Profile | None) -> bool:
+    return profile is not None and bool(np.isfinite(profile.magnitude).any())
+
+
+def _trains(run: Run) -> bool:
+    names = {name for row in run.metrics for name in row}
+    return bool(names & {"val/loss", "val/acc1"}) or any(name.startswith("train/loss_") for name in names)
+
+
+def _uniquely_named(pictures: list[Picture]) -> list[Picture]:
+    """Names that are good for files and ids, a number behind those that would be there twice."""
+    found: dict[str, Picture] = {}
+    for picture in pictures:
+        stem = name = re.sub(r"[^A-Za-z0-9_-]+", "-", picture.name)
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{stem}-{number}"
+        found[name] = replace(picture, name=name)
+    return list(found.values())

@@ -1,0 +1,250 @@
+"""What was tried: from configurations to methods, their seeds, and the baseline each is compared with."""
+
+import inspect
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill_dynamics import losses
+from distill_dynamics.report.runs import Run, listed
+
+# Keys that name a run, place it, watch it or repeat it, and do not change what it is an experiment of.
+_ONLY_NAMES = ("name", "runs_dir", "ckpt_path", "wandb")
+_NO_METHOD = (
+    *_ONLY_NAMES,
+    "seed_everything",
+    "probe",
+    "checkpoint_every_n_epochs",
+    "data.init_args.seed",
+    "data.init_args.num_workers",
+    "data.init_args.data_dir",  # the fingerprint of the data says whether they are others
+    "data.init_args.download",
+    "trainer.accelerator",
+    "trainer.devices",  # what matters of them is the number of images a step
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.logger",
+    "trainer.profiler",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+)
+_TERMS = ("model.terms",)
+_DISTILLATION = (*_TERMS, "model.teacher", "model.alpha", "model.temperature")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Top-1 of one method, percent."""
+
+    mean: float
+    """Mean over seeds."""
+    sd: float | None
+    """Standard deviation over seeds (n - 1); None for one seed."""
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.sd is None else f" ± {self.sd:.2f}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Finished runs that differ by their seed alone, or one run that has not finished."""
+
+    name: str
+    """As in the paper's Table 1: "SoftKD", "SpectralKD", "SpectralKD + ProjectorKD", "no distillation"."""
+    layers: str
+    """"F 2, L 1": the first two and the last student block; terms are parted by ";"."""
+    weight: str
+    """β of each term."""
+    runs: list[Run]
+    settings: dict[str, str]
+    """What makes it the experiment it is: the flat configuration without names, seeds and machine."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are final."""
+        return self.runs[0].finished
+
+    def by_seed(self, which: str) -> dict[str, float]:
+        """Top-1 "best" or "last" by seed, percent; the mean of several runs of one seed."""
+        values: dict[str, list[float]] = {}
+        for run in self.runs:
+            if scores := [row["val/acc1"] for row in run.metrics if "val/acc1" in row]:
+                values.setdefault(_seed(run), []).append(max(scores) if which == "best" else scores[-1])
+        return {seed: statistics.fmean(found) for seed, found in values.items()}
+
+    def score(self, which: str = "best") -> Score | None:
+        """Top-1 over the seeds; None where nothing was validated."""
+        values = list(self.by_seed(which).values())
+        if not values:
+            return None
+        return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    @property
+    def epochs(self) -> str:
+        """Completed epochs, and of how many where the run has not finished."""
+        done = sorted({run.epochs for run in self.runs})
+        shown = str(done[0]) if len(done) == 1 else f"{done[0]} to {done[-1]}"
+        planned = self.settings.get("trainer.max_epochs", "?")
+        return shown if self.finished else f"{shown} of {planned}, not finished"
+
+
+def methods(runs: Sequence[Run]) -> list[Method]:
+    """The runs of `fit` among `runs`, sorted into methods, in order of their first run."""
+    found: dict[Any, Method] = {}
+    for run in runs:
+        if run.kind != "fit":
+            continue
+        settings = _settings(run)
+        # An unfinished run would pull its method's mean down; without a configuration nothing is known.
+        alone = not run.finished or not run.config
+        key = run.name if alone else json.dumps(settings, sort_keys=True)
+        if key in found:
+            found[key].runs.append(run)
+        else:
+            found[key] = Method(*_described(run.config), [run], settings)
+    return list(found.values())
+
+
+def labels(found: Sequence[Method]) -> list[str]:
+    """What a sentence calls each method: name and layers; β, epochs and runs where they are needed."""
+    ways = [
+        [f"{m.name} {m.layers}".strip() for m in found],
+        [f"{m.name} {m.layers}{m.weight and f', β {m.weight}'}".strip() for m in found],
+        [f"{m.name} {m.layers}{m.weight and f', β {m.weight}'}, {m.epochs} epochs" for m in found],
+        [f"{m.name} {m.layers} ({', '.join(run.name for run in m.runs)})".replace("  ", " ") for m in found],
+    ]
+    counts = [Counter(names) for names in ways]
+    return [
+        next(
+            (names[i] for names, count in zip(ways, counts, strict=True) if count[names[i]] == 1), ways[-1][i]
+        )
+        for i in range(len(found))
+    ]
+
+
+def baseline(method: Method, found: Sequence[Method]) -> Method | None:
+    """What `method` is measured against: SoftKD, else plain training, all else equal; None without one."""
+    if not method.finished or not method.runs[0].config:
+        return None
+    for name in ("SoftKD", "no distillation"):
+        for other in found:
+            if other.name == name and other.finished and not differences(method, other):
+                return other
+    return None
+
+
+def differences(a: Method, b: Method) -> list[str]:
+    """Settings in which two methods differ beside the method itself: terms, or all of the distillation."""
+    free = _DISTILLATION if "no distillation" in (a.name, b.name) else _TERMS
+    keys = [key for key in {**a.settings, **b.settings} if not _below(key, free)]
+    return [key for key in keys if a.settings.get(key) != b.settings.get(key)]
+
+
+def baseline_warnings(runs: Sequence[Run]) -> list[str]:
+    """Which methods have no baseline although SoftKD is there with other settings, and what differs."""
+    found = methods(runs)
+    named = list(zip(found, labels(found), strict=True))
+    candidates = [(method, name) for method, name in named if method.name == "SoftKD" and method.finished]
+    without: dict[str, list[str]] = {}
+    for method, name in named:
+        if not candidates or not method.finished or method.name == "SoftKD" or baseline(method, found):
+            continue
+        other, other_name = min(candidates, key=lambda pair: len(differences(method, pair[0])))
+        keys = differences(method, other)
+        shown = ", ".join(
+            f"{key} ({method.settings.get(key, 'none')}, not {other.settings.get(key, 'none')})"
+            for key in keys[:3]
+        )
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        without.setdefault(f"from {other_name} in {shown}{more}", []).append(name)
+    return [
+        f"No baseline for {listed(names)}: {'it differs' if len(names) == 1 else 'they differ'} {how}."
+        for how, names in without.items()
+    ]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys → values as text. What is null or empty is left out."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found.update(flat(value, f"{prefix}{key}."))
+        elif value not in (None, []):
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return found
+
+
+def named_settings(run: Run) -> dict[str, str]:
+    """The flat configuration without what only names the run."""
+    return {key: value for key, value in flat(run.config).items() if not _below(key, _ONLY_NAMES)}
+
+
+def _settings(run: Run) -> dict[str, str]:
+    settings = {key: value for key, value in flat(run.config).items() if not _below(key, _NO_METHOD)}
+    start = run.starts[-1] if run.starts else {}
+    found = {"images a step": start.get("images_a_step"), "data fingerprint": run.data}
+    return settings | {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _below(key: str, roots: Sequence[str]) -> bool:
+    return any(key == root or key.startswith(f"{root}.") for root in roots)
+
+
+def _seed(run: Run) -> str:
+    start = run.starts[0] if run.starts else {}
+    return str(start.get("seed", run.config.get("seed_everything", run.name)))
+
+
+def _described(config: dict[str, Any]) -> tuple[str, str, str]:
+    """Name, layers and weights of a configuration's method."""
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return "unknown method", "", ""
+    terms = model.get("terms") or {}
+    alpha = model.get("alpha")  # fit writes it as given: None is its default, 0.9 with a teacher
+    teaches = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
+    if not terms:
+        return "SoftKD" if teaches else "no distillation", "", ""
+    classes = [str(_loss(term)["class_path"]).rsplit(".", 1)[-1] for term in terms.values()]
+    names = [
+        f"{kind}{f' ({name})' if classes.count(kind) > 1 else ''}{_options(_loss(term))}"
+        for (name, term), kind in zip(terms.items(), classes, strict=True)
+    ]
+    return (
+        " + ".join(names) + ("" if teaches else " without SoftKD"),
+        "; ".join(_blocks(term) for term in terms.values()),
+        "; ".join(f"{term.get('weight', 0.2):g}" for term in terms.values()),
+    )
+
+
+def _loss(term: dict[str, Any]) -> dict[str, Any]:
+    loss = term.get("loss")
+    return loss if isinstance(loss, dict) and "class_path" in loss else {"class_path": loss}
+
+
+def _options(loss: dict[str, Any]) -> str:
+    """Arguments of a loss that are not its defaults: a method by the same name that is not the same."""
+    kind = getattr(losses, str(loss["class_path"]).removeprefix("distill_dynamics.losses."), None)
+    defaults = inspect.signature(kind).parameters if kind else {}
+    given = {
+        name: value
+        for name, value in (loss.get("init_args") or {}).items()
+        if name not in defaults or defaults[name].default != value
+    }
+    return f" [{', '.join(f'{name}: {json.dumps(value)}' for name, value in given.items())}]" if given else ""
+
+
+def _blocks(term: dict[str, Any]) -> str:
+    first, last, pairs = term.get("first"), term.get("last"), term.get("pairs")
+    shown = [f"F {first}"] if first else []
+    shown += [f"L {last}"] if last else []
+    if pairs == "all":
+        shown.append("all")
+    elif pairs:
+        shown.append("pairs " + " ".join(f"{student}-{teacher}" for student, teacher in pairs))
+    return ", ".join(shown)

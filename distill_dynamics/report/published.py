@@ -1,0 +1,101 @@
+"""The layout in which entropy curves were published: one CSV file a method, one row an epoch, no images.
+
+Model/Epoch,Layer_1,...,Layer_L
+checkpoint_epoch_30,2.467,...      bits, Eq. 5
+model_best,2.427,...
+"""
+
+import csv
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.errors import UserError
+
+
+def is_published(path: str | os.PathLike[str]) -> bool:
+    """Whether a file opens with the header of this layout."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            return file.readline(2000).replace('"', "").startswith("Model/Epoch,")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile | None, list[str]]:
+    """Read one file → (a Profile an epoch, in their order; the best checkpoint's, if any; warnings).
+
+    A Profile holds what was published, entropy by layer: it has no images (N = 0), NaN for the magnitude
+    and a spectrum of no length. The best checkpoint's epoch is not published: None. Bins are taken for the
+    paper's, 100 over the global range. A row that cannot be read is left out, with a warning.
+
+    Raises `UserError` where the file has another header or no row that can be read.
+    """
+    path = Path(path)
+    if not is_published(path):
+        raise UserError(f"{path}: not a published entropy evolution (header Model/Epoch,Layer_1,...)")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        (_, *layers), *rows = list(csv.reader(file))
+    students: dict[int, Profile] = {}
+    best, warnings = None, []
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        epoch = re.fullmatch(r"checkpoint_epoch_(\d+)", row[0].strip())
+        values = _numbers(row[1:])
+        if not epoch and row[0].strip() != "model_best":
+            problem = f"{row[0]!r} is neither checkpoint_epoch_<n> nor model_best"
+        elif len(values) != len(layers):
+            problem = f"{len(layers)} numbers are due, {len(values)} can be read"
+        elif epoch and int(epoch[1]) in students:
+            problem = f"epoch {int(epoch[1])} is there twice, the first one counts"
+        elif epoch:
+            students[int(epoch[1])] = _profile(path.stem, int(epoch[1]), layers, values)
+            continue
+        else:
+            best = _profile(path.stem, None, layers, values)
+            continue
+        warnings.append(f"Line {number} of {path.name} is left out: {problem}.")
+    if not students and best is None:
+        raise UserError(
+            f"{path}: no row can be read (expected checkpoint_epoch_<n> or model_best, then bits)"
+        )
+    return [students[epoch] for epoch in sorted(students)], best, warnings
+
+
+def _numbers(cells: list[str]) -> list[float]:
+    """Those of the cells that are finite numbers."""
+    values = []
+    for cell in cells:
+        try:
+            values.append(float(cell))
+        except ValueError:
+            continue
+    return [value for value in values if math.isfinite(value)]
+
+
+def _profile(name: str, epoch: int | None, layers: list[str], entropy: list[float]) -> Profile:
+    count = len(layers)
+    unknown, no_image = np.full(count, np.nan), np.empty((0, count))
+    return Profile(
+        model=name,
+        epoch=epoch,
+        layers=layers,
+        entropy=np.array(entropy),
+        magnitude=unknown,
+        spectrum=[np.empty(0)] * count,
+        entropy_images=no_image,
+        magnitude_images=no_image,
+        peak_images=no_image,
+        median_images=no_image,
+        peak_channel=np.full(count, -1),
+        spectrum_se=[np.empty(0)] * count,
+        value_range=np.full((count, 2), np.nan),
+        range_mode="global",
+        clipped=unknown,
+        bins=100,
+    )

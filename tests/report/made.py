@@ -1,0 +1,131 @@
+"""Made Profiles and directories: what `fit` and `analyze` write, with numbers chosen by hand."""
+
+import csv
+import json
+
+import numpy as np
+import yaml
+
+from distill_dynamics.dynamics import Profile
+
+FALLING, U = [4.4, 4.3, 4.2, 4.1], [4.4, 4.3, 4.0, 4.25]
+TEACHER = [4.5, 4.1, 4.2, 4.3, 4.4, 4.45]
+VERSIONS = {"torch": "2.14.1", "timm": "1.0.31"}
+
+
+def profile(epoch, entropy, images=4, model="deit", magnitude=None, **changed):
+    """Images that differ by less than 0.01 bits: every bend of `entropy` is far above the noise."""
+    layers = len(entropy)
+    wobble = np.random.default_rng(0).uniform(-0.005, 0.005, (images, layers))
+    magnitude = np.arange(1.0, layers + 1) if magnitude is None else np.asarray(magnitude, float)
+    fields = {
+        "entropy": entropy,
+        "entropy_images": np.asarray(entropy) + wobble - wobble.sum(0) / max(1, images),
+        "magnitude": magnitude,
+        "magnitude_images": np.tile(magnitude, (images, 1)),
+        "peak_images": np.tile(np.where(np.arange(layers) == 1, 90.0, 10.0), (images, 1)),
+        "median_images": np.full((images, layers), 2.0),
+        "peak_channel": np.full(layers, 3),
+        "spectrum": [np.full(16, 0.1)] * layers,
+        "spectrum_se": [np.full(16, 0.001)] * layers,
+        "value_range": np.tile([-4.0, 4.0], (layers, 1)),
+        "clipped": np.zeros(layers),
+        "range_mode": "global",
+        "bins": 100,
+        "probe_id": "p1",
+    }
+    return Profile(
+        model=model, epoch=epoch, layers=[f"blocks.{i}" for i in range(layers)], **{**fields, **changed}
+    )
+
+
+def config(terms=None, seed=0, epochs=3, **model):
+    student = {"class_path": "distill_dynamics.Backbone", "init_args": {"name": "deit"}}
+    teacher = {"class_path": "distill_dynamics.Backbone", "init_args": {"name": "cait"}}
+    return {
+        "seed_everything": seed,
+        "trainer": {"max_epochs": epochs, "enable_progress_bar": None},
+        "model": {
+            "student": student,
+            "teacher": teacher,
+            "terms": terms or {},
+            "alpha": 0.9,
+            "temperature": 1.0,
+            **model,
+        },
+        "data": {"class_path": "x.Data", "init_args": {"num_workers": seed}},
+        "name": f"run-{seed}",
+        "runs_dir": "runs",
+        "wandb": {"tags": [str(seed)]},
+        "probe": {"every_n_epochs": 1},
+    }
+
+
+def term(loss="SpectralKD", weight=0.2, first=0, last=0, pairs=None, **init_args):
+    path = f"distill_dynamics.losses.{loss}"
+    made = {"class_path": path, **({"init_args": init_args} if init_args else {})}
+    return {"loss": made, "weight": weight, "first": first, "last": last, "pairs": pairs}
+
+
+def start(seed=0, ended="ended", **changed):
+    return {
+        "from_epoch": 0,
+        "seed": seed,
+        "data": {"name": "Data", "fingerprint": "d1", "val_images": 1000},
+        "images_a_step": 16,
+        "versions": dict(VERSIONS),
+        "ended": {"epoch": 3, "error": None} if ended == "ended" else ended,
+        **changed,
+    }
+
+
+def metrics(*top1, teacher=90.0):
+    rows = [{"epoch": 0, "step": 0, **({"teacher/acc1": teacher} if teacher else {})}]
+    return rows + [
+        {"epoch": n, "step": 5 * n, "train/loss": 2.0 / n, "val/acc1": value}
+        for n, value in enumerate(top1, start=1)
+    ]
+
+
+def write_run(folder, rows=None, conf=None, starts=None, **profiles):
+    (folder / "dynamics").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"id": "abc", "starts": starts or [start()]}))
+    rows = metrics(70.0, 80.0, 79.0) if rows is None else rows
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config() if conf is None else conf, sort_keys=False))
+    for name, content in profiles.items():
+        content.save(folder / "dynamics" / f"{name}.npz")
+    return folder
+
+
+def all_profiles(**changed):
+    return {
+        "teacher": profile(None, TEACHER, model="cait", **changed),
+        "student_epoch_0000": profile(0, FALLING, **changed),
+        "student_epoch_0003": profile(3, U, **changed),
+        "student_best": profile(2, U, **changed),
+    }
+
+
+def write_analysis(folder, curves):
+    """`curves`: (label, range, epoch, best, Profile)."""
+    entries = []
+    for label, value_range, epoch, best, content in curves:
+        stem = "best" if best else "model" if epoch is None else f"epoch_{epoch:04d}"
+        entry = {"label": label, "range": value_range, "epoch": epoch, "best": best}
+        entries.append({**entry, "profile": f"profiles/{label}/{value_range}/{stem}.npz"})
+        content.save(folder / entries[-1]["profile"])
+    images = {"source": "sample", "n": 4, "seed": 0, "files": ["a"] * 4}
+    record = {"schema": 1, "command": "analyze", "versions": VERSIONS, "images": images, "curves": entries}
+    (folder / "analysis.json").write_text(json.dumps(record))
+    return folder
+
+
+def write_published(path, rows, layers=4):
+    header = ",".join(["Model/Epoch", *(f"Layer_{n}" for n in range(1, layers + 1))])
+    lines = [",".join([name, *map(str, values)]) for name, values in rows.items()]
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path

@@ -1,0 +1,258 @@
+import numpy as np
+import pytest
+from drawn import RESNET, assert_legible, bands, legend_labels, notes, png, profile, teacher, tick_labels
+from matplotlib.colors import to_hex
+from scipy import stats
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.report import figures
+from distill_dynamics.report.runs import RunProfiles
+
+# Okabe and Ito, Color Universal Design (2008), and black.
+SAFE = {"#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000"}
+
+
+def published(epoch, layers=12):
+    """No images, no magnitude, no spectrum."""
+    nothing = np.zeros((0, layers))
+    return profile(
+        epoch,
+        layers,
+        entropy_images=nothing,
+        magnitude_images=nothing,
+        peak_images=nothing,
+        median_images=nothing,
+        magnitude=np.full(layers, np.nan),
+        spectrum=[np.empty(0)] * layers,
+        spectrum_se=[np.empty(0)] * layers,
+    )
+
+
+def run(epochs=(0, 5, 10), layers=12, taught=True, seed=0, **changed):
+    """A training whose curves are its own: those of `profile`, moved."""
+    students = [profile(epoch, layers, **changed) for epoch in epochs]
+    best = profile(epochs[-1], layers, **changed)
+    for made in [*students, best]:
+        made.entropy += 0.01 * seed
+    return RunProfiles(students, teacher(layers) if taught else None, best)
+
+
+@pytest.fixture
+def runs():
+    return {"softkd": run(), "spectralkd-last": run(seed=1), "projectorkd-last": run(seed=2)}
+
+
+BY_BLOCK = [(figures.entropy_by_block, "entropy"), (figures.magnitude_by_block, "magnitude")]
+
+
+@pytest.mark.parametrize(("draw", "measure"), BY_BLOCK)
+def test_by_block_draws_one_safe_line_a_model_with_its_standard_error(draw, measure):
+    models = {f"model {number}": profile(number) for number in range(7)}
+    figure = draw(models)
+    (ax,) = figure.axes
+    for line, band, model in zip(ax.lines, bands(ax), models.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 13))
+        np.testing.assert_array_equal(line.get_ydata(), getattr(model, measure))
+        edges = band.get_paths()[0].vertices
+        low, high = np.sort(edges[edges[:, 0] == 7][:, 1])[[0, -1]]
+        error = stats.sem(getattr(model, f"{measure}_images"), axis=0)[6]
+        np.testing.assert_allclose([low, high], getattr(model, measure)[6] + [-error, error])
+    assert {to_hex(line.get_color()) for line in ax.lines} <= SAFE
+    looks = {(to_hex(line.get_color()), str(line._dash_pattern), line.get_marker()) for line in ax.lines}
+    assert len(looks) == 7
+    # Without colour they are told apart, too: printed in black and white.
+    assert len({look[1:] for look in looks}) == 7
+    assert legend_labels(figure) == list(models)
+
+
+@pytest.mark.parametrize(("draw", "measure"), BY_BLOCK)
+def test_by_block_has_relative_depth_where_depths_differ(draw, measure):
+    shallow, deep = profile(0, 4), teacher(24)
+    (ax,) = draw({"student": shallow}, [deep]).axes
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(ax.lines[1].get_xdata(), np.arange(24) / 23)
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), getattr(deep, measure))
+    assert ax.lines[1].get_linestyle() == "-."
+    assert "Relative depth" in ax.get_xlabel()
+    (same,) = draw({"student": shallow}, [teacher(4)]).axes
+    assert same.get_xlabel() == "Block"
+    assert tick_labels(same.xaxis) == list("1234")
+
+
+def test_by_method_is_a_panel_a_run_on_one_scale_with_the_teacher_beside_them(runs):
+    figure = figures.entropy_by_method(runs)
+    *panels, beside = figure.axes[:4]
+    colours = set()
+    for ax, (name, one) in zip(panels, runs.items(), strict=True):
+        assert ax.get_title("left") == name
+        *students, best = ax.lines
+        for line, student in zip(students, one.students, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), student.entropy)
+            assert line.get_linestyle() == "-"
+        np.testing.assert_array_equal(best.get_ydata(), one.best.entropy)
+        assert best.get_linestyle() == "--"
+        assert ax.get_ylim() == beside.get_ylim()
+        colours.add(tuple(to_hex(line.get_color()) for line in students))
+    assert len(colours) == 1  # an epoch has one colour in all panels
+    (line,) = beside.lines
+    np.testing.assert_array_equal(line.get_ydata(), teacher(12).entropy)
+    assert line.get_linestyle() == "-."
+    assert beside.get_title("left").split()[0] == "Teacher"
+    assert tick_labels(figure.axes[4].yaxis) == ["0", "5", "10"]
+    assert legend_labels(figure) == ["Best checkpoint", "Teacher"]
+    assert "different bins" in notes(figure)
+
+
+def test_by_method_gives_each_different_teacher_a_panel_and_epochs_their_place_among_all(runs):
+    runs["other"] = RunProfiles([profile(2), profile(5)], teacher(24), None)
+    figure = figures.entropy_by_method(runs)
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert len([title for title in titles if title.startswith("Teacher")]) == 2
+    bar = figure.axes[-1]
+    assert tick_labels(bar.yaxis) == ["0", "2", "5", "10"]
+    one, other = figure.axes[0].lines[1], figure.axes[3].lines[1]  # both of epoch 5
+    assert to_hex(one.get_color()) == to_hex(other.get_color())
+
+
+def test_by_method_of_published_curves_has_no_bands_and_says_what_was_not_measured():
+    curves = {"a": RunProfiles([published(30), published(60)], None, published(None))}
+    figure = figures.entropy_by_method(curves)
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), curves["a"].students[0].entropy)
+    assert not bands(figure.axes[0])
+    assert "standard error" not in notes(figure)
+    (text,) = figures.magnitude_by_method(curves).axes[0].texts
+    assert text.get_text() == "not measured"
+
+
+def test_heat_maps_share_one_colour_scale(runs):
+    figure = figures.entropy_heatmaps(runs)
+    everything = [student.entropy for one in runs.values() for student in one.students]
+    for ax, (name, one) in zip(figure.axes[:3], runs.items(), strict=True):
+        (image,) = ax.images
+        assert ax.get_title("left") == name
+        np.testing.assert_array_equal(image.get_array(), np.stack([s.entropy for s in one.students]).T)
+        assert image.get_clim() == (np.min(everything), np.max(everything))
+    assert figure.axes[3].get_ylabel() == "Entropy (bits)"
+
+
+def test_signature_by_epoch_shows_lowest_block_depth_last_block_and_distance(runs):
+    figure = figures.signature_by_epoch(runs)
+    lowest, depth, last, distance = figure.axes
+    for number, one in enumerate(runs.values()):
+        curves = np.stack([student.entropy for student in one.students])
+        np.testing.assert_array_equal(lowest.lines[number].get_xydata()[:, 0], [0, 5, 10])
+        np.testing.assert_array_equal(lowest.lines[number].get_ydata(), curves.argmin(axis=1) + 1)
+        sides = np.minimum(curves[:, 0], curves[:, -1]) - curves.min(axis=1)
+        np.testing.assert_allclose(depth.lines[number].get_ydata(), sides)
+        np.testing.assert_array_equal(last.lines[number].get_ydata(), curves[:, -1])
+        rms = np.sqrt(((curves - one.teacher.entropy) ** 2).mean(axis=1))
+        np.testing.assert_allclose(distance.lines[number].get_ydata(), rms)
+    assert len(bands(depth)) == 3
+    assert not bands(distance)
+    assert legend_labels(figure) == list(runs)
+
+
+def test_signature_by_epoch_has_no_distance_without_a_teacher_nor_bands_without_images():
+    curves = {"a": RunProfiles([published(30), published(60)], None, None)}
+    figure = figures.signature_by_epoch(curves)
+    assert [ax.get_title("left") for ax in figure.axes] == [
+        "Lowest block",
+        "Depth of the U",
+        "Entropy of the last block",
+    ]
+    assert not any(bands(ax) for ax in figure.axes)
+    curve = curves["a"].students[1].entropy
+    assert figure.axes[1].lines[0].get_ydata()[1] == min(curve[0], curve[-1]) - curve.min()
+
+
+def test_training_comparison_is_a_panel_a_term_and_a_line_a_run():
+    rows = {
+        "softkd": [{"epoch": 0.0, "teacher/acc1": 90.0}, {"epoch": 1.0, "train/loss_ce": 2.0}],
+        "projector": [
+            {"epoch": 1.0, "train/loss_ce": 3.0, "train/loss_projector": 0.5, "val/acc1": 60.0},
+            {"epoch": 2.0, "train/loss_ce": 0.01, "train/loss_projector": np.inf, "val/acc1": 70.0},
+        ],
+    }
+    figure = figures.training_comparison(rows)
+    panels = {ax.get_title("left"): ax for ax in figure.axes}
+    assert list(panels) == ["train/loss_ce", "train/loss_projector", "val/acc1"]
+    one, two = panels["train/loss_ce"].lines
+    np.testing.assert_array_equal(one.get_xydata(), [[1, 2.0]])
+    np.testing.assert_array_equal(two.get_xydata(), [[1, 3.0], [2, 0.01]])
+    assert panels["train/loss_ce"].get_yscale() == "log"
+    (only,) = panels["train/loss_projector"].lines
+    assert to_hex(only.get_color()) == to_hex(two.get_color())  # a run has one look in all panels
+    np.testing.assert_array_equal(only.get_ydata(), [0.5, np.nan])
+    accuracy, level = panels["val/acc1"].lines
+    np.testing.assert_array_equal(accuracy.get_ydata(), [60, 70])
+    assert set(level.get_ydata()) == {90.0}
+    assert level.get_linestyle() == "-."
+    assert legend_labels(figure) == ["softkd", "projector", "Teacher"]
+    with pytest.raises(ValueError, match="no training to draw"):
+        figures.training_comparison({"softkd": rows["softkd"][:1]})
+
+
+def test_ranges_stand_side_by_side_with_the_magnitude():
+    ranges = {
+        "global": {"deit": profile(0), "cait": profile(1)},
+        "layer": {"deit": profile(2, mode="layer"), "cait": profile(3, mode="layer")},
+    }
+    figure = figures.entropy_by_range(ranges)
+    one, two, magnitude = figure.axes
+    assert "one range for all layers" in one.get_title("left").replace("\n", " ")
+    assert "each layer's own range" in two.get_title("left").replace("\n", " ")
+    for ax, profiles in ((one, ranges["global"]), (two, ranges["layer"])):
+        for line, model in zip(ax.lines, profiles.values(), strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), model.entropy)
+    np.testing.assert_array_equal(magnitude.lines[0].get_ydata(), ranges["layer"]["deit"].magnitude)
+    assert one.lines[0].get_color() == two.lines[0].get_color() == magnitude.lines[0].get_color()
+    assert legend_labels(figure) == ["deit", "cait"]
+
+
+NOTHING = RunProfiles([], None, None)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.entropy_by_block({}),
+        lambda: figures.entropy_by_range({}),
+        lambda: figures.entropy_by_method({"a": NOTHING}),
+        lambda: figures.entropy_heatmaps({"a": NOTHING}),
+        lambda: figures.signature_by_epoch({"a": NOTHING}),
+    ],
+)
+def test_nothing_to_draw_is_an_error(draw):
+    with pytest.raises(ValueError, match="no Profiles to draw"):
+        draw()
+
+
+def test_a_run_whose_students_differ_in_depth_is_an_error():
+    with pytest.raises(UserError, match="different depth"):
+        figures.entropy_by_method({"a": RunProfiles([profile(0), profile(1, 24)], None, None)})
+
+
+LONG = "spectralkd-first-and-last-six-layers-beta-0.2-seed-1"
+TEN = {f"run-{number}": run(range(0, 301, 30), seed=number) for number in range(10)}
+ROWS = [{"epoch": float(n), "train/loss_ce": 2.0 / n, "val/acc1": 50.0 + n} for n in range(1, 100)]
+SCENES = {
+    "by block": lambda r: figures.entropy_by_block({n: one.best for n, one in r.items()}, [teacher(12)]),
+    "long names": lambda r: figures.entropy_by_block({LONG: profile(0), LONG + "2": profile(1)}, [teacher()]),
+    "ten": lambda r: figures.magnitude_by_block({name: one.best for name, one in TEN.items()}),
+    "by method": lambda r: figures.entropy_by_method(r),
+    "ten by method": lambda r: figures.entropy_by_method(TEN),
+    "one by method": lambda r: figures.magnitude_by_method({LONG: run(layers=24)}),
+    "stages": lambda r: figures.entropy_by_method({"a": run(layers=RESNET), "b": run(layers=RESNET)}),
+    "heat maps": lambda r: figures.entropy_heatmaps(r),
+    "ten heat maps": lambda r: figures.entropy_heatmaps(TEN),
+    "signature": lambda r: figures.signature_by_epoch(r),
+    "training": lambda r: figures.training_comparison({LONG: ROWS, "a": ROWS[:5]}),
+    "ranges": lambda r: figures.entropy_by_range({"global": {"a": profile(0)}, "-4,4": {"a": profile(1)}}),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_figures_render_without_clipped_or_overlapping_text(scene, runs):
+    figure = SCENES[scene](runs)
+    assert len(png(figure)) > 5000
+    assert_legible(figure)

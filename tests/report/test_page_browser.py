@@ -1,0 +1,277 @@
+"""The report in a real browser. Skipped, saying so, where there is no Chromium."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from run_folders import FALLING, METRICS, U, profiles, write_published, write_run
+
+from distill_dynamics.report.page import write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("there is no chromium on this machine", allow_module_level=True)
+
+CSV = {30: FALLING - 2, 60: U - 2, None: U - 2.1}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    runs = [
+        write_run(root / name, METRICS, **profiles(shift))
+        for name, shift in (("softkd", 0.0), ("spectral-last", 0.3), ("projector-last", -0.2))
+    ]
+    return [*runs, write_published(root / "published" / "SoftKD.csv", CSV).parent]
+
+
+@pytest.fixture(scope="module")
+def report(folders, tmp_path_factory):
+    return write_report(folders, tmp_path_factory.mktemp("out") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Opens the report, or another file; fails at the end for a request or any word on the console."""
+    said, contexts = [], []
+
+    def open_one(path=report, width=1280, height=900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        url = path.as_uri()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url != url else None)
+        page.goto(url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def shown_and_hidden(page):
+    """Of every curve in the page's figures: (figure, run, role, epoch), by whether it is on the screen."""
+    found = page.evaluate(
+        """() => [...document.querySelectorAll("figure[data-curves]")].flatMap((figure) =>
+            JSON.parse(figure.querySelector("script").textContent).map((curve) => {
+              const parts = curve.ids.map((id) => document.getElementById(id));
+              const drawn = parts.map((part) => part.getClientRects().length > 0 &&
+                  [...part.querySelectorAll("path, use")].some((p) => p.getClientRects().length > 0));
+              return [figure.id, curve.run, curve.role, curve.epoch, drawn];
+            }))"""
+    )
+    assert all(len(set(drawn)) == 1 for *_, drawn in found)  # a band goes with its line
+    return (
+        [tuple(what) for *what, drawn in found if drawn[0]],
+        [tuple(what) for *what, drawn in found if not drawn[0]],
+    )
+
+
+def box(page, name):
+    return page.get_by_role("checkbox", name=name, exact=True)
+
+
+def move_to(page, figure, curve, index):
+    """Move the pointer onto a point of a curve."""
+    spot = page.evaluate(
+        """([figure, number, index]) => {
+          const svg = document.querySelector(`#${figure} svg`);
+          svg.scrollIntoView({ block: "center" });
+          const curves = JSON.parse(document.querySelector(`#${figure} script`).textContent);
+          const [x, y] = curves[number].points[index];
+          const at = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());
+          return [at.x, at.y];
+        }""",
+        [figure, curve, index],
+    )
+    page.mouse.move(*spot)
+    return spot
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(open_page):
+    page = open_page()
+    assert page.title() == "softkd, spectral-last, projector-last, SoftKD"
+    shown, hidden = shown_and_hidden(page)
+    assert len(shown) > 50
+    assert hidden == []
+
+
+def test_its_policy_lets_no_other_script_run_and_nothing_be_fetched(browser, report, tmp_path):
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', report.read_text())[0]
+    script = '<script>document.title = "ran"</script><img src="https://example.org/x.png" onerror="1">'
+    other = tmp_path / "other.html"
+    other.write_text(f"<!DOCTYPE html><head>{policy}<title>still</title></head><body>{script}</body>")
+    page = browser.new_page()
+    refused = []
+    page.on("requestfailed", lambda request: refused.append((request.url, request.failure)))
+    page.goto(other.as_uri())
+    assert page.title() == "still"
+    assert refused == [("https://example.org/x.png", "csp")]
+    page.close()
+
+
+def test_switching_an_epoch_off_hides_its_curves_and_no_others(open_page):
+    page = open_page()
+    box(page, "30").uncheck()
+    shown, hidden = shown_and_hidden(page)
+    assert {what[1:] for what in hidden} == {("SoftKD", "student", 30)}
+    assert all(what[3] != 30 for what in shown)
+    box(page, "3").uncheck()
+    assert {what[3] for what in shown_and_hidden(page)[1]} == {3, 30}
+    page.get_by_role("button", name="Epochs: all").click()
+    assert shown_and_hidden(page)[1] == []
+
+
+def test_switching_a_run_off_hides_all_that_is_its_own_in_every_figure(open_page):
+    page = open_page()
+    before = shown_and_hidden(page)[0]
+    box(page, "softkd").uncheck()
+    shown, hidden = shown_and_hidden(page)
+    assert sorted(map(str, hidden)) == sorted(str(what) for what in before if what[1] == "softkd")
+    figures = {what[0] for what in hidden}
+    assert {"entropy_by_block", "entropy_by_method", "training_comparison", "spectra_softkd"} <= figures
+    assert any(what[2] == "teacher" for what in shown)
+    page.get_by_role("button", name="Runs: none").click()
+    shown = shown_and_hidden(page)[0]
+    assert {what[1] for what in shown} == {None}  # the teacher is nobody's own
+
+
+@pytest.mark.parametrize(("label", "role"), [("best checkpoint", "best"), ("teacher", "teacher")])
+def test_switching_best_and_teacher_off(open_page, label, role):
+    page = open_page()
+    box(page, label).uncheck()
+    shown, hidden = shown_and_hidden(page)
+    assert {what[2] for what in hidden} == {role}
+    assert role not in {what[2] for what in shown}
+
+
+def test_the_readout_is_the_very_number_of_the_profile(open_page):
+    page = open_page()
+    readout = page.locator("#entropy_by_method .readout")
+    assert readout.count() == 0
+    # Curves in order of drawing: epochs 0 and 3 and the best of softkd, then of the other runs.
+    move_to(page, "entropy_by_method", 0, 3)
+    error = profiles()["student_epoch_0000"].entropy_se[3]
+    assert readout.inner_text() == f"softkd, epoch 0, block 4: entropy 4.1 ± {error:.2g} bits"
+    assert readout.is_visible()
+    move_to(page, "entropy_by_method", 9, 1)
+    assert readout.inner_text() == f"SoftKD, epoch 30, block 2: entropy {FALLING[1] - 2:.5g} bits"
+    inner, frame = readout.bounding_box(), page.locator("#entropy_by_method .plot").bounding_box()
+    assert inner["x"] >= frame["x"]
+    assert inner["x"] + inner["width"] <= frame["x"] + frame["width"] + 1
+    page.mouse.move(5, 5)
+    assert readout.count() == 0
+    # Nothing is read off a curve that is not shown.
+    page.get_by_role("button", name="Epochs: none").click()
+    box(page, "best checkpoint").uncheck()
+    move_to(page, "entropy_by_method", 0, 3)
+    assert readout.count() == 0
+
+
+def test_the_mark_is_where_the_line_is(open_page):
+    page = open_page()
+    for number, index in ((0, 0), (0, 3), (4, 2)):
+        x, y = move_to(page, "entropy_by_method", number, index)
+        # A circle of the point's own marker lies there, as matplotlib drew it.
+        dots = page.locator(f"#entropy_by_method-curve-{number}-0 use")
+        dot = dots.nth(index).bounding_box()
+        middle = [dot["x"] + dot["width"] / 2, dot["y"] + dot["height"] / 2]
+        np.testing.assert_allclose(middle, [x, y], atol=1.0)
+
+
+def test_arrow_keys_walk_along_and_between_the_curves_and_announce(open_page):
+    page = open_page()
+    page.locator("#entropy_by_method .plot").focus()
+    said = page.locator("[aria-live=polite]")
+    steps = {
+        "Home": "softkd, epoch 0, block 1: entropy 4.4 ±",
+        "ArrowRight": "softkd, epoch 0, block 2: entropy 4.3 ±",
+        "End": "softkd, epoch 0, block 4: entropy 4.1 ±",
+        "ArrowDown": "softkd, epoch 3, block 4: entropy 4.25 ±",
+        "ArrowLeft": "softkd, epoch 3, block 3: entropy 4 ±",
+        "ArrowUp": "softkd, epoch 0, block 3: entropy 4.2 ±",
+    }
+    before = page.evaluate("scrollY")
+    for key, expected in steps.items():
+        page.keyboard.press(key)
+        assert said.inner_text().startswith(expected), key
+        assert page.locator("#entropy_by_method .readout").inner_text() == said.inner_text()
+    assert page.evaluate("scrollY") == before
+    box(page, "3").uncheck()
+    page.locator("#entropy_by_method .plot").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    assert said.inner_text().startswith("softkd, best (epoch 2), block 1: entropy 4.42 ±")
+
+
+def test_the_keyboard_reaches_the_skip_link_the_boxes_and_the_figures(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.name || document.activeElement.className"))
+    assert {"run", "epoch", "role", "plot"} <= reached
+    plot = page.locator("#entropy_by_method .plot")
+    assert plot.get_attribute("role") == "application"
+    assert "Entropy evolution" in plot.get_attribute("aria-label")
+
+
+def test_a_phone_scrolls_figures_and_tables_but_not_the_page(open_page):
+    page = open_page(width=390, height=844, has_touch=True, is_mobile=True)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => details.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    wide = page.locator("#entropy_by_method .scroll").first
+    assert wide.evaluate("box => box.scrollWidth > box.clientWidth")
+    # 8-point labels, the smallest, are 8.8 pixels and more.
+    scale = page.evaluate(
+        """[...document.querySelectorAll("figure svg")].map(
+            (svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)"""
+    )
+    assert min(scale) >= 1.09
+    x, y = move_to(page, "entropy_by_block", 0, 1)
+    page.touchscreen.tap(x, y)
+    assert "block 2: entropy" in page.locator("#entropy_by_block .readout").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_controls_are_not_printed(open_page):
+    page = open_page()
+    controls = page.locator("#controls")
+    assert controls.is_visible()
+    page.emulate_media(media="print")
+    assert not controls.is_visible()
+    assert not page.locator("nav").is_visible()
+    picture = page.locator("figure svg").first
+    assert picture.bounding_box()["width"] == pytest.approx(4.6 * 96, abs=1)  # its own size, not the page's
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_without_scripts_all_is_there_but_the_controls(open_page):
+    page = open_page(java_script_enabled=False)
+    assert not page.locator("#controls").is_visible()
+    assert page.locator("figure svg").count() == page.locator("figure").count() > 8
+    page.locator("#entropy_by_method summary").click()
+    cell = page.locator("#entropy_by_method td", has_text=re.compile(r"^2\.4$")).first
+    assert cell.is_visible()
+
+
+def test_a_run_alone_has_no_choice_of_runs(open_page, folders, tmp_path):
+    page = open_page(write_report(folders[:1], tmp_path / "one.html"))
+    assert page.locator("input[name=run]").count() == 0
+    box(page, "0").uncheck()
+    assert {what[2:] for what in shown_and_hidden(page)[1]} == {("student", 0)}

@@ -1,0 +1,336 @@
+import json
+
+import made
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from distill_dynamics.cli import main
+from distill_dynamics.errors import UserError
+from distill_dynamics.report.runs import (
+    Run,
+    RunProfiles,
+    comparison_warnings,
+    listed,
+    load_metrics,
+    load_runs,
+)
+
+
+def load(*paths):
+    (run,) = load_runs(paths)
+    return run
+
+
+def test_a_run_directory(tmp_path):
+    run = load(made.write_run(tmp_path / "soft", **made.all_profiles()))
+    assert (run.name, run.kind, run.range) == ("soft", "fit", "global")
+    assert [profile.epoch for profile in run.profiles.students] == [0, 3]
+    assert run.profiles.best.epoch == 2
+    assert run.latest is run.profiles.best
+    assert run.metrics[2] == {"epoch": 2.0, "step": 10.0, "train/loss": 1.0, "val/acc1": 80.0}
+    assert run.config["model"]["alpha"] == 0.9
+    assert (run.epochs, run.finished, run.data, run.validation_images) == (3, True, "d1", 1000)
+    assert [who for who, _ in run.named()] == [
+        "teacher", "student, epoch 0", "student, epoch 3", "student, best (epoch 2)",
+    ]  # fmt: skip
+    assert run.warnings == []
+
+
+def test_kinds_in_the_order_given_and_each_path_once(tmp_path):
+    curve = made.write_published(tmp_path / "Soft.csv", {"model_best": [1, 2, 3, 4]})
+    fit = made.write_run(tmp_path / "b")
+    folder = made.write_analysis(
+        tmp_path / "out", [("cait", "global", None, False, made.profile(None, made.U))]
+    )
+    (folder / "curves.csv").write_text("Model/Epoch,Layer_1\nmodel_best,1\n")  # an analysis all the same
+    runs = load_runs([curve, fit, folder, tmp_path / "b" / ".." / "b"])
+    assert [(run.name, run.kind) for run in runs] == [
+        ("Soft", "published"), ("b", "fit"), ("cait", "analysis"),
+    ]  # fmt: skip
+    # The folder of the CSV holds one such file, and folders that are not looked into.
+    assert [run.name for run in load_runs([tmp_path])] == ["Soft"]
+
+
+def test_an_analysis_is_a_run_a_label_and_range(tmp_path):
+    layer = {"range_mode": "layer"}
+    folder = made.write_analysis(
+        tmp_path / "out",
+        [
+            ("cait", "global", None, False, made.profile(None, made.U)),
+            ("cait", "layer", None, False, made.profile(None, made.FALLING, **layer)),
+            ("deit", "global", 60, False, made.profile(60, made.U)),
+            ("deit", "global", 30, False, made.profile(30, made.U)),
+            ("deit", "global", None, True, made.profile(None, made.U)),
+        ],
+    )
+    runs = load_runs([folder])
+    assert [(run.name, run.range) for run in runs] == [
+        ("cait (global)", "global"), ("cait (layer)", "layer"), ("deit (global)", "global"),
+    ]  # fmt: skip
+    assert [len(run.models) for run in runs] == [1, 1, 0]
+    assert runs[1].models[0].range_mode == "layer"
+    assert [profile.epoch for profile in runs[2].profiles.students] == [30, 60]
+    assert runs[2].profiles.best is not None
+    assert [who for who, _ in runs[2].named()][-1] == "student, best"
+    assert runs[0].starts == [
+        {"command": "analyze", "versions": made.VERSIONS, "images": {"source": "sample", "n": 4, "seed": 0}}
+    ]
+    assert [run.warnings for run in runs] == [[], [], []]
+
+    (folder / "profiles/deit/global/best.npz").unlink()
+    (folder / "profiles/deit/global/epoch_0060.npz").write_bytes(b"no")
+    run = load_runs([folder])[2]
+    assert [profile.epoch for profile in run.profiles.students] == [30]
+    assert len(run.warnings) == 2
+    assert "epoch_0060.npz: not a readable Profile" in run.warnings[0]
+    assert "There is no" in run.warnings[1]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 99, "curves": []}'])
+def test_a_damaged_or_newer_analysis_is_one_line(tmp_path, content):
+    (tmp_path / "analysis.json").write_text(content)
+    with pytest.raises(UserError, match=r"analysis\.json: ") as caught:
+        load_runs([tmp_path])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_run_is_one_line_with_a_hint(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_runs([tmp_path / "none"])
+    with pytest.raises(UserError, match="neither a run directory"):
+        load_runs([tmp_path])
+    made.write_run(tmp_path / "runs" / "soft")
+    with pytest.raises(UserError, match=r"did you mean those in it, such as .*soft\?"):
+        load_runs([tmp_path / "runs"])
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path):
+    paths = [made.write_run(tmp_path / folder / "soft") for folder in ("x/a", "y/a", "y/b")]
+    other = made.write_run(tmp_path / "x" / "last")
+    assert [run.name for run in load_runs([*paths, other])] == ["x/a/soft", "y/a/soft", "b/soft", "last"]
+    outs = [
+        made.write_analysis(tmp_path / out, [("cait", "global", None, False, made.profile(None, made.U))])
+        for out in ("one", "two")
+    ]
+    assert [run.name for run in load_runs(outs)] == ["one/cait", "two/cait"]
+
+
+def test_half_a_row_is_left_out(tmp_path):
+    folder = made.write_run(tmp_path / "r")
+    whole = (folder / "metrics.csv").read_text()
+    for text, rows in (
+        (whole[:-9], 3),  # fewer cells
+        (whole.rstrip()[:-1], 3),  # 79.0 lost its last digit and looks whole
+        (whole + "4,20,,x,1,2\n", 4),
+        (whole.replace("1.0,", "one,"), 3),
+    ):
+        (folder / "metrics.csv").write_text(text)
+        run = load(folder)
+        assert len(run.metrics) == len(load_metrics(folder)) == rows, text
+        assert "metrics.csv: 1 row cut short or damaged, left out." in run.warnings
+
+
+def test_damaged_and_foreign_profiles_cost_a_sentence_a_reason(tmp_path):
+    folder = made.write_run(tmp_path / "r", **made.all_profiles())
+    dynamics = folder / "dynamics"
+    (dynamics / "student_epoch_0001.npz").write_bytes(
+        (dynamics / "student_epoch_0003.npz").read_bytes()[:900]
+    )
+    for name in ("student_epoch_0000", "teacher"):
+        with np.load(dynamics / f"{name}.npz") as archive:
+            content = dict(archive)
+        meta = json.loads(str(content["meta"]))
+        content["meta"] = np.array(json.dumps({**meta, "schema": 1}))
+        np.savez(dynamics / f"{name}.npz", **content)
+    made.profile(4, made.TEACHER).save(dynamics / "student_epoch_0004.npz")
+    made.profile(3, made.U).save(dynamics / "student_epoch_0007.npz")
+    run = load(folder)
+    assert [profile.epoch for profile in run.profiles.students] == [3]
+    assert run.profiles.teacher is None
+    text = "\n".join(run.warnings)
+    assert "Left out: student_epoch_0001.npz: not a readable Profile" in text
+    assert "Left out: student_epoch_0000.npz and teacher.npz: Profile schema 1 is unknown" in text
+    assert "A Profile of epoch 4 with 6 layers is left out" in text
+    assert "A Profile of epoch 3 with 4 layers is left out" in text
+    assert "there is no" not in text  # they are there
+
+
+def test_a_run_that_has_not_begun(tmp_path):
+    (tmp_path / "run.json").write_text('{"id": "a", "starts": []}')
+    run = load(tmp_path)
+    assert run.warnings == [
+        "Training has not begun: run.json records no start.",
+        "No configuration: there is no config.yaml.",
+        "No completed epoch: metrics.csv has no training loss.",
+        "No accuracy of the student: metrics.csv has no val/acc1.",
+        "No accuracy of a teacher: metrics.csv has no teacher/acc1.",
+        "No Profile of a teacher: there is no dynamics/teacher.npz.",
+        "No Profile of the student in training: dynamics/ has no student_epoch_*.npz.",
+        "No Profile of the best student: there is no dynamics/student_best.npz, written when fit ends.",
+    ]
+    assert not run.finished
+    assert (run.named(), run.latest, run.range) == ([], None, "")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"starts": [3]}', "{}"])
+def test_a_damaged_record_and_configuration(tmp_path, content):
+    folder = made.write_run(tmp_path / "r", **made.all_profiles())
+    (folder / "run.json").write_text(content)
+    (folder / "config.yaml").write_text("a: [")
+    run = load(folder)
+    assert run.warnings[0].startswith("run.json cannot be read")
+    assert run.warnings[1] == "No configuration: config.yaml is not readable YAML."
+    assert len(run.profiles.students) == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "finished", "told"),
+    [
+        (None, False, "Not ended: the run is still going, or was killed; 2 of 3 epochs so far."),
+        (
+            {"epoch": 2, "error": "ValueError: bad"},
+            False,
+            "The run stopped on an error after 2 of 3 epochs: ValueError: bad",
+        ),
+        ({"epoch": 2, "error": None}, True, "The run has 2 of 3 epochs."),
+        ("absent", False, "The run has 2 of 3 epochs."),
+    ],
+)
+def test_how_a_run_ended(tmp_path, ended, finished, told):
+    first = made.start(ended=ended)
+    if ended == "absent":
+        del first["ended"]
+    rows = made.metrics(70.0, 80.0)
+    run = load(made.write_run(tmp_path / "r", rows, starts=[first], **made.all_profiles()))
+    assert run.finished is finished
+    assert told in run.warnings
+
+
+def test_a_run_recorded_before_ends_were_is_finished_with_its_last_epoch(tmp_path):
+    first = made.start()
+    del first["ended"]
+    run = load(made.write_run(tmp_path / "r", starts=[first], **made.all_profiles()))
+    assert run.finished
+    assert run.warnings == []
+
+
+def test_a_run_continued_with_other_versions(tmp_path):
+    after = made.start(from_epoch=2, versions={**made.VERSIONS, "torch": "2.15.0"}, images_a_step=32)
+    run = load(made.write_run(tmp_path / "r", starts=[made.start(ended=None), after], **made.all_profiles()))
+    assert run.finished
+    assert run.warnings == [
+        "Continued at epoch 2 with changes: images_a_step 16, then 32; torch 2.14.1, then 2.15.0."
+    ]
+
+
+def test_a_continued_run_that_has_not_ended_again(tmp_path):
+    profiles = {**made.all_profiles(), "student_epoch_0009": made.profile(9, made.U)}
+    rows = made.metrics(70.0, 80.0, 79.0, 85.0)
+    text = " ".join(load(made.write_run(tmp_path / "r", rows, **profiles)).warnings)
+    assert "The Profile of the best student is of epoch 2, the best now is epoch 4" in text
+    assert "Profiles go on to epoch 9, metrics.csv ends at 4" in text
+
+
+def test_a_diverged_loss_probing_off_and_no_teacher(tmp_path):
+    rows = made.metrics(70.0, 80.0, 79.0, teacher=None)
+    rows[2]["train/loss"] = "nan"
+    conf = made.config(teacher=None)
+    conf["probe"]["every_n_epochs"] = 0
+    assert load(made.write_run(tmp_path / "r", rows, conf)).warnings == [
+        "The training loss is not a finite number at epoch 2: training diverged.",
+        "No Profiles: probing was off (probe.every_n_epochs is 0).",
+    ]
+
+
+def test_profiles_that_do_not_compare_within_a_run(tmp_path):
+    profiles = made.all_profiles()
+    profiles["student_best"] = made.profile(2, made.U, probe_id="p2", bins=50)
+    text = " ".join(load(made.write_run(tmp_path / "r", **profiles)).warnings)
+    assert "different probe images" in text
+    assert "different bins" in text
+
+
+def test_an_explicit_range_is_named_by_its_numbers(tmp_path):
+    edges = np.tile([0.0, 1.5], (4, 1))
+    student = made.profile(0, made.U, range_mode="explicit", value_range=edges)
+    assert load(made.write_run(tmp_path / "r", student_epoch_0000=student)).range == "0,1.5"
+
+
+def test_runs_alike_need_no_warning(tmp_path):
+    runs = load_runs(made.write_run(tmp_path / name, **made.all_profiles()) for name in "ab")
+    assert comparison_warnings(runs) == []
+
+
+def test_what_differs_between_runs_is_said(tmp_path):
+    def other(**changed):
+        return {name: made.profile(p.epoch, p.entropy, **changed) for name, p in made.all_profiles().items()}
+
+    first = made.write_run(tmp_path / "a", **made.all_profiles())
+    second = made.start(versions={**made.VERSIONS, "timm": "1.1"}, data={"fingerprint": "d2"})
+    layers = {"probe_id": "p2", "range_mode": "layer", "bins": 50, "model": "vit"}
+    paths = [first, made.write_run(tmp_path / "b", starts=[second], **other(**layers))]
+    paths.append(made.write_published(tmp_path / "Soft.csv", {"model_best": [1, 2, 3]}, layers=3))
+    said = comparison_warnings(load_runs(paths))
+    assert said == [
+        "Different probe images: a; others in b. The curves differ by the images, too.",
+        "The images behind Soft are not known, and may differ.",
+        "Different value ranges: global in a and Soft; layer in b; entropies compare only within one range.",
+        "Different numbers of bins: 100 in a and Soft; 50 in b; entropies do not compare.",
+        "Different depths: 4 layers in a and b; 3 layers in Soft; blocks compare only by their relative "
+        "depth.",
+        "Different students: deit in a; vit in b; not only the method differs.",
+        "Different teachers: cait in a; vit in b; not only the method differs.",
+        "Different data: a; others in b. Their accuracies are not on the same images.",
+        "Different versions of timm: 1.0.31 in a; 1.1 in b.",
+    ]
+
+
+def test_a_run_without_profiles_compares_with_any(tmp_path):
+    empty = Run("x", tmp_path, "fit", RunProfiles([], None, None))
+    full = load(made.write_run(tmp_path / "a", **made.all_profiles()))
+    assert comparison_warnings([empty, full]) == []
+
+
+def test_lists_of_names():
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+class Stop(Callback):
+    def __init__(self, error: str, epoch: int) -> None:
+        self.error, self.epoch = error, epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            raise {"KeyboardInterrupt": KeyboardInterrupt, "RuntimeError": RuntimeError}[self.error](
+                "first line\nsecond"
+            )
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "RuntimeError"])
+def test_fit_records_how_it_ended(experiment, tmp_path, error):
+    stop = {"class_path": f"{__name__}.Stop", "init_args": {"error": error, "epoch": 1}}
+    with pytest.raises((SystemExit, RuntimeError)):
+        main(["fit", "--config", str(experiment("r", trainer__callbacks=[stop]))])
+    run_dir = tmp_path / "runs" / "r-1"
+
+    def ends():
+        return [entry["ended"] for entry in json.loads((run_dir / "run.json").read_text())["starts"]]
+
+    stopped = {"epoch": 1, "error": f"{error}: first line"}
+    assert ends() == [stopped]
+    assert not load(run_dir).finished
+
+    again = ["fit", "--config", str(run_dir / "config.yaml"), "--trainer.callbacks", "null", "--ckpt_path"]
+    with pytest.raises((SystemExit, UserError, FileNotFoundError, ValueError)):
+        main([*again, str(tmp_path / "none.ckpt")])
+    assert ends() == [stopped]  # what fails before it starts is no end of the start before
+
+    main([*again, "last"])
+    assert ends() == [stopped, {"epoch": 2, "error": None}]
+    run = load(run_dir)
+    assert run.finished
+    assert run.warnings == []
+    assert run.validation_images is None  # limit_val_batches: not all of them were validated
+    assert torch.is_grad_enabled()

@@ -1,0 +1,272 @@
+import itertools
+import math
+import statistics
+
+import made
+import numpy as np
+import pytest
+from scipy import stats
+
+from distill_dynamics.report.runs import Run, RunProfiles, load_runs
+from distill_dynamics.report.summary import exact_test, findings
+
+LAST = {"spectral": made.term(last=1)}
+
+
+def loaded(tmp_path, *runs):
+    """(name, configuration, best top-1, Profiles, start's changes) of each."""
+    paths = []
+    for name, conf, top1, profiles, changed in runs:
+        starts = [made.start(conf["seed_everything"], **changed)]
+        paths.append(
+            made.write_run(tmp_path / name, made.metrics(10.0, top1, top1), conf, starts, **profiles)
+        )
+    return load_runs(paths)
+
+
+def seeds(terms, prefix, *top1, **changed):
+    return [
+        (f"{prefix}{seed}", made.config(terms, seed=seed), value, {}, changed)
+        for seed, value in enumerate(top1)
+    ]
+
+
+def said(runs, start):
+    return [sentence for sentence in findings(runs) if sentence.startswith(start)]
+
+
+def test_nothing_measured(tmp_path):
+    assert findings([]) == ["Nothing has been measured yet."]
+    assert findings([Run("x", tmp_path, "fit", RunProfiles([], None, None))]) == [
+        "Nothing has been measured yet."
+    ]
+
+
+def test_one_run(tmp_path):
+    runs = load_runs([made.write_run(tmp_path / "soft", **made.all_profiles())])
+    text = findings(runs)
+    assert text[:3] == [
+        "The student reaches 80.00 % top-1 at its best, epoch 2, and 79.00 % at its last, epoch 3.",
+        "The teacher has 90.00 % top-1.",
+        "The best student is 10.00 points below the teacher.",
+    ]
+    assert text[3].startswith("soft's entropy is lowest at block 3 (a U, 0.250 ± 0.00")
+    assert text[3].endswith("bits deep) at the best checkpoint, epoch 2, and at block 4 (no U) at epoch 0.")
+    # Six depths: the student's curve between its four blocks by hand, at 0, 0.6, 1.2, 1.8, 2.4, 3.
+    student = np.array([4.4, 4.34, 4.24, 4.06, 4.1, 4.25])
+    distance = math.sqrt(np.mean((student - made.TEACHER) ** 2))
+    assert text[4].startswith(f"soft's entropy is {distance:.2f} bits from its teacher's")
+    assert "which is lowest at block 2 (a U, 0.350 ± 0.00" in text[4]
+    assert len(text) == 5
+
+
+@pytest.mark.parametrize(("top1", "told"), [(95.0, "5.00 points above"), (90.001, "level with")])
+def test_a_student_at_or_above_its_teacher(tmp_path, top1, told):
+    runs = load_runs([made.write_run(tmp_path / "r", made.metrics(top1))])
+    assert findings(runs)[0] == f"The student reaches {top1:.2f} % top-1 at its best, epoch 1, its last."
+    assert findings(runs)[2] == f"The best student is {told} the teacher."
+
+
+def test_the_winner_against_the_baseline_and_the_next(tmp_path):
+    first = {"spectral": made.term(first=1)}
+    rows = [*seeds({}, "soft", 80.0), *seeds(LAST, "last", 79.0), *seeds(first, "first", 81.5)]
+    rows += seeds({"p": made.term("ProjectorKD", last=1)}, "p", 80.5)
+    runs = loaded(tmp_path, *rows)
+    assert findings(runs)[:2] == [
+        "Highest top-1 at the best epoch: SpectralKD F 1 with 81.50 %, 1.50 points above the baseline, "
+        "SoftKD (80.00 %), and 1.00 points above the next, ProjectorKD L 1, 8.50 points below the teacher.",
+        "With one seed each it cannot be told whether that is more than the spread over seeds.",
+    ]
+
+
+def test_where_the_baseline_wins(tmp_path):
+    runs = loaded(tmp_path, *seeds({}, "soft", 80.0), *seeds(LAST, "last", 79.0))
+    assert findings(runs)[0] == (
+        "Highest top-1 at the best epoch: SoftKD, the baseline, with 80.00 %, 1.00 points above the next, "
+        "SpectralKD L 1 (79.00 %), 10.00 points below the teacher."
+    )
+
+
+def test_plain_training_as_the_baseline_differs_in_all_of_the_distillation(tmp_path):
+    plain = ("plain", made.config(teacher=None, alpha=None), 78.0, {}, {})
+    runs = loaded(tmp_path, plain, *seeds({}, "soft", 80.0))
+    assert findings(runs)[0].endswith("the next, no distillation (78.00 %), 10.00 points below the teacher.")
+
+
+def test_a_rival_with_other_settings_is_no_baseline(tmp_path):
+    longer = made.config(LAST, epochs=2)
+    runs = loaded(tmp_path, *seeds({}, "soft", 79.0), ("last", longer, 80.0, {}, {}))
+    text = findings(runs)
+    assert "the next, SoftKD (79.00 %); their settings differ in trainer.max_epochs, too" in text[0]
+    assert said(
+        runs, "No baseline for SpectralKD L 1: it differs from SoftKD in trainer.max_epochs (2, not 3)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("soft", "last", "verdict"),
+    [
+        ([80.0, 80.1, 80.2, 80.3], [79.0, 79.1, 79.2, 79.3], "That is more than the spread over seeds"),
+        ([80.0, 79.0, 80.2, 79.1], [79.9, 79.2, 79.8, 79.3], "That is not more than the spread over seeds"),
+        ([80.0, 80.1, 80.2], [79.0, 79.1, 79.2], "These are too few seeds to tell that from their spread"),
+    ],
+)
+def test_against_the_spread_over_seeds(tmp_path, soft, last, verdict):
+    runs = loaded(tmp_path, *seeds({}, "soft", *soft), *seeds(LAST, "last", *last))
+    (sentence,) = [text for text in findings(runs) if "pooled" in text]
+    assert sentence.startswith(f"{verdict}: the {len(soft)} + {len(last)} results")
+    pooled = math.sqrt((statistics.variance(soft) + statistics.variance(last)) / 2)
+    assert f"pooled standard deviation of {pooled:.2f} points" in sentence
+
+    def difference(a, b):
+        return abs(np.mean(a) - np.mean(b))
+
+    test = stats.permutation_test((soft, last), difference, n_resamples=np.inf, alternative="greater")
+    assert f"p = {test.pvalue:.2f})" in sentence
+
+
+def test_the_exact_test_against_scipy():
+    rng = np.random.default_rng(1)
+    for one, other in itertools.product((2, 3, 5), (2, 4)):
+        a, b = rng.normal(0, 1, one), rng.normal(1, 1, other)
+        as_large, ways = exact_test(a, b)
+        assert ways == math.comb(one + other, one)
+        test = stats.permutation_test(
+            (a, b), lambda x, y: abs(x.mean() - y.mean()), n_resamples=np.inf, alternative="greater"
+        )
+        assert as_large / ways == pytest.approx(test.pvalue)
+    a, b = rng.normal(0, 1, 14), rng.normal(0.8, 1, 14)
+    as_large, ways = exact_test(a, b)
+    assert as_large / ways == pytest.approx(stats.ttest_ind(a, b).pvalue, abs=0.01)
+
+
+def test_one_seed_of_one_method_does_not_tell(tmp_path):
+    runs = loaded(tmp_path, *seeds({}, "soft", 80.0, 81.0), *seeds(LAST, "last", 79.0))
+    assert said(runs, "With one seed for one of the two it cannot be told")
+
+
+@pytest.mark.parametrize(("last", "side"), [(79.0, "inside"), (75.0, "outside")])
+def test_against_the_sampling_error_of_the_validation_images(tmp_path, last, side):
+    runs = loaded(tmp_path, *seeds({}, "soft", 80.0), *seeds(LAST, "last", last))
+    variances = [stats.binom(1000, share / 100).var() / 1000**2 for share in (80.0, last)]
+    margin = stats.norm.ppf(0.975) * 100 * math.sqrt(sum(variances))
+    (sentence,) = said(runs, "It is ")
+    assert sentence.startswith(
+        f"It is {side} the sampling error of the 1,000 validation images: up to {margin:.2f} "
+    )
+
+
+def test_no_sampling_error_where_the_number_of_images_is_unknown(tmp_path):
+    unknown = {"data": {"fingerprint": "d1"}}
+    runs = loaded(tmp_path, *seeds({}, "soft", 80.0, **unknown), *seeds(LAST, "last", 79.0, **unknown))
+    assert not said(runs, "It is ")
+
+
+def test_no_winner_across_different_data(tmp_path):
+    other = {"data": {"fingerprint": "d2"}}
+    runs = loaded(tmp_path, *seeds({}, "soft", 80.0), *seeds(LAST, "last", 79.0, **other))
+    assert findings(runs)[0] == "The runs were validated on different data, so that none has won."
+    assert not said(runs, "Highest")
+
+
+def test_an_unfinished_run_is_left_out_by_name(tmp_path):
+    rows = [*seeds({}, "soft", 80.0), *seeds(LAST, "last", 79.0)]
+    running = ("new", made.config({"p": made.term("ProjectorKD", last=1)}), 95.0, {}, {"ended": None})
+    runs = loaded(tmp_path, *rows, running)
+    assert findings(runs)[0].startswith("Highest top-1 at the best epoch: SoftKD, the baseline, with 80.00 %")
+    assert said(
+        runs, "Not finished, and left out of the comparison: ProjectorKD L 1 (95.00 % at best after 3 epochs)"
+    )
+
+
+def test_seeds_of_one_method(tmp_path):
+    runs = loaded(tmp_path, *seeds(LAST, "last", 79.0, 80.0))
+    sentence = "SpectralKD L 1 reaches 79.50 ± 0.71 % over 2 seeds top-1 at its best epoch"
+    assert findings(runs)[0] == f"{sentence}, 10.50 points below the teacher."
+
+
+def curves(*by_epoch, epochs=(1, 2, 3), best=None):
+    made_ = {f"student_epoch_{n:04d}": made.profile(n, y) for n, y in zip(epochs, by_epoch, strict=True)}
+    return {**made_, "teacher": made.profile(None, made.TEACHER, model="cait"), **(best or {})}
+
+
+def test_suppression_rebound_and_nearness_go_along_with_no_cause(tmp_path):
+    low = curves([4.0, 3.5, 3.0], [3.9, 3.2, 3.0], [3.5, 3.0, 3.25])
+    near = curves([3.0, 3.5, 4.0], [4.0, 4.1, 4.2], [4.5, 4.2, 4.4])
+    soft, last = ("soft", made.config(), 80.0, near, {}), ("last", made.config(LAST), 79.0, low, {})
+    runs = loaded(tmp_path, soft, last)
+    (lowest,) = said(runs, "last's entropy")
+    assert "at epoch 3 and at block 3 (no U) at epoch 1; from epoch 1 to 3" in lowest
+    assert lowest.endswith("its first block changes by -0.50 bits, its last by +0.25.")
+    assert said(runs, "last's last block") == [
+        "last's last block is its lowest until epoch 2 and rises from epoch 1 to the end, to 0.25 bits "
+        "above its lowest."
+    ]
+    assert said(runs, "The mean top-1 of last is 1.00 points below that of the others: this goes along with")
+    (nearest,) = said(runs, "Nearest to the teacher's entropy, lowest at block 2 (a U")
+    assert "is soft (" in nearest
+    assert "farthest last (" in nearest
+    assert nearest.endswith("the highest top-1 is its own, and 2 runs are no evidence of a cause.")
+    assert len(findings(runs)) <= 9
+    text = " ".join(findings(runs))
+    for word in ("because", "causes", "due to", "leads to", "harms", "hurts", "proves"):
+        assert word not in text
+
+
+def test_a_last_block_that_is_the_lowest_throughout(tmp_path):
+    runs = loaded(tmp_path, ("r", made.config(), 80.0, curves(made.FALLING, made.FALLING, made.FALLING), {}))
+    (sentence,) = said(runs, "r's last block")
+    assert sentence.startswith("r's last block is its lowest at every probe after epoch 0")
+
+
+def test_many_curves_share_a_sentence(tmp_path):
+    paths = [
+        made.write_published(
+            tmp_path / f"m{n}.csv",
+            {"checkpoint_epoch_1": [1, 2, 3, 4], "model_best": np.roll([1, 2, 3, 4], n)},
+        )
+        for n in range(5)
+    ]
+    text = findings(load_runs(paths))
+    assert text[0] == (
+        "Block of lowest entropy, first probe → best checkpoint (else last probe): m0 1; m1 1 → 2; m2 1 → 3; "
+        "m3 1 → 4; m4 1."
+    )
+    assert len(text) == 2
+
+
+def test_one_sentence_says_what_the_range_decides(tmp_path):
+    magnitude = [8.0, 2.0, 1.0, 4.0]
+    tied = made.profile(None, [6.0, 4.0, 3.0, 5.0], magnitude=magnitude)  # 3 + log2 of the magnitude
+    free = made.profile(None, made.FALLING, magnitude=magnitude, range_mode="layer")
+    folder = made.write_analysis(
+        tmp_path / "out", [("cait", "global", None, False, tied), ("cait", "layer", None, False, free)]
+    )
+    (sentence,) = findings(load_runs([folder]))
+    r = stats.pearsonr(made.FALLING, np.log2(magnitude)).statistic
+    assert sentence.startswith(
+        "deit's entropy depends on the range of the bins: lowest at block 3 (a U, 2.000 ±"
+    )
+    assert "bits deep) where all blocks share one, r = 1.00; " in sentence
+    assert f"lowest at block 4 (no U) where each block has its own, r = {r:.2f}." in sentence
+
+    same = made.profile(None, [6.1, 4.0, 3.0, 5.0], magnitude=magnitude, range_mode="layer")
+    folder = made.write_analysis(
+        tmp_path / "alike", [("cait", "global", None, False, tied), ("cait", "layer", None, False, same)]
+    )
+    assert findings(load_runs([folder]))[0].startswith("deit's entropy says the same under each range")
+
+
+def test_other_models_are_no_other_range(tmp_path):
+    folder = made.write_analysis(
+        tmp_path,
+        [
+            ("a", "global", None, False, made.profile(None, made.U)),
+            ("b", "layer", None, False, made.profile(None, made.U, magnitude=[1, 2, 3, 5])),
+        ],
+    )
+    text = findings(load_runs([folder]))
+    assert [sentence.split(" is lowest")[0] for sentence in text] == [
+        "a (global)'s entropy",
+        "b (layer)'s entropy",
+    ]

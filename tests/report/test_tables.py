@@ -1,0 +1,262 @@
+import math
+import statistics
+
+import made
+import numpy as np
+import pytest
+
+from distill_dynamics.report.methods import baseline_warnings, labels, methods
+from distill_dynamics.report.runs import RunProfiles, load_runs
+from distill_dynamics.report.tables import (
+    accuracy_rows,
+    config_rows,
+    evolution_rows,
+    gap_rows,
+    results_rows,
+    signature_rows,
+    spectrum_rows,
+)
+
+
+def loaded(tmp_path, **runs):
+    """Name → (configuration, top-1 by epoch) or (..., start)."""
+    paths = [
+        made.write_run(
+            tmp_path / name,
+            made.metrics(*top1),
+            conf,
+            [rest[0]] if rest else [made.start(conf["seed_everything"])],
+        )
+        for name, (conf, top1, *rest) in runs.items()
+    ]
+    return load_runs(paths)
+
+
+def described(tmp_path, conf):
+    method = methods(loaded(tmp_path, r=(conf, [70.0])))[0]
+    return method.name, method.layers, method.weight
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ({}, ("SoftKD", "", "")),
+        ({"a": made.term(first=2, last=6)}, ("SpectralKD", "F 2, L 6", "0.2")),
+        ({"a": made.term(last=1, weight=0.1)}, ("SpectralKD", "L 1", "0.1")),
+        ({"a": made.term("ProjectorKD", first=1)}, ("ProjectorKD", "F 1", "0.2")),
+        ({"a": made.term("ProjectorKD", first=1, trainable=True)}, ("ProjectorKD", "F 1", "0.2")),
+        (
+            {"a": made.term("ProjectorKD", first=1, trainable=False)},
+            ("ProjectorKD [trainable: false]", "F 1", "0.2"),
+        ),
+        ({"a": made.term(pairs=[[3, 5], [-1, -1]])}, ("SpectralKD", "pairs 3-5 -1--1", "0.2")),
+        ({"a": made.term(pairs="all")}, ("SpectralKD", "all", "0.2")),
+        (
+            {"a": made.term(first=1), "b": made.term("ProjectorKD", 0.5, last=1)},
+            ("SpectralKD + ProjectorKD", "F 1; L 1", "0.2; 0.5"),
+        ),
+        (
+            {"near": made.term(first=1), "far": made.term(last=1)},
+            ("SpectralKD (near) + SpectralKD (far)", "F 1; L 1", "0.2; 0.2"),
+        ),
+    ],
+)
+def test_a_method_is_named_as_in_the_paper_s_table(tmp_path, terms, expected):
+    assert described(tmp_path, made.config(terms)) == expected
+
+
+def test_without_a_teacher_or_its_logits(tmp_path):
+    assert described(tmp_path / "a", made.config(teacher=None, alpha=None))[0] == "no distillation"
+    assert described(tmp_path / "b", made.config(alpha=0))[0] == "no distillation"
+    alone = made.config({"a": made.term(last=1)}, alpha=0)
+    assert described(tmp_path / "c", alone)[0] == "SpectralKD without SoftKD"
+    assert described(tmp_path / "d", {"seed_everything": 0})[0] == "unknown method"
+
+
+def test_table_1(tmp_path):
+    last = {"spectral": made.term(last=1)}
+    rows = results_rows(
+        loaded(
+            tmp_path,
+            soft0=(made.config(seed=0), [70.0, 77.0, 76.0]),
+            last0=(made.config(last, seed=0), [60.0, 76.5, 76.4]),
+            soft1=(made.config(seed=1), [70.0, 76.0, 75.5]),
+            last1=(made.config(last, seed=1), [60.0, 75.9, 75.9]),
+            soft2=(made.config(seed=2), [70.0, 76.5, 76.5]),
+        )
+    )
+    sd = statistics.stdev([77.0, 76.0, 76.5]), statistics.stdev([76.5, 75.9])
+    assert (f"{sd[0]:.2f}", f"{sd[1]:.2f}") == ("0.50", "0.42")
+    assert rows == [
+        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "difference", "epochs", "runs"),
+        ("SoftKD", "N/A", "N/A", "3", "76.50 ± 0.50", "76.00 ± 0.50", "baseline", "3", "soft0, soft1, soft2"),
+        ("SpectralKD", "L 1", "0.2", "2", "76.20 ± 0.42", "76.15 ± 0.35", "-0.30", "3", "last0, last1"),
+    ]
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(tmp_path):
+    runs = loaded(
+        tmp_path, a=(made.config(), [77.0]), b=(made.config(), [77.5]), c=(made.config(seed=1), [76.0])
+    )
+    row = results_rows(runs)[1]
+    assert row[3] == "2"
+    assert row[4] == f"{(77.25 + 76) / 2:.2f} ± {statistics.stdev([77.25, 76.0]):.2f}"
+
+
+def test_an_unfinished_run_pulls_no_mean_down(tmp_path):
+    running = made.start(1, ended=None)
+    rows = results_rows(
+        loaded(
+            tmp_path,
+            soft0=(made.config(), [70.0, 77.0, 76.0]),
+            soft1=(made.config(seed=1), [50.0], running),
+            last=(made.config({"a": made.term(last=1)}), [60.0, 76.5, 76.4]),
+        )
+    )
+    assert [row[4] for row in rows[1:]] == ["77.00", "50.00", "76.50"]
+    assert [row[6] for row in rows[1:]] == ["baseline", "–", "-0.50"]
+    assert [row[7] for row in rows[1:]] == ["3", "1 of 3, not finished", "3"]
+
+
+def test_a_run_with_other_settings_is_no_baseline_and_that_is_said(tmp_path):
+    runs = loaded(
+        tmp_path,
+        soft=(made.config(epochs=3), [70.0, 77.0, 76.0]),
+        last=(made.config({"a": made.term(last=1)}, epochs=4), [70.0, 76.0, 75.0, 75.0]),
+    )
+    assert "difference" not in results_rows(runs)[0]
+    assert baseline_warnings(runs) == [
+        "No baseline for SpectralKD L 1: it differs from SoftKD in trainer.max_epochs (4, not 3)."
+    ]
+
+
+def test_other_data_or_another_batch_are_other_settings(tmp_path):
+    def runs(folder, **changed):
+        other = {**made.start(), **changed}
+        pair = {
+            "soft": (made.config(), [77.0], other),
+            "last": (made.config({"a": made.term(last=1)}), [76.0]),
+        }
+        return loaded(tmp_path / folder, **pair)
+
+    assert "difference" in results_rows(runs("a"))[0]
+    assert "difference" not in results_rows(runs("b", images_a_step=32))[0]
+    assert "difference" not in results_rows(runs("c", data={"fingerprint": "d2"}))[0]
+
+
+def test_plain_training_is_the_baseline_where_there_is_no_softkd(tmp_path):
+    plain = made.config(teacher=None, alpha=None)
+    last = made.config({"a": made.term(last=1)})
+    rows = results_rows(loaded(tmp_path / "a", plain=(plain, [70.0]), last=(last, [71.0])))
+    assert [row[6] for row in rows[1:]] == ["baseline", "+1.00"]
+    three = loaded(tmp_path / "b", plain=(plain, [70.0]), soft=(made.config(), [72.0]), last=(last, [71.0]))
+    assert [row[6] for row in results_rows(three)[1:]] == ["-2.00", "baseline", "-1.00"]
+
+
+def test_only_runs_with_an_accuracy_make_a_table(tmp_path):
+    assert results_rows([]) == []
+    assert results_rows(loaded(tmp_path, a=(made.config(), []))) == []
+    curve = made.write_published(tmp_path / "Soft.csv", {"model_best": [1, 2, 3, 4]})
+    assert results_rows(load_runs([curve])) == []
+
+
+def test_labels_say_no_more_than_tells_methods_apart(tmp_path):
+    last, weak = made.term(last=1), made.term(last=1, weight=0.1)
+    runs = {"a": (made.config(), [1.0]), "b": (made.config({"t": last}), [1.0])}
+    assert labels(methods(loaded(tmp_path / "1", **runs))) == ["SoftKD", "SpectralKD L 1"]
+    runs["c"] = made.config({"t": weak}), [1.0]
+    found = labels(methods(loaded(tmp_path / "2", **runs)))
+    assert found == ["SoftKD", "SpectralKD L 1, β 0.2", "SpectralKD L 1, β 0.1"]
+    runs["d"] = made.config(epochs=9, temperature=2.0), [1.0]
+    assert labels(methods(loaded(tmp_path / "3", **runs)))[::3] == ["SoftKD (a)", "SoftKD (d)"]
+
+
+def test_settings_that_differ_a_column_a_run(tmp_path):
+    a, b = made.config(), made.config({"t": made.term(last=1)}, seed=1)
+    del b["trainer"]["enable_progress_bar"]  # absent is null
+    assert config_rows(loaded(tmp_path, a=(a, [1.0]), b=(b, [1.0]))) == [
+        ("setting", "a", "b"),
+        ("seed_everything", "0", "1"),
+        ("data.init_args.num_workers", "0", "1"),
+        ("model.terms.t.loss.class_path", "–", "distill_dynamics.losses.SpectralKD"),
+        ("model.terms.t.weight", "–", "0.2"),
+        ("model.terms.t.first", "–", "0"),
+        ("model.terms.t.last", "–", "1"),
+    ]
+    assert config_rows(loaded(tmp_path / "same", a=(a, [1.0]), b=(a, [1.0]))) == []
+
+
+def test_accuracies():
+    rows = [{"epoch": 0.0, "teacher/acc1": 90.456, "teacher/acc5": 99.5}]
+    rows += [
+        {"epoch": n, "val/acc1": top1, "val/acc5": 95.0}
+        for n, top1 in ((1.0, 80.0), (2.0, 80.0), (3.0, 79.0))
+    ]
+    assert accuracy_rows(rows) == [
+        ("accuracy (%)", "top-1", "top-5", "epoch"),
+        ("teacher", "90.46", "99.50", ""),
+        ("student, best", "80.00", "95.00", "1"),
+        ("student, last", "79.00", "95.00", "3"),
+    ]
+    assert accuracy_rows([]) == []
+
+
+def test_signatures():
+    named = [
+        ("u", made.profile(0, made.U)),
+        ("falling", made.profile(0, made.FALLING)),
+        ("one", made.profile(0, made.U, images=1)),
+        ("none", made.profile(0, made.U, images=0)),
+    ]
+    rows = signature_rows(named)
+    assert [row[0] for row in rows[1:]] == ["u", "falling", "one", "none"]
+    assert [row[-1] for row in rows[1:]] == ["U", "no U", "unknown: one image", "unknown: no images"]
+    assert rows[1][1] == "3 ± 0.0"
+    assert rows[1][2].startswith("0.250 ± 0.00")
+    assert rows[3][1:3] == rows[4][1:3] == ("3", "0.250")
+    assert signature_rows([]) == []
+
+
+def test_spectra_and_massive_activations():
+    k = np.arange(16)
+    low_pass = 1 / (1 + np.minimum(k, 16 - k)) ** 2
+    spectrum = [np.full(16, 0.1), low_pass, np.full(16, 0.5)]
+    errors = [np.full(16, 1e-6)] * 3
+    phases = made.profile(0, [3.0, 1.0, 2.0], spectrum=spectrum, spectrum_se=errors)
+    unknown = made.profile(0, [3.0, 1.0, 2.0], images=0, spectrum=[[]] * 3, spectrum_se=[[]] * 3)
+    header, row = spectrum_rows([("phases", phases), ("unknown", unknown)])
+    power = low_pass[1:9] ** 2
+    flatness = math.exp(np.log(power).mean()) / power.mean()
+    assert len(header) == len(row) == 6
+    assert row[:5] == ("phases", "1.000", f"{flatness:.3f}", "1.000", "yes")
+    assert row[5] == "45 at block 2, channel 3"
+
+
+def test_distance_to_the_teacher():
+    student = made.profile(3, [1.0, 2.0, 3.0], magnitude=[2.0, 2.0, 2.0])
+    teacher = made.profile(None, [2.0, 2.0, 2.0], magnitude=[1.0, 1.0, 1.0])
+    rows = gap_rows(RunProfiles([student], teacher, None))
+    distance = f"{math.sqrt(2 / 3):.3f}"
+    assert rows[1:] == [("student, epoch 3", distance, distance, "1.000", "0.000", "+0.00")]
+    assert gap_rows(RunProfiles([student], None, None)) == []
+
+
+def test_evolution(tmp_path):
+    rows = {f"checkpoint_epoch_{epoch}": values for epoch, values in {
+        10: [3.0, 2.5, 1.0], 20: [2.5, 2.0, 0.5], 30: [2.0, 0.4, 0.5], 40: [1.0, 0.5, 2.0],
+    }.items()}  # fmt: skip
+    run = load_runs([made.write_published(tmp_path / "Last.csv", rows, layers=3)])
+    header, row = evolution_rows(run)
+    assert dict(zip(header, row, strict=True)) == {
+        "entropy over epochs": "Last",
+        "epochs": "10 to 40",
+        "lowest block": "3 → 2",
+        "first block (bits)": "-2.00",
+        "last block (bits)": "+1.00",
+        "last block lowest until": "20",
+        "rises from": "20",
+        "rebound (bits)": "1.50",
+        "U since": "–",
+    }
+    one = made.write_published(tmp_path / "One.csv", {"checkpoint_epoch_1": [1, 2, 3]}, layers=3)
+    assert evolution_rows(load_runs([one])) == []
