@@ -44,6 +44,18 @@ class Features(NamedTuple):
     maps: list[Tensor]
 
 
+class Evaluation(NamedTuple):
+    """How images are brought to a model's size for evaluation; timm's words (`data.transforms`)."""
+
+    image_size: tuple[int, int]
+    """Height and width."""
+    crop_pct: float
+    """The shorter side is resized to `image_size / crop_pct` first."""
+    interpolation: str
+    crop_mode: str = "center"
+    """What is done with the longer side: "center", "squash" or "border"."""
+
+
 class Backbone(nn.Module):
     """Any timm model by name, giving logits and block outputs.
 
@@ -63,6 +75,7 @@ class Backbone(nn.Module):
             ConvNeXt, the stem and four stages for ResNet; empty where timm has no intermediates.
         channels: channels of each layer.
         mean, std: what this model's input is normalised with, a number a channel.
+        evaluation: how its images are resized and cropped; a student of `fit` has its DataModule's.
         has_weights: whether weights were loaded (then `mean` and `std` belong to them).
 
     Raises:
@@ -71,6 +84,7 @@ class Backbone(nn.Module):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    evaluation: Evaluation
 
     def __init__(
         self,
@@ -99,8 +113,11 @@ class Backbone(nn.Module):
         self.channels: list[int] = [layer["num_chs"] for layer in info]
         self.num_classes: int = self.model.num_classes
         self.input_size: tuple[int, int, int] = timm.models.get_model_input_config(self.model)["input_size"]
-        normalisation = made_with or timm.data.resolve_data_config({}, model=self.model)
-        self.set_normalisation(normalisation["mean"], normalisation["std"])
+        timms = timm.data.resolve_data_config({}, model=self.model)
+        self.set_normalisation(*((made_with or timms)[key] for key in ("mean", "std")))
+        own = {"image_size": self.input_size[1:], **{key: timms[key] for key in Evaluation._fields[1:]}}
+        own |= made_with.get("evaluation", {})  # files of earlier versions have none
+        self.evaluation = Evaluation(**{**own, "image_size": tuple(own["image_size"])})
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """State what the input of this model is normalised with: one number a channel.
@@ -172,12 +189,13 @@ class Backbone(nn.Module):
         return {f"model.{name}" for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
 
     def description(self) -> dict[str, Any]:
-        """What it takes to build this backbone again, weights aside: name, keywords, normalisation."""
+        """What it takes to build and feed this backbone again, weights aside; plain values."""
         return {
             "timm_name": self.name,
             "timm_kwargs": self.timm_kwargs,
             "mean": list(self.mean),
             "std": list(self.std),
+            "evaluation": {**self.evaluation._asdict(), "image_size": list(self.evaluation.image_size)},
         }
 
     def export(
@@ -316,8 +334,24 @@ def _read_safetensors(path: str) -> _Weights:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except safetensors.SafetensorError as error:
         raise UserError(f"checkpoint: {path} is not a whole safetensors file ({error})") from error
-    ours = ("timm_name", "timm_kwargs", "mean", "std") if "timm_name" in metadata else ()
-    return _Weights(path, state, {key: json.loads(metadata[key]) for key in ours})
+    ours = {"timm_name", "timm_kwargs", "mean", "std", "evaluation"} if "timm_name" in metadata else set()
+    return _Weights(path, state, {key: json.loads(metadata[key]) for key in ours & metadata.keys()})
+
+
+def completed_epochs(checkpoint: str | os.PathLike) -> int | None:
+    """After how many epochs a file of this project was written, from its content; None for other files."""
+    path = os.fspath(checkpoint)
+    try:
+        if path.endswith(".safetensors"):
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            return json.loads(metadata["epoch"]) if {"timm_name", "epoch"} <= metadata.keys() else None
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Mapped: the weights are not read.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # damaged or in an older format; whoever loads the weights will say
+        return None
+    return content["epoch"] + 1 if isinstance(content, dict) and "distill_dynamics" in content else None
 
 
 def _read_pickle(path: str) -> _Weights:

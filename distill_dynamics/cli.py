@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test, predict; one YAML an experiment."""
+"""The command line: fit, validate, test, predict; one YAML an experiment. The other commands: commands.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_dynamics import run
+from distill_dynamics import commands, run
 from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
 from distill_dynamics.cli_errors import OneLineParser, told_in_one_line
 from distill_dynamics.cli_help import PARSER_KWARGS, describe
@@ -103,7 +104,7 @@ class DistillCLI(LightningCLI):
     def setup_parser(self, *args: Any) -> None:
         """Lightning's parsers, their help told for this program."""
         super().setup_parser(*args)
-        describe(self.parser, self._subcommand_parsers)
+        describe(self.parser, self._subcommand_parsers, commands.parsers())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run and not to one of its parts."""
@@ -186,7 +187,9 @@ class DistillCLI(LightningCLI):
                 every_n_epochs=config.checkpoint_every_n_epochs,
             ),
             checkpoint(filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
-            checkpoint(filename="last", every_n_epochs=1, enable_version_counter=False),
+            # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
+            # than the first, where that is to keep every epoch.
+            checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
         ]
         return super().instantiate_trainer(**kwargs, logger=loggers, default_root_dir=self.run_dir)
 
@@ -278,5 +281,9 @@ def main(args: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=message)
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    words = sys.argv[1:] if args is None else args
     with told_in_one_line():
-        DistillCLI(args=args)
+        if words and words[0] in commands.COMMANDS:
+            commands.run(words)
+        else:
+            DistillCLI(args=args)

@@ -13,6 +13,12 @@ COMMANDS = {
     "test": "The same on the test images, for a DataModule that has others than for validation.",
     "predict": "Write a student's answer for each validation image to a CSV file.",
 }
+PLAIN_COMMANDS = {
+    "analyze": "Profile any models on the same images, and write Profiles, tables, figures and a report.",
+    "report": "Show runs, analyses and published curves on one page, and their figures as PNG and PDF.",
+    "dashboard": "Make or update a W&B workspace for the runs of a project.",
+}
+"""Those that train nothing: `commands.py`."""
 GROUPS = {
     "model": "model: student, teacher, loss and optimiser",
     "data": "data: a DataModule and its settings (--data.help FashionMNISTSample lists them)",
@@ -51,15 +57,21 @@ PARSER_KWARGS = {
 """LightningCLI's `parser_kwargs`."""
 
 
-def describe(program: Any, commands: Mapping[str, Any]) -> None:
-    """Give the parsers of the program and of its commands the texts above, the Trainer's options last."""
+def describe(program: Any, commands: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Give the parsers of the program and of its commands the texts above, the Trainer's options last.
+
+    `commands` are LightningCLI's; the parsers of the `plain` ones are added, with the texts they have.
+    """
     for action in program._actions:
         if {"--config", "--print_config"} & set(action.option_strings):
             action.help = SUPPRESS  # they belong to the commands
+    program.usage = f"{PROGRAM} COMMAND [--OPTION VALUE ...]"
     program._subparsers.title = "commands"
     program._subparsers.description = f"{PROGRAM} COMMAND --help shows what it can be told."
     for choice in program._subcommands_action._choices_actions:
         choice.help = COMMANDS[choice.dest]
+    for command, parser in plain.items():
+        program._subcommands_action.add_subcommand(command, parser, help=PLAIN_COMMANDS[command])
     for command, parser in commands.items():
         for action in parser._actions:
             for option in action.option_strings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +24,16 @@ def place(key: str, value: str, args: Sequence[str]) -> str:
     Without such a value it is where the key itself is given, and else the key alone. Between the names in
     `key` others may lie: jsonargparse says `model.terms.first` of `model.terms.spectral.first`.
     """
-    names = key.split(".")
+    names = _names(key.split("."))
     under = [s for s in settings(args) if s.path[0] == names[0] and _in_order(names, s.path)]
     equal = sorted((s for s in under if s.value == value), key=lambda setting: len(setting.path))
     named = [s for s in under if s.path[-1] == names[-1]]
     return next((setting.where for setting in equal + named + under), key)
+
+
+def _names(path: Iterable[str]) -> tuple[str, ...]:
+    """A path as jsonargparse names it, whatever the user wrote: n_images for n-images."""
+    return tuple(name.replace("-", "_") for name in path)
 
 
 def _in_order(names: Sequence[str], path: Sequence[str]) -> bool:
@@ -52,7 +57,7 @@ def settings(args: Sequence[str]) -> Iterator[Setting]:
                 yield from _keys(Path(value).read_text(), (), file=value)
             else:
                 path = tuple(option.split("."))
-                yield Setting(f"--{option}", path, value)
+                yield Setting(f"--{option}", _names(path), value)
                 yield from _keys(value, path)
 
 
@@ -69,7 +74,7 @@ def _keys(text: str, above: tuple[str, ...], file: str = "") -> Iterator[Setting
             path = (*above, name)
             dotted = ".".join(path).replace(".[", "[")
             where = f"{file}:{mark.start_mark.line + 1}: {dotted}" if file else f"--{dotted}"
-            yield Setting(where, path, str(loader.construct_object(child, deep=True)))
+            yield Setting(where, _names(path), str(loader.construct_object(child, deep=True)))
             yield from visit(child, path)
 
     return visit(loader.get_single_node(), above)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from distill_dynamics.cli_places import options
+from distill_dynamics.cli_places import options, settings
 
 
 class Reason(NamedTuple):
@@ -160,6 +160,15 @@ def _wrong_type(match: re.Match, parser: Any, key: str) -> Reason | None:
     return Reason(f"expected {expected}, not {shown}{suggestion}", value=value)
 
 
+def _no_list(match: re.Match, parser: Any, key: str) -> Reason | None:
+    several = {action.dest for action in parser._actions if action.nargs == "+"}
+    for setting in settings(parser.args):
+        in_file = not setting.where.startswith("--")  # on the command line one word makes a list
+        if in_file and setting.path[-1] in several and not setting.value.startswith("["):
+            return Reason(f"expected a list, [{setting.value}]", key=setting.path[0], value=setting.value)
+    return None
+
+
 def _no_mapping(match: re.Match, parser: Any, key: str) -> Reason:
     return Reason(f"{match[1]!r} is no mapping and no YAML file", value=match[1])
 
@@ -197,6 +206,7 @@ RULES: list[tuple[str, Callable[[re.Match, Any, str], Reason | None]]] = [
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", _wrong_class),
     (r"Expected '(.+)' to be a subclass of <class '(.+)'>", _wrong_class),
     (r"Not a valid subclass|Dict must include a class_path", _misspelt_class_path),
+    (r"object does not support item assignment", _no_list),
     (r'Unable to load config "(.*)"', _no_mapping),
     (r"(?:File does not exist|Path is not a file): '(.+)'", _config_file),
     (r"Problems parsing config|Unexpected config", _broken_config),

@@ -445,6 +445,12 @@ def test_an_export_is_loaded_by_plain_timm(tmp_path):
         "timm_kwargs": TOKENS,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
+        "evaluation": {
+            "image_size": [28, 42],
+            "crop_pct": 0.9,
+            "interpolation": "bicubic",
+            "crop_mode": "center",
+        },
         "accuracy": 90.5,
         "commit": None,
     }

@@ -182,8 +182,14 @@ def test_something_required_is_missing(capsys, edits, words):
     ("args", "words"),
     [
         (["fitt"], ["'fitt'", "'fit'"]),
-        (["--trainer.max_epochs", "3", "fit"], ["command (fit, validate, test, predict) comes first"]),
-        (["--config", "experiment.yaml", "fit"], ["command (fit, validate, test, predict) comes first"]),
+        (
+            ["--trainer.max_epochs", "3", "fit"],
+            ["command (fit, validate, test, predict, analyze, report, dashboard) comes first"],
+        ),
+        (
+            ["--config", "experiment.yaml", "fit"],
+            ["command (fit, validate, test, predict, analyze, report, dashboard) comes first"],
+        ),
         (["fit"], ["model.student and data", "--config"]),
         (["fit", "experiment.yaml"], ["did you mean --config experiment.yaml"]),
         (["fit", "--config"], ["--config", "expected one argument"]),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, create_transform
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, str_to_interp_mode
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
@@ -81,10 +81,18 @@ def train_transforms(
     return transforms.Compose([*ops[:cut], MaybePILToTensor()]), transforms.Compose(ops[cut + 2 :])
 
 
-def eval_transform(image_size: int, crop_pct: float, interpolation: str) -> transforms.Compose:
+def eval_transform(
+    image_size: int | tuple[int, int],
+    crop_pct: float,
+    interpolation: str,
+    crop_mode: str = "center",
+    border: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+) -> transforms.Compose:
     """timm's evaluation transform up to the pixels: PIL image → uint8 [C,H,W].
 
     The shorter side is resized to `image_size / crop_pct` (224 / 0.875 = 256), then the centre is cropped.
+    With `crop_mode` "squash" both sides are resized so; with "border" the longer one, and what is lacking
+    gets the colour `border`, a number in 0 to 1 for each channel.
     """
     try:
         return create_transform(
@@ -92,6 +100,8 @@ def eval_transform(image_size: int, crop_pct: float, interpolation: str) -> tran
             is_training=False,
             interpolation=interpolation,
             crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            mean=tuple(border),
             normalize=False,
         )
     except KeyError as error:

@@ -1,0 +1,225 @@
+"""The images of an analysis: any number of them, named by the user, read only when they are needed.
+
+Letters: B batch, N images, C channels, H W grid.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import Compose
+from tqdm import tqdm
+
+from distill_dynamics.data.fashion_mnist import FashionMNISTSample
+from distill_dynamics.data.images import Unreadable, as_drawn
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.data.probe import draw_probe
+from distill_dynamics.data.sources import FileSource, Source, UnreadableImage
+from distill_dynamics.data.transforms import normalise
+from distill_dynamics.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to choose from, and how the record of an analysis names them."""
+
+    source: Source
+    name: str
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """How they are resized and cropped, where a DataModule says it: image_size (H, W), crop_pct, ..."""
+    skip_unreadable: bool = False
+
+    @classmethod
+    def of_path(cls, path: str | os.PathLike, skip_unreadable: bool = False) -> "ImageSet":
+        """One image file, or all of a folder and the folders in it, in the order of their paths.
+
+        The classes are the folders in which the files lie; files and folders whose name begins with a dot are
+        left out. Raises UserError where there is no such path, or no image in it.
+        """
+        path = Path(path).expanduser()
+        if path.is_file():
+            return cls(FileSource(path.parent, [path.name], [0]), str(path), {}, skip_unreadable)
+        if not path.is_dir():
+            raise UserError(f"--images: no such folder or file: {path}")
+        names = sorted(_image_files(path))
+        if not names:
+            raise UserError(
+                f"--images: {path} holds no image, nor do its folders (known endings: "
+                f"{' '.join(IMG_EXTENSIONS)})"
+            )
+        folders = [os.path.dirname(name) for name in names]
+        number = {folder: i for i, folder in enumerate(sorted(set(folders)))}
+        targets = [number[folder] for folder in folders]
+        return cls(FileSource(path, names, targets), str(path), {}, skip_unreadable)
+
+    @classmethod
+    def of_datamodule(cls, data: ImageData, name: str, skip_unreadable: bool = False) -> "ImageSet":
+        """The validation images of a DataModule, under its own transform of evaluation."""
+        data.prepare_data()
+        data.setup("validate")
+        evaluation = {
+            "image_size": (data.image_size, data.image_size),
+            "crop_pct": data.crop_pct,
+            "interpolation": data.interpolation,
+            "crop_mode": "center",
+        }
+        return cls(data.sources["val"], name, evaluation, skip_unreadable or data.unreadable.skip)
+
+    @classmethod
+    def of_sample(cls) -> "ImageSet":
+        """The validation images of the packaged sample, under each model's own transform."""
+        return cls(FashionMNISTSample().load("val"), "packaged sample of Fashion-MNIST, validation images")
+
+    def draw(self, n: int | None, seed: int, num_workers: int = 0) -> NDArray[np.int64]:
+        """Indices [n] of a class-balanced draw (`draw_probe`); of all images for None.
+
+        With `skip_unreadable` the drawn images are all decoded once, those that cannot be are reported, and
+        the draw is made anew without them. Raises UserError if there are not n images.
+        """
+        usable, checked = np.arange(len(self.source.targets)), np.zeros(len(self.source.targets), bool)
+        report = Unreadable(skip=True)
+        while True:
+            wanted = len(usable) if n is None else n
+            if wanted > len(usable):
+                raise UserError(f"--n-images: {n} is more than the {len(usable)} images of {self.name}")
+            indices = usable[draw_probe(self.source.targets[usable], wanted, seed)]
+            if not self.skip_unreadable:
+                return indices
+            bad = _unreadable(self.source, indices[~checked[indices]], num_workers)
+            if not bad:
+                return indices
+            report.report(list(bad.values()), left=len(usable) - len(bad))
+            checked[indices] = True
+            usable = np.setdiff1d(usable, list(bad))
+
+    def names(self, indices: Sequence[int] | NDArray[np.integer]) -> list[str] | None:
+        """Paths of images in their folder; None for images that are no files of their own."""
+        if not isinstance(self.source, FileSource):
+            return None
+        return [os.fsdecode(name) for name in self.source.names[indices]]
+
+
+class ImageStream:
+    """N images for one model, as batches [B,C,H,W] float32; it can be gone through any number of times.
+
+    Held at any moment are the batches in work. `probe_id` is known once it has been gone through.
+
+    Args:
+        source: of the images.
+        indices: [N], which of them, in this order.
+        to_pixels: PIL image → uint8 [C,H,W].
+        mean, std: of each channel: one for a model of grey images, three for one of RGB. The files may be
+            either.
+        batch_size: B; the last batch may be smaller.
+        num_workers: processes that decode and resize.
+
+    Raises UserError, when gone through, naming a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: NDArray[np.integer],
+        to_pixels: Compose,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        batch_size: int = 32,
+        num_workers: int = 0,
+    ) -> None:
+        self.mean, self.std = mean, std
+        self.probe_id = ""
+        self._count = len(indices)
+        dataset = _Pixels(source, indices, to_pixels, "L" if len(mean) == 1 else "RGB")
+        self._loader = _loader(dataset, batch_size, num_workers)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        digest = None
+        for pixels in self._loader:
+            if isinstance(pixels, str):
+                raise UserError(f"unreadable image {pixels} (--skip-unreadable leaves such images out)")
+            if digest is None:  # that of ProbeSet, which has all pixels at hand
+                digest = sha256(repr((self._count, *pixels.shape[1:])).encode())
+            digest.update(pixels.numpy().tobytes())
+            yield normalise(pixels, self.mean, self.std)
+        self.probe_id = digest.hexdigest()[:16] if digest else ""
+
+
+class _Pixels(Dataset[Tensor]):
+    """Batches of pixels, uint8 [B,C,H,W]; or a line about one that cannot be read.
+
+    The line is raised by the main process: torch would turn a worker's error into a page.
+    """
+
+    def __init__(self, source: Source, indices: NDArray[np.integer], to_pixels: Compose, mode: str):
+        self.source, self.indices, self.to_pixels, self.mode = source, indices, to_pixels, mode
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, places: list[int]) -> Tensor | str:
+        try:
+            return torch.stack([self._pixels(int(self.indices[place])) for place in places])
+        except UnreadableImage as error:
+            return str(error)
+
+    def _pixels(self, index: int) -> Tensor:
+        return self.to_pixels(self.source.image(index).convert(self.mode))
+
+
+class _Decoded(Dataset[dict[int, str]]):
+    """Batches of nothing but lines about images that cannot be read, by index."""
+
+    def __init__(self, source: Source, indices: NDArray[np.integer]):
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, places: list[int]) -> dict[int, str]:
+        lines = {}
+        for place in places:
+            try:
+                self.source.image(int(self.indices[place]))
+            except UnreadableImage as error:
+                lines[error.index] = str(error)
+        return lines
+
+
+def _unreadable(source: Source, indices: NDArray[np.integer], num_workers: int) -> dict[int, str]:
+    loader = _loader(_Decoded(source, indices), 32, num_workers)
+    bar = tqdm(loader, "looking for unreadable images", disable=len(loader) < 2, leave=False)
+    return {index: line for lines in bar for index, line in lines.items()}
+
+
+def _loader(dataset: Any, batch_size: int, num_workers: int) -> DataLoader:
+    batches = -(-len(dataset) // batch_size)
+    workers = min(num_workers, batches) if batches > 1 else 0  # a process costs more than one batch
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=as_drawn,
+        generator=torch.Generator(),  # its own: the global one is left as it is
+    )
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                yield os.path.relpath(os.path.join(folder, name), root)
