@@ -44,7 +44,7 @@ class Wandb:
             the environment variable WANDB_MODE decides, and else it is offline.
         project: W&B project.
         entity: W&B user or team.
-        group: groups runs on the dashboard, the seeds of one method for one.
+        group: groups runs on the dashboard, the seeds of one method for one; the config's name if left out.
         tags: labels on the dashboard.
     """
 
@@ -167,6 +167,8 @@ class DistillCLI(LightningCLI):
             self.run_dir = (
                 run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
             )
+            wandb_settings = self.config_init.fit.wandb
+            config.wandb.group = wandb_settings.group = wandb_settings.group or stem
         config.name = self.run_dir.name
         given = trainer.logger
         loggers: list[Logger] = [run.RunLogger(self.run_dir)]

@@ -284,6 +284,8 @@ def test_validate_test_and_predict(experiment, tmp_path, capsys):
 
 def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(experiment, tmp_path):
     fit(experiment(), "--name", "r", "--wandb.mode", "offline")
+    settings = yaml.safe_load((tmp_path / "runs" / "r" / "config.yaml").read_text())["wandb"]
+    assert settings["group"] == "tiny"  # the config's name, which its seeds share
     (folder,) = (tmp_path / "runs" / "r" / "wandb").glob("offline-run-*")
     tool = shutil.which("wandb", path=str(ROOT.joinpath(sys.executable).parent))
     printed = subprocess.run(
