@@ -33,6 +33,7 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/bench_step.py
 	$(BIN)/python tests/benchmarks/bench_profile.py
+	$(BIN)/python tests/benchmarks/bench_analyze.py
 
 # Locked and hashed: what is installed is what was tested. The project itself is installed editable.
 $(VENV)/installed: requirements.lock pyproject.toml
