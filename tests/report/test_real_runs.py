@@ -1,0 +1,81 @@
+"""Three real runs of quickstart size beside the four published files, trained, reported and opened."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT.parent / "shared" / "reference" / "entropy_evolution"
+LOSS = "distill_dynamics.losses"
+TERMS = {
+    "softkd": "null",
+    "spectralkd-last": f"{{spectral: {{loss: {{class_path: {LOSS}.SpectralKD}}, first: 0, last: 1}}}}",
+    "projectorkd-last": f"{{projector: {{loss: {{class_path: {LOSS}.ProjectorKD}}, first: 0, last: 1}}}}",
+}
+
+
+def run(*words, **kwargs):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "distill_dynamics", *map(str, words)]
+    subprocess.run(command, check=True, env=environment, **kwargs)
+
+
+def top1(folder):
+    with (folder / "metrics.csv").open() as file:
+        return max(float(row["val/acc1"]) for row in csv.DictReader(file) if row["val/acc1"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_report_of_three_real_runs_and_the_published_curves(tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine")
+    for name, terms in TERMS.items():
+        settings = ["--runs_dir", tmp_path, "--name", name, "--model.terms", terms]
+        settings += ["--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false"]
+        run("fit", "--config", ROOT / "configs" / "quickstart.yaml", *settings)
+    published = [PUBLISHED] if PUBLISHED.is_dir() else []  # a clone of its own does not have them
+    page = tmp_path / "report.html"
+    run("report", *(tmp_path / name for name in TERMS), *published, "--out", page)
+    assert {path.suffix for path in (tmp_path / "report_figures").iterdir()} == {".png", ".pdf"}
+
+    said = []
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for width in (1280, 390):
+            tab = browser.new_context(viewport={"width": width, "height": 900}, offline=True).new_page()
+            tab.on("console", lambda message: said.append(message.text))
+            tab.on("pageerror", lambda error: said.append(str(error)))
+            tab.on(
+                "request", lambda request: said.append(request.url) if request.url != page.as_uri() else None
+            )
+            tab.goto(page.as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+        text = tab.inner_text("main")
+        tab.locator("summary", has_text="Curves shown").first.click()
+        before = tab.screenshot(full_page=True)
+        tab.get_by_role("checkbox", name="softkd", exact=True).uncheck()
+        assert tab.screenshot(full_page=True) != before
+        browser.close()
+    assert said == []
+
+    best = {name: top1(tmp_path / name) for name in TERMS}
+    winner = {"softkd": "SoftKD", "spectralkd-last": "SpectralKD", "projectorkd-last": "ProjectorKD"}[
+        max(best, key=lambda name: best[name])
+    ]
+    assert re.search(rf"Highest top-1 at the best epoch: {winner}\b.* {max(best.values()):.2f} %", text)
+    if published:
+        assert (
+            "SoftKD's entropy is lowest at block 4 at the best checkpoint" in text or "SoftKD 2 → 4" in text
+        )
+        assert re.search(
+            r"SpectralKD01's last block is its lowest until epoch 120 and rises from then to the end", text
+        )
