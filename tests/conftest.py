@@ -17,6 +17,13 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seed_of_one_test_only(monkeypatch):
+    """A fit leaves its seed in the environment, where later DataModules would find it."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+
+
 def tiny_config(**changes) -> dict:
     """A whole experiment in seconds: CaiT of 3 blocks into DeiT of 2, dropout and augmentation on.
 
