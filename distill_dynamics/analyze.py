@@ -145,6 +145,8 @@ def analyze(
     where = _device(device)
     if batch_size < 1 or num_workers < 0:
         raise UserError("--batch-size is at least 1, --num-workers at least 0")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed is from 0 to 2^63 - 1, not {seed}")
 
     def prepare(model: Model, weights: Weights) -> tuple[Backbone, ImageStream, Evaluation]:
         backbone = _backbone(model, weights, seed, told)
@@ -171,7 +173,7 @@ def analyze(
         for model, label, weights in tqdm(jobs, "models", disable=len(jobs) == 1 or None, leave=False):
             backbone, stream, evaluation = prepare(model, weights)
             if not curves or curves[-1].label != label:
-                tqdm.write(f"  {label}: {_introduction(backbone, evaluation)}")
+                tqdm.write(f"  {_introduction(label, backbone, evaluation)}")
             profiles = profile_ranges(
                 backbone,
                 stream,
@@ -251,6 +253,11 @@ def _backbone(model: Model, weights: Weights, seed: int, told: Told) -> Backbone
         backbone = Backbone(model.name, model.pretrained, weights.checkpoint, model.timm_kwargs)
     if len(backbone.mean) not in (1, 3):
         raise UserError(f"{model.name} takes {len(backbone.mean)} channels; images have one (grey) or three")
+    for option, values in (("--mean", told.mean), ("--std", told.std)):
+        if values and len(values) not in (1, len(backbone.mean)):
+            raise UserError(
+                f"{option}: {len(values)} numbers for the {len(backbone.mean)} channels of {model.name}"
+            )
     backbone.set_normalisation(told.mean or backbone.mean, told.std or backbone.std)
     if min(backbone.std) <= 0:
         raise UserError(f"--std: {list(backbone.std)} must be positive")
@@ -266,16 +273,24 @@ def _evaluation(backbone: Backbone, images: ImageSet, told: Told) -> Evaluation:
     if min(evaluation.image_size) < 1 or not 0 < evaluation.crop_pct <= 1:
         raise UserError("--image-size is at least 1, --crop-pct above 0 and at most 1")
     if evaluation.image_size != backbone.input_size[1:]:
-        backbone.check_input(backbone.input_size[0], evaluation.image_size[0])
+        try:
+            backbone.check_input(backbone.input_size[0], evaluation.image_size[0])
+        except UserError as error:  # it names the settings of fit
+            wanted_size, given = backbone.input_size[1], evaluation.image_size[0]
+            raise UserError(
+                f"{backbone.name} takes {wanted_size} x {wanted_size} images, not {given} x {given}; give "
+                f"--image-size {wanted_size}, or the model img_size: {given} in its timm_kwargs"
+            ) from error
     return evaluation
 
 
-def _introduction(backbone: Backbone, evaluation: Evaluation) -> str:
+def _introduction(label: str, backbone: Backbone, evaluation: Evaluation) -> str:
+    name = label if label == backbone.name else f"{label}: {backbone.name}"
     count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     weights = "" if backbone.has_weights else ", random weights"
     height, width = evaluation.image_size
     return (
-        f"{backbone.name}, {count:.2f} M parameters{weights}, {len(backbone.layers)} layers; images of "
+        f"{name}, {count:.2f} M parameters{weights}, {len(backbone.layers)} layers; images of "
         f"{height} x {width}, {evaluation.interpolation}, crop {evaluation.crop_pct:g}"
     )
 
@@ -346,14 +361,14 @@ def _printed(curves: Sequence[Curve], bootstrap: bool) -> str:
                 f"{d} ({low:.3f} to {high:.3f})" for d, (low, high) in zip(depths, intervals, strict=True)
             ]
         elif known:
-            errors = (found.depth_left_se, found.depth_right_se)
-            depths = [f"{d} ± {error:.3f}" for d, error in zip(depths, errors, strict=True)]
+            sides = (found.depth_left_se, found.depth_right_se)
+            depths = [f"{d} ± {error:.3f}" for d, error in zip(depths, sides, strict=True)]
         nadir = f"{found.nadir} ± {found.nadir_se:.1f}" if known else str(found.nadir)
-        agrees = "agrees" if found.magnitude_agrees else f"lowest at {found.magnitude_nadir:.0f}"
+        agrees = f"lowest at {found.magnitude_nadir:.0f}" + ", a U too" * found.magnitude_agrees
         rows.append((curve.name, curve.range, nadir, *depths, shape(curve.profile), agrees))
-    error = "± standard deviation over resamples of the images"
+    errors = ["± standard error over images (of the lowest block: standard deviation over resamples)"]
     if bootstrap:
-        error += "; in brackets 95 % bootstrap intervals over images, at the block that is lowest on average"
+        errors.append("in brackets 95 % bootstrap intervals over images, at the block lowest on average")
     spectra = spectrum_rows(list({curve.name: curve.profile for curve in curves}.items()))
-    lines = [*aligned(rows), error, "", *(aligned(spectra) if spectra else [])]
+    lines = [*aligned(rows), *errors, "", *(aligned(spectra) if spectra else [])]
     return "\n".join(f"  {line}".rstrip() for line in lines)

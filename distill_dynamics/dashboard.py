@@ -237,7 +237,7 @@ def _signature() -> list[Any]:
         _curve("Fall before, rise after the lowest block", "bits", f"{said}depth_left", f"{said}depth_right"),
         _curve("Is the curve a U?", "1 yes, 0 no", f"{said}u_shaped", range_y=(0, 1)),
         _curve("Block of the lowest magnitude", "block", f"{said}magnitude_nadir"),
-        _curve("Do the two lowest blocks agree?", "1 yes, 0 no", f"{said}magnitude_agrees", range_y=(0, 1)),
+        _curve("Is the magnitude a U with it?", "1 yes, 0 no", f"{said}magnitude_agrees", range_y=(0, 1)),
     ]
 
 

@@ -9,7 +9,7 @@ Letters: L layers, N images, R resamples, C channels, P power.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,22 +34,22 @@ class Signature:
     depth_left: float
     """First layer's entropy minus the nadir's, bits, ≥ 0: what the compression phase takes away."""
     depth_left_se: float
-    """Standard deviation of `depth_left` over resamples, bits."""
+    """Standard error of `depth_left` over images, bits."""
     depth_right: float
     """Last layer's entropy minus the nadir's, bits, ≥ 0: what the expansion phase adds."""
     depth_right_se: float
-    """Standard deviation of `depth_right` over resamples, bits."""
+    """Standard error of `depth_right` over images, bits."""
     depth: float
     """The smaller of the two: depth of the U, bits; 0 when the nadir is at an end."""
     depth_se: float
-    """Standard deviation of `depth` over resamples, bits."""
+    """Standard error of `depth` over images, bits."""
     u_shaped: bool
     """Whether the curve falls and rises again by more than chance would have it; see `signature`."""
     magnitude_nadir: float
     """Layer of the lowest activation magnitude; NaN where it was not measured."""
     magnitude_agrees: bool
-    """Whether the two nadirs are at most max(1, L / 10) layers apart. Under a global value range this is
-    weak evidence: entropy then contains log2 of the layer's scale, and magnitude is that scale."""
+    """Whether both curves are U-shaped, their nadirs at most max(1, L / 10) layers apart. Under a global
+    value range this is weak evidence: entropy then contains log2 of the layer's scale, which magnitude is."""
     compression: tuple[int, int] | None
     """First and last layer of the compression phase (paper, Section 3.1); None where there is no U."""
     expansion: tuple[int, int] | None
@@ -59,39 +59,86 @@ class Signature:
 def signature(profile: Profile) -> Signature:
     """Describe the entropy curve of a Profile.
 
-    A curve is U-shaped if its nadir is at neither end and each side is deeper than z of its standard
-    errors. For three layers z = 1.96; with more, the nadir is the lowest of L - 2 candidates,
-    which noise alone makes deep, and z is that of a probability of 2.5 % / (L - 2): 3.05 for L = 24.
-    A curve that is monotone, flat or lost in its noise is no U, nor is one of fewer than two images, of
-    which it cannot be told.
+    A curve is U-shaped if its nadir is at neither end, each side is deeper than t of its standard errors, and
+    on neither side the curve moves back by more than half of that side's depth (a second dip). For three
+    layers t is Student's at 2.5 %, with N - 1 degrees of freedom; with more, the nadir is the lowest of L - 2
+    candidates, which noise alone makes deep, and the level is 2.5 % / (L - 2): t = 3.3 for L = 24 and N = 32.
+    Of few images little is certain: two or three make hardly any curve a U, one makes none. A curve that is
+    monotone, flat, lost in its noise or of two dips is no U.
 
-    Standard errors are standard deviations over R = 1000 bootstrap resamples of the images, drawn with a
-    fixed seed (equal Profiles, equal signatures), each with its own nadir.
+    Standard errors come from R = 1000 bootstrap resamples of the images, drawn with a fixed seed (equal
+    Profiles, equal signatures), each with its own nadir; those of depths are scaled by √(N / (N - 1)), as the
+    standard error of a mean is.
     """
-    nadir, left, right = (values[0] for values in _shape(profile.entropy[None]))
-    nadirs, lefts, rights = _shape(_resampled_means(profile.entropy_images))
-    known = len(profile.entropy_images) > 1
-
     count = len(profile.layers)
-    z = NormalDist().inv_cdf(1 - 0.025 / max(1, count - 2))
-    u_shaped = known and 0 < nadir < count - 1 and left > z * lefts.std() and right > z * rights.std()
+    resampled = _resampled_means(np.hstack([profile.entropy_images, profile.magnitude_images]))
+    entropy = _read(profile.entropy, resampled[:, :count], len(profile.entropy_images))
+    magnitude = _read(profile.magnitude, resampled[:, count:], len(profile.entropy_images))
     measured = bool(np.isfinite(profile.magnitude).all())
-    magnitude_nadir = float(profile.magnitude.argmin()) if measured else np.nan
+    near = abs(entropy.nadir - magnitude.nadir) <= max(1, count / 10)
     return Signature(
-        nadir=int(nadir) + 1,
-        nadir_se=float(nadirs.std()) if known else np.nan,
-        depth_left=float(left),
-        depth_left_se=float(lefts.std()) if known else np.nan,
-        depth_right=float(right),
-        depth_right_se=float(rights.std()) if known else np.nan,
-        depth=float(min(left, right)),
-        depth_se=float(np.minimum(lefts, rights).std()) if known else np.nan,
-        u_shaped=bool(u_shaped),
-        magnitude_nadir=magnitude_nadir + 1,
-        magnitude_agrees=bool(abs(magnitude_nadir - nadir) <= max(1, count / 10)),
-        compression=(1, int(nadir) + 1) if u_shaped else None,
-        expansion=(int(nadir) + 1, count) if u_shaped else None,
+        nadir=entropy.nadir + 1,
+        nadir_se=entropy.nadir_se,
+        depth_left=entropy.sides[0],
+        depth_left_se=entropy.side_errors[0],
+        depth_right=entropy.sides[1],
+        depth_right_se=entropy.side_errors[1],
+        depth=min(entropy.sides),
+        depth_se=entropy.depth_se,
+        u_shaped=entropy.u_shaped,
+        magnitude_nadir=magnitude.nadir + 1.0 if measured else np.nan,
+        magnitude_agrees=entropy.u_shaped and magnitude.u_shaped and near,
+        compression=(1, entropy.nadir + 1) if entropy.u_shaped else None,
+        expansion=(entropy.nadir + 1, count) if entropy.u_shaped else None,
     )
+
+
+class _Reading(NamedTuple):
+    nadir: int  # from 0
+    nadir_se: float
+    sides: tuple[float, float]
+    side_errors: tuple[float, float]
+    depth_se: float
+    u_shaped: bool
+
+
+def _read(curve: FloatArray, resampled: FloatArray, images: int) -> _Reading:
+    """A curve [L] and its resamples [R, L] → where and how deep it dips; see `signature`."""
+    nadir = int(curve.argmin())
+    sides = float(curve[0] - curve[nadir]), float(curve[-1] - curve[nadir])
+    if images < 2:
+        return _Reading(nadir, np.nan, sides, (np.nan, np.nan), np.nan, False)
+    scale = np.sqrt(images / (images - 1))
+    depths = resampled[:, [0, -1]] - resampled.min(axis=1, keepdims=True)
+    errors = depths.std(axis=0) * scale
+    t = _student_t(0.025 / max(1, len(curve) - 2), images - 1)
+    back = _largest_rise(curve[: nadir + 1]), _largest_rise(curve[: nadir - len(curve) - 1 : -1])
+    return _Reading(
+        nadir,
+        float(resampled.argmin(axis=1).std()),
+        sides,
+        (float(errors[0]), float(errors[1])),
+        float(depths.min(axis=1).std() * scale),
+        0 < nadir < len(curve) - 1
+        and all(
+            side > t * error and side > 2 * rise
+            for side, error, rise in zip(sides, errors, back, strict=True)
+        ),
+    )
+
+
+def _largest_rise(curve: FloatArray) -> float:
+    """Most that a later value is above an earlier one; 0 for a curve that only falls."""
+    return float((curve - np.minimum.accumulate(curve)).max())
+
+
+def _student_t(tail: float, freedom: int) -> float:
+    """Quantile of Student's distribution at 1 - `tail`, after Wallace (1959).
+
+    Within 1 % from 10 degrees of freedom on; too large, so on the careful side, for fewer.
+    """
+    z = NormalDist().inv_cdf(1 - tail) * (8 * freedom + 3) / (8 * freedom + 1)
+    return float(np.sqrt(freedom * np.expm1(z * z / freedom)))
 
 
 @dataclass(frozen=True)
@@ -119,9 +166,10 @@ class SpectrumSignature:
     energy_late: float
     """Power summed over k = 1 .. C/2, in squared units of the activations."""
     three_phases: bool
-    """Whether the flatness falls and returns (uniform, low-pass, uniform again), by more than 1.96 standard
-    errors over images on each side, and late energy is above early energy. The standard error is an upper
-    bound, as Profiles keep none across frequencies: in doubt the answer is no."""
+    """Whether the spectrum is uniform, low-pass and uniform again: the flatness falls and returns, by more
+    than its error over images (Student's t at 2.5 %) on each side, the share of low frequencies is largest in
+    the middle, and late energy is above early energy. The standard error is an upper bound, as Profiles keep
+    none across frequencies: in doubt the answer is no."""
 
 
 def spectrum_signature(profile: Profile) -> SpectrumSignature:
@@ -150,12 +198,15 @@ def spectrum_signature(profile: Profile) -> SpectrumSignature:
     }
     error = _flatness_se(profile)
     bound = {phase: error[rows].mean() if len(error[rows]) else np.nan for phase, rows in phases.items()}
-    dips = all(
-        found[f"flatness_{end}"] - found["flatness_middle"] > 1.96 * (bound[end] + bound["middle"])
+    images = len(profile.entropy_images)
+    t = _student_t(0.025, images - 1) if images > 1 else np.nan
+    low_pass_between = all(
+        found[f"flatness_{end}"] - found["flatness_middle"] > t * (bound[end] + bound["middle"])
+        and found["low_middle"] > found[f"low_{end}"]
         for end in ("early", "late")
     )
     return SpectrumSignature(
-        **found, three_phases=bool(dips and found["energy_late"] > found["energy_early"])
+        **found, three_phases=bool(low_pass_between and found["energy_late"] > found["energy_early"])
     )
 
 
@@ -354,7 +405,8 @@ def numbers(found: Any) -> dict[str, float]:
 def bootstrap_interval(values: FloatArray, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
     """[N, L] → [L] and [L]: percentile bootstrap interval (Efron, 1979) of the mean over N images.
 
-    R = 1000 resamples of whole rows, drawn with a fixed seed. NaN for fewer than two images.
+    R = 1000 resamples of whole rows, drawn with a fixed seed. NaN for fewer than two images; too
+    narrow for fewer than some ten.
     """
     if len(values) < 2:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
@@ -362,20 +414,12 @@ def bootstrap_interval(values: FloatArray, level: float = 0.95) -> tuple[FloatAr
     return low, high
 
 
-def _shape(curves: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Curves [R, L] → nadir (from 0), depth on the left, depth on the right, [R] each."""
-    lowest = curves.min(axis=1)
-    return curves.argmin(axis=1), curves[:, 0] - lowest, curves[:, -1] - lowest
-
-
 def _resampled_means(values: FloatArray) -> FloatArray:
     """[N, L] → [R, L]: means of N rows drawn with replacement."""
     rng = np.random.default_rng(0)
-    n = len(values)
+    n, at_once = len(values), 20
     means = np.full((RESAMPLES, values.shape[1]), np.nan)
-    if n == 0:
-        return means
-    for i in range(RESAMPLES):
-        times_drawn = np.bincount(rng.integers(n, size=n), minlength=n)
-        means[i] = times_drawn @ values / n
+    for start in range(0, RESAMPLES if n else 0, at_once):
+        times_drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(at_once)]
+        means[start : start + at_once] = np.array(times_drawn, dtype=float) @ values / n
     return means

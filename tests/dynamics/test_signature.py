@@ -5,6 +5,7 @@ import scipy.stats
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import (
     _flatness_se,
+    _student_t,
     band_energy,
     bootstrap_interval,
     evolution,
@@ -121,6 +122,27 @@ def test_noise_alone_is_rarely_taken_for_a_u(layers):
     assert sum(found) <= 3  # 2.5 % expected at most; a bar of two standard errors lets a sixth of them pass
 
 
+@pytest.mark.parametrize("layers", [4, 48])
+@pytest.mark.parametrize("images", [2, 3, 8])
+def test_neither_is_it_with_few_images(layers, images):
+    found = [signature(noisy(np.full(layers, 4.0), images=images, seed=seed)).u_shaped for seed in range(40)]
+    assert sum(found) <= 3  # with a normal quantile in the place of Student's, up to a third
+
+
+@pytest.mark.parametrize("curve", [[5, 4, 5, 4.1, 5], [5, 4.1, 5, 4, 5], [5, 4.5, 4, 4.7, 4.3, 4.6]])
+def test_two_dips_are_no_u(curve):
+    assert not signature(noisy(curve, noise=1e-3)).u_shaped
+    assert signature(noisy([5, 4.5, 4, 4.3, 4.2, 4.6], noise=1e-3)).u_shaped  # a bump is no second dip
+
+
+@pytest.mark.parametrize("tail", [0.025, 0.025 / 22])
+def test_students_quantile_is_scipys_or_more_careful(tail):
+    for freedom in (1, 3, 10, 31, 999):
+        theirs = scipy.stats.t.isf(tail, freedom)
+        assert theirs <= _student_t(tail, freedom)
+        assert freedom < 10 or _student_t(tail, freedom) < 1.01 * theirs
+
+
 def test_depth_se_is_the_spread_over_images():
     # With the nadir beyond doubt, depth is a mean over images and its standard error the usual one.
     rng = np.random.default_rng(1)
@@ -154,6 +176,18 @@ def test_magnitude_agrees_within_a_tenth_of_the_layers(layers, magnitude_nadir, 
     found = signature(make_profile(np.tile(curve, (4, 1)), magnitude))
     assert found.nadir == (layers + 1) // 2
     assert (found.magnitude_nadir, found.magnitude_agrees) == (magnitude_nadir, agrees)
+
+
+@pytest.mark.parametrize(
+    ("curve", "magnitude"),
+    [
+        ([4.5, 4.0, 4.5], [1.0, 2.0, 3.0]),  # next to the nadir, but monotone
+        ([4.0, 4.5, 5.0], [1.0, 2.0, 3.0]),  # both lowest at the first layer, and neither a U
+        ([4.0, 4.5, 5.0], [2.0, 1.0, 2.0]),
+    ],
+)
+def test_magnitude_agrees_with_no_u_and_by_no_other_shape(curve, magnitude):
+    assert not signature(make_profile(np.tile(curve, (4, 1)), np.array(magnitude))).magnitude_agrees
 
 
 def test_equal_profiles_have_equal_signatures():
@@ -233,6 +267,10 @@ def low_pass(channels, scale):
     return scale * np.exp(-k / 8)
 
 
+def high_pass(channels):
+    return np.fft.fftshift(low_pass(channels, 1))
+
+
 def test_three_phases_at_the_blocks_of_the_papers_figure_3():
     uniform, late = np.ones(64), 2 * np.ones(64)
     spectra = [uniform, uniform, uniform, low_pass(64, 1), low_pass(64, 1), late, late, late]
@@ -252,6 +290,7 @@ def test_three_phases_at_the_blocks_of_the_papers_figure_3():
         ([np.ones(64)] * 3 + [low_pass(64, 1)] * 5, 0.001),  # no return
         ([2 * np.ones(64)] * 3 + [low_pass(64, 1)] * 2 + [np.ones(64)] * 3, 0.001),  # weaker at the end
         ([np.ones(64)] * 3 + [low_pass(64, 1)] * 2 + [2 * np.ones(64)] * 3, 1.0),  # lost in the noise
+        ([np.ones(64)] * 3 + [high_pass(64)] * 2 + [2 * np.ones(64)] * 3, 0.001),  # not low in between
         ([np.ones(64)] * 2, 0.001),
     ],
 )
