@@ -77,6 +77,8 @@ def find_weights(model: Model) -> list[Weights]:
     given = [model.checkpoint] if isinstance(model.checkpoint, str) else list(model.checkpoint)
     if len(given) == 1 and not _is_pattern(given[0]):
         return [Weights(given[0])]
+    if not given:
+        raise UserError(f"checkpoint: no file is named for {model.name}")
     evolution: dict[tuple[bool, int | None], Weights] = {}
     for path in dict.fromkeys(path for pattern in given for path in _matches(pattern)):
         stem = Path(path).stem

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import shlex
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -28,10 +31,16 @@ def run(args: Sequence[str]) -> None:
     """Run the command that `args` begin with."""
     command, *options = args
     # To argparse a range such as -5,5 is an option, unless there is a space in it.
-    options = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in options]
-    COMMANDS[command].run(
-        COMMANDS[command].parser().parse_args(options), shlex.join([*PROGRAM.split(), *args])
-    )
+    options = [f" {word}" if re.match(r"-[^-,]+,", word) else word for word in options]
+    settings = COMMANDS[command].parser().parse_args(options)
+    plain, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        COMMANDS[command].run(settings, shlex.join([*PROGRAM.split(), *args]))
+    except KeyboardInterrupt:
+        print(f"\nerror: {command} was stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        warnings.formatwarning = plain
 
 
 def parsers() -> dict[str, OneLineParser]:
@@ -161,7 +170,10 @@ def _analyze_parser() -> OneLineParser:
         "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="(default: auto)"
     )
     measures.add_argument(
-        "--num-workers", type=int, default=4, metavar="N", help="processes that prepare images (default: 4)"
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare images (default: one a core, up to 4)",
     )
 
     output = parser.add_argument_group("output")
@@ -182,6 +194,8 @@ def _analyze(settings: Any, command: str) -> None:
             f"--model '{{name: {models[0].name}, checkpoint: FILE}}'"
         )
     images = _images(settings)
+    if "all" in settings.layers and len(settings.layers) > 1:
+        raise UserError("--layers: give numbers, or all, not both")
     n_images = settings.n_images
     if n_images is None:
         n_images = min(32, len(images.source.targets))
@@ -198,7 +212,7 @@ def _analyze(settings: Any, command: str) -> None:
         batch_size=settings.batch_size,
         bootstrap=settings.bootstrap,
         device=settings.device,
-        num_workers=settings.num_workers,
+        num_workers=min(4, os.cpu_count() or 1) if settings.num_workers is None else settings.num_workers,
         command=command,
     )
 
@@ -225,6 +239,8 @@ def _model(entry: str | dict[str, Any], settings: Any) -> Model:
         kinds, words = _MODEL_KEYS[key]
         if not isinstance(value, kinds):
             raise UserError(f"--model: {key}: expected {words}, not {value!r}")
+        if isinstance(value, list) and not all(isinstance(file, str) for file in value):
+            raise UserError(f"--model: {key}: expected {words}, not {value!r}")
     if "name" not in entry:
         raise UserError(f"--model: {entry} has no name, that of a timm model")
     return Model(**entry)
@@ -246,11 +262,11 @@ def _range(given: str | tuple[float, float]) -> Range:
 
 
 def _images(settings: Any) -> ImageSet:
-    if settings.images and settings.data:
+    if settings.images is not None and settings.data is not None:
         raise UserError("give either --images or --data, not both")
-    if settings.images:
+    if settings.images is not None:
         return ImageSet.of_path(settings.images, settings.skip_unreadable)
-    if settings.data:
+    if settings.data is not None:
         return ImageSet.of_datamodule(_datamodule(settings.data), settings.data, settings.skip_unreadable)
     return ImageSet.of_sample()
 

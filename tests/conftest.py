@@ -20,8 +20,14 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _seed_of_one_test_only(monkeypatch):
     """A fit leaves its seed in the environment, where later DataModules would find it."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.delenv("PL_GLOBAL_SEED")
+    for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(variable, "0")
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr("distill_dynamics.analyze.write_report", lambda *args: None)
 
 
 def tiny_config(**changes) -> dict:

@@ -23,12 +23,6 @@ SMALL = {"img_size": 28, "patch_size": 14, "embed_dim": 16, "depth": 2, "num_hea
 PATCH16 = {**SMALL, "img_size": 32, "patch_size": 16}
 
 
-@pytest.fixture(autouse=True)
-def _no_seed_left_behind(monkeypatch):
-    for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(variable, "0")  # seed_everything sets them; here they are put back
-
-
 @pytest.fixture
 def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
@@ -37,11 +31,6 @@ def photos(tmp_path) -> Path:
         (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / "ab"[i % 2] / f"{i}.png")
     return folder
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    monkeypatch.setattr("distill_dynamics.analyze.write_report", lambda *args: None)
 
 
 def record(out: Path) -> dict:
@@ -449,12 +438,15 @@ def test_a_mistake_in_the_last_model_is_found_before_the_first_is_run(photos, tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"told": Told(image_size=64)}, "takes 28 x 28 images"),
+        ({"told": Told(image_size=64)}, "give --image-size 28"),
         ({"told": Told(crop_pct=1.5)}, "--crop-pct above 0 and at most 1"),
         ({"told": Told(std=[0.0])}, "--std"),
         ({"layers": [9]}, "layer 9 does not exist"),
         ({"n_images": 7}, "7 is more than the 6 images"),
-        ({"n_images": 0}, "0 probe images"),
+        ({"n_images": 0}, "--n-images is at least 1"),
+        ({"seed": -1}, "--seed"),
+        ({"told": Told(std=[0.5, 0.5])}, "--std: 2 numbers for the 3 channels"),
+        ({"models": [Model(DEIT, checkpoint=[])]}, "no file is named"),
         ({"batch_size": 0}, "--batch-size"),
         ({"bins": 0}, "bins must be at least 1"),
         ({"models": [Model(DEIT, timm_kwargs={**SMALL, "in_chans": 4})]}, "takes 4 channels"),

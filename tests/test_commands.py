@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, VIT
+from conftest import ROOT
 from PIL import Image
 
 from distill_dynamics import commands
@@ -29,11 +30,6 @@ def somewhere(tmp_path, monkeypatch):
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(f"photos/a/{i}.png")
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    monkeypatch.setattr("distill_dynamics.analyze.write_report", lambda *args: None)
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def refused(capsys, *args: str) -> str:
 
 
 def test_analyze_on_the_command_line(no_report):
-    main([*ANALYZE, "--images", "photos", "--value-range", "layer", "-5,5", "--seed", "3", "--bins", "50"])
+    main([*ANALYZE, "--images", "photos", "--value-range", "layer", "-5e0,5", "--seed", "3", "--bins", "50"])
     content = json.loads(Path("out/analysis.json").read_text())
     assert content["command"].startswith(
         f"python -m distill_dynamics analyze --model {DEIT} --timm-kwargs '{{img"
@@ -189,6 +185,9 @@ def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
         (["--model", "{name: x}", "--checkpoint", "x.pth"], ["--checkpoint"]),
         (["--timm-kwargs", "{embed_dm: 3}"], ["'embed_dm'", "'embed_dim'"]),
         (["--timm-kwargs", "3"], ["--timm-kwargs: expected a mapping"]),
+        (["--model", "{name: x, checkpoint: [1]}"], ["checkpoint: expected a file or a list of files"]),
+        (["--layers", "all", "1"], ["--layers: give numbers, or all"]),
+        (["--images", ""], ["--images"]),
         (["--images", "nowhere"], ["--images", "nowhere"]),
         (["--images", "empty"], ["--images", "empty", "no image"]),
         (["--images", "broken"], ["unreadable image broken/", "--skip-unreadable"]),
@@ -198,6 +197,7 @@ def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
         (["--checkpoint", "epoch_1.pth", "other/epoch_1.pth"], ["epoch_1.pth", "both of epoch 1"]),
         (["--value-range", "leyer"], ["--value-range", "'layer'"]),
         (["--value-range", "1,x"], ["--value-range", "'1,x'"]),
+        (["--value-range", "-inf,inf"], ["value_range", "lo < hi"]),
         (["--value-range", "1,0"], ["lo < hi", "(1.0, 0.0)"]),
         (["--n-images", "some"], ["--n-images", "a whole number or 'all'"]),
         (["--n-images", "5000"], ["--n-images", "1000 images"]),
@@ -235,6 +235,29 @@ def test_a_mistake_is_one_line(capsys, no_report, args, words):
     for word in words:
         assert word in line
     assert not Path("out/analysis.json").exists()
+
+
+def test_a_stop_is_one_line(capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distill_dynamics.analyze.profile_ranges", stop)
+    with pytest.raises(SystemExit) as caught:
+        main(ANALYZE)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nerror: analyze was stopped\n"
+    assert not Path("out").exists()
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_is_left_out_is_a_line(no_report, monkeypatch):
+    Path("photos/a/x.png").write_bytes(b"no image")
+    lines = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *args: lines.append(warnings.formatwarning(*args)))
+    main([*ANALYZE, "--images", "photos", "--n-images", "all", "--skip-unreadable"])
+    (line,) = lines
+    assert line.startswith("warning: left out unreadable image photos/a/x.png")
+    assert line.count("\n") == 1
 
 
 def test_what_analyze_needs(capsys):
@@ -329,20 +352,3 @@ def test_help_of_a_command(capsys, command):
 )
 def test_a_misspelt_command(capsys, word, right):
     assert f"did you mean {right!r}" in refused(capsys, word)
-
-
-def test_a_models_own_vit_still_fits_the_grey_sample(no_report):
-    main(
-        [
-            "analyze",
-            "--model",
-            DEIT,
-            "--timm-kwargs",
-            json.dumps(VIT | {"depth": 1}),
-            "--n-images",
-            "2",
-            "--out",
-            "out",
-        ]
-    )
-    assert Path("out/analysis.json").is_file()

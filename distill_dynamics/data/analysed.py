@@ -45,6 +45,8 @@ class ImageSet:
         The classes are the folders in which the files lie; files and folders whose name begins with a dot are
         left out. Raises UserError where there is no such path, or no image in it.
         """
+        if not os.fspath(path):
+            raise UserError("--images: an empty path; name a folder or a file")
         path = Path(path).expanduser()
         if path.is_file():
             return cls(FileSource(path.parent, [path.name], [0]), str(path), {}, skip_unreadable)
@@ -89,6 +91,8 @@ class ImageSet:
         report = Unreadable(skip=True)
         while True:
             wanted = len(usable) if n is None else n
+            if wanted < 1:
+                raise UserError(f"--n-images is at least 1, not {n}")
             if wanted > len(usable):
                 raise UserError(f"--n-images: {n} is more than the {len(usable)} images of {self.name}")
             indices = usable[draw_probe(self.source.targets[usable], wanted, seed)]

@@ -372,6 +372,7 @@ def test_a_mistake_is_one_line(tmp_path, make, words):
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(experiment, tmp_path):
     callbacks = [{"class_path": CALLBACK}]
     config = experiment(trainer__callbacks=callbacks, trainer__max_epochs=1, trainer__limit_train_batches=1)
