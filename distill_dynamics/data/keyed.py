@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,19 @@ class KeyedSampler(DistributedSampler[Key]):
     down to a multiple of 256). Both seed from a single number; they get a mix of seed and epoch,
     where torch alone would add them, making epoch 1 of seed 0 the same as epoch 0 of seed 1.
 
+    `multiple` cuts each rank's share to a whole number of so many views. As views are dealt out to the ranks
+    one by one, the first n x world of them are the same for any number of ranks.
+
     It is a `DistributedSampler` so that Lightning leaves it alone, whatever `use_distributed_sampler` says.
     """
 
-    def __init__(self, size: int, *, seed: int, rank: int = 0, world: int = 1, repeats: int = 1):
+    def __init__(
+        self, size: int, *, seed: int, rank: int = 0, world: int = 1, repeats: int = 1, multiple: int = 1
+    ):
         images = range(size)
         super().__init__(images, num_replicas=world, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.repeats = repeats
+        self.multiple = multiple
         self.order = (
             DistributedSampler(images, num_replicas=world, rank=rank, drop_last=True)  # type: ignore[arg-type]
             if repeats == 1
@@ -87,12 +94,12 @@ class KeyedSampler(DistributedSampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         self.order.set_epoch(mixed(self.seed, self.epoch))
-        for turn, image in enumerate(self.order):
+        for turn, image in enumerate(islice(self.order, len(self))):
             # Copies of an image lie side by side in the order before it is dealt out to the ranks.
             yield Key(self.epoch, image, (self.rank + turn * self.num_replicas) % self.repeats)
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.order) // self.multiple * self.multiple
 
 
 class EvalSampler(DistributedSampler[int]):

@@ -39,6 +39,13 @@ class ImageData(pl.LightningDataModule):
         std: of each channel, likewise.
         image_size: the side in pixels that images are brought to.
         batch_size: images per device and step; the last, incomplete batch of an epoch is dropped.
+        global_batch: images an optimiser's step, whatever the number of devices: each device takes
+            `batch_size` at once, or its share if that is less, and gradients are accumulated until they are
+            so many. It sets the trainer's accumulate_grad_batches; the last, incomplete global batch of an
+            epoch is dropped. Any number of devices then gives the same steps, but for what is drawn or
+            computed a batch at a time: dropout, and statistics over images (ProjectorKD standardises over
+            the images that all devices hold at once, batch norm over those of one). None: the images of a
+            step are batch x devices x accumulate_grad_batches.
         eval_batch_size: the same for validation; None takes `batch_size`. Nothing is dropped.
         num_workers: processes that prepare images; 0 prepares them in the training process.
         augment: keywords of `timm.data.create_transform`, such as auto_augment, color_jitter, hflip, scale,
@@ -64,6 +71,7 @@ class ImageData(pl.LightningDataModule):
         std: tuple[float, ...],
         image_size: int,
         batch_size: int = 128,
+        global_batch: int | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         augment: dict[str, Any],
@@ -76,7 +84,9 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
         self.image_size = image_size
-        self.batch_size = batch_size
+        self.batch_size = self._most_at_once = batch_size
+        self.global_batch = global_batch
+        self._accumulated = 1  # what global_batch makes of the trainer's accumulate_grad_batches
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.augment = dict(augment)
@@ -97,8 +107,8 @@ class ImageData(pl.LightningDataModule):
                 )
         if min(self.std) <= 0:
             raise UserError(f"data.std: {self.std} must be positive")
-        for name in ("image_size", "batch_size", "eval_batch_size", "repeats"):
-            if getattr(self, name) < 1:
+        for name in ("image_size", "batch_size", "global_batch", "eval_batch_size", "repeats"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
         for name in ("num_workers", "crop_padding"):
             if getattr(self, name) < 0:
@@ -118,7 +128,20 @@ class ImageData(pl.LightningDataModule):
         return len(self.classes)
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the splits that the stage needs: both to fit, else the validation split alone."""
+        """Loads the splits that the stage needs: both to fit, else the validation split alone.
+
+        Before fitting with a `global_batch`, sets `batch_size` and the trainer's accumulation. Raises
+        UserError where the devices cannot share it, or where the trainer was told to accumulate by itself.
+        """
+        if stage == "fit" and self.trainer is not None and self.global_batch is not None:
+            if self.trainer.accumulate_grad_batches not in (1, self._accumulated):
+                raise UserError(
+                    "trainer.accumulate_grad_batches follows from data.global_batch: give one of the two"
+                )
+            self.batch_size, self._accumulated = share_batch(
+                self.global_batch, self._most_at_once, self.trainer.world_size
+            )
+            self.trainer.accumulate_grad_batches = self._accumulated
         splits: tuple[Split, ...] = ("train", "val") if stage in (None, "fit") else ("val",)
         for split in splits:
             if split not in self.sources:
@@ -186,11 +209,23 @@ class ImageData(pl.LightningDataModule):
         """Augmented views in the order of (seed, epoch). Raises UserError if they do not fill one batch."""
         source = self._source("train")
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        sampler = KeyedSampler(len(source.targets), seed=seed, repeats=self.repeats, **self._share())
+        sampler = KeyedSampler(
+            len(source.targets),
+            seed=seed,
+            repeats=self.repeats,
+            multiple=1 if self.global_batch is None else self.batch_size * self._accumulated,
+            **self._share(),
+        )
         if len(sampler) < self.batch_size:
+            given = len(sampler.order)
+            if self.global_batch is not None:
+                raise UserError(
+                    f"data.global_batch: {self.global_batch} is more than the training images of an epoch, "
+                    f"{given} a device"
+                )
             raise UserError(
                 f"data.batch_size: {self.batch_size} is more than "
-                f"the {len(sampler)} training images that a device gets"
+                f"the {given} training images that a device gets"
             )
         to_pixels, finish = self._train_transforms()
         dataset = TrainImages(
@@ -215,3 +250,21 @@ class ImageData(pl.LightningDataModule):
     def predict_dataloader(self) -> ImageLoader:
         """The validation split."""
         return self.val_dataloader()
+
+
+def share_batch(global_batch: int, most: int, devices: int) -> tuple[int, int]:
+    """How many images a device takes at once (`most` at most) and how often, to make `global_batch`.
+
+    Raises UserError where that cannot be met to the image.
+    """
+    share, rest = divmod(global_batch, devices)
+    if rest:
+        raise UserError(f"data.global_batch: {global_batch} images cannot be shared out to {devices} devices")
+    batch = min(most, share)
+    if share % batch:
+        fits = max(size for size in range(1, batch) if share % size == 0)
+        raise UserError(
+            f"data.global_batch: {global_batch} images are {share} for each of {devices} devices, which "
+            f"is no multiple of data.batch_size {batch}; {fits} would do"
+        )
+    return batch, share // batch
