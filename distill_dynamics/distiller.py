@@ -28,6 +28,7 @@ from distill_dynamics.data.keyed import mixed
 from distill_dynamics.errors import UserError
 from distill_dynamics.layers import pair_layers
 from distill_dynamics.losses import SoftKD
+from distill_dynamics.losses.maps import at_least_float32
 from distill_dynamics.schedule import WarmupCosine
 
 
@@ -72,6 +73,11 @@ class Distiller(LightningModule):
         scheduler: makes the schedule, stepped once an epoch; null for a constant rate.
         lr_images: the linear rule: the optimiser's rate is for this many images a step, and is
             scaled to the global batch (batch × devices × accumulated batches); null takes it as it is.
+        compile: compile student and teacher (`torch.compile`'s defaults); the first steps are slow. Probes
+            stay uncompiled and checkpoints keep their names. With dropout the numbers drawn are others
+            than without, though still a function of (seed, step, rank). Untested on GPU.
+        channels_last: store images and convolutions' weights with the channels last, which tensor cores
+            prefer; what is computed is the same. Untested on GPU.
 
     Raises:
         UserError: terms or α without a teacher, blocks that do not exist, and, when training starts,
@@ -94,6 +100,8 @@ class Distiller(LightningModule):
         ),
         scheduler: Callable[[Optimizer], LRScheduler] | None = lambda optimizer: WarmupCosine(optimizer),
         lr_images: int | None = 512,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         terms = terms or {}
@@ -110,6 +118,12 @@ class Distiller(LightningModule):
         self.student = student
         # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval() if teacher else None)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        for model in (student, teacher):
+            if model is not None and channels_last:
+                model.to(memory_format=torch.channels_last)
+            if model is not None and compile:
+                model.compile()  # not torch.compile(model), which renames the keys of checkpoints
         self.label_smoothing = label_smoothing
         self.soft_kd = SoftKD(temperature)
         self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
@@ -129,7 +143,7 @@ class Distiller(LightningModule):
         self.student_layers = sorted({s for s, _ in everything})
         self.teacher_layers = sorted({t for _, t in everything})
 
-        self.val_metrics, self.teacher_metrics = _metrics(student.num_classes), _metrics(student.num_classes)
+        self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
         self.val_loss = MeanMetric()
         self.teacher_accuracy: dict[str, float] = {}
         self._epoch_sum: Tensor | None = None
@@ -139,23 +153,24 @@ class Distiller(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W]."""
-        return self.student(self._for_student(images)).logits
+        return self.student(self.for_student(images)).logits
 
     def student_features(self, images: Tensor) -> Features:
         """What `losses` needs of the student, for a batch as the DataModule gives it."""
-        return self.student(self._for_student(images), self.student_layers)
+        return self.student(self.for_student(images), self.student_layers)
 
     def teacher_features(self, images: Tensor) -> Features | None:
         """What `losses` needs of the teacher, without gradients; None where there is no teacher."""
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return self.teacher(self._for_teacher(images), self.teacher_layers, logits=self.alpha > 0)
+            return self.teacher(self.for_teacher(images), self.teacher_layers, logits=self.alpha > 0)
 
     def losses(self, student: Features, teacher: Features | None, targets: Tensor) -> dict[str, Tensor]:
         """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
         assert student.logits is not None
-        parts = {"ce": F.cross_entropy(student.logits, targets, label_smoothing=self.label_smoothing)}
+        logits = at_least_float32(student.logits)
+        parts = {"ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
         if teacher is None:
             return parts
         if teacher.logits is not None:
@@ -294,7 +309,7 @@ class Distiller(LightningModule):
             shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
             for batch in tqdm(loader, "Teacher", leave=False, disable=not shown):
                 images, targets = self.transfer_batch_to_device(batch, self.device, 0)
-                metrics.update(teacher(self._for_teacher(images)).logits, targets)
+                metrics.update(teacher(self.for_teacher(images)).logits, targets)
         return {name: value.item() for name, value in metrics.compute().items()}
 
     # --- what surrounds it ------------------------------------------------------------------------
@@ -342,11 +357,13 @@ class Distiller(LightningModule):
         self._student_affine = _affine(data, self.student)
         self._teacher_affine = _affine(data, self.teacher) if self.teacher is not None else None
 
-    def _for_student(self, images: Tensor) -> Tensor:
-        return _apply_affine(images, self._student_affine)
+    def for_student(self, images: Tensor) -> Tensor:
+        """A batch as the DataModule gives it, normalised and laid out as the student takes it."""
+        return _apply_affine(images, self._student_affine).contiguous(memory_format=self.memory_format)
 
-    def _for_teacher(self, images: Tensor) -> Tensor:
-        return _apply_affine(images, self._teacher_affine)
+    def for_teacher(self, images: Tensor) -> Tensor:
+        """A batch as the DataModule gives it, normalised and laid out as the teacher takes it."""
+        return _apply_affine(images, self._teacher_affine).contiguous(memory_format=self.memory_format)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Distiller:
         """Moves to a device or dtype take the teacher along, though it is no submodule."""
@@ -412,8 +429,8 @@ def _pairs(name: str, term: Term, student: Backbone, teacher: Backbone) -> list[
         raise UserError(f"model.terms.{name}: {error}") from error
 
 
-def _metrics(classes: int) -> MetricCollection:
-    """Top-1 and top-5 in percent; the accuracy of few classes has no fifth guess."""
+def accuracies(classes: int) -> MetricCollection:
+    """`acc1` and `acc5` in percent; padding counts nowhere, and few classes have no fifth guess."""
     classes = max(classes, 2)
     return MetricCollection(
         {
