@@ -364,7 +364,8 @@ def _printed(curves: Sequence[Curve], bootstrap: bool) -> str:
             sides = (found.depth_left_se, found.depth_right_se)
             depths = [f"{d} ± {error:.3f}" for d, error in zip(depths, sides, strict=True)]
         nadir = f"{found.nadir} ± {found.nadir_se:.1f}" if known else str(found.nadir)
-        agrees = f"lowest at {found.magnitude_nadir:.0f}" + ", a U too" * found.magnitude_agrees
+        too = ", a U too" if found.magnitude_agrees else ""
+        agrees = f"lowest at {found.magnitude_nadir:.0f}{too}"
         rows.append((curve.name, curve.range, nadir, *depths, shape(curve.profile), agrees))
     errors = ["± standard error over images (of the lowest block: standard deviation over resamples)"]
     if bootstrap:

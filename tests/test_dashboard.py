@@ -203,6 +203,7 @@ def test_a_malformed_key_is_one_line_that_does_not_show_it(account):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.slow
 def test_on_a_terminal_it_does_not_ask_for_a_key(tmp_path):
     import pty
 

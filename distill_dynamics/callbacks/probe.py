@@ -19,7 +19,7 @@ from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
-from distill_dynamics.report.runs import load_profiles
+from distill_dynamics.report.fit_run import load_profiles
 
 
 class DynamicsProbe(Callback):

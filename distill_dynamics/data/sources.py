@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets.folder import default_loader
 
 from distill_dynamics.errors import UserError
 
@@ -75,7 +74,10 @@ class FileSource:
         """A PIL image in mode RGB."""
         path = self.path(index)
         try:
-            return default_loader(path)
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # Pillow would clip them to 8 bits, most to white
+                    raise ValueError(f"mode {image.mode}: only images of 8 bits a channel can be read")
+                return image.convert("RGB")
         # What Pillow's decoders raise for broken files, OSError foremost.
         except (
             OSError,

@@ -370,9 +370,10 @@ def evolution(students: Sequence[Profile]) -> Evolution:
     epochs = [int(profile.epoch or 0) for profile in trained]
     last = np.array([profile.entropy[-1] for profile in trained])
     nadirs = [int(profile.entropy.argmin()) for profile in trained]
-    lowest = [nadir == len(p.layers) - 1 for nadir, p in zip(nadirs, trained, strict=True)]
+    lowest = [0 < nadir == len(p.layers) - 1 for nadir, p in zip(nadirs, trained, strict=True)]
     suppressed = lowest.index(False) if False in lowest else len(lowest)
     rising = _trailing([step >= 0 for step in np.diff(last)])
+    rising = rising if last[-1] > last[-1 - rising] else 0  # level is not rising
     u_shaped = _trailing([signature(profile).u_shaped for profile in trained])
     return Evolution(
         last_lowest_until=epochs[suppressed - 1] if suppressed else None,

@@ -14,7 +14,7 @@ from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
 from distill_dynamics.report.figures.order import distinct
-from distill_dynamics.report.runs import Run
+from distill_dynamics.report.records import Run
 
 _PRINT = {"pdf.fonttype": 42}  # text stays text, as publishers ask
 

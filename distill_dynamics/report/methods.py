@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_dynamics import losses
-from distill_dynamics.report.runs import Run, listed
+from distill_dynamics.report.records import Run, listed
 
 # Keys that name a run, place it, watch it or repeat it, and do not change what it is an experiment of.
 _ONLY_NAMES = ("name", "runs_dir", "ckpt_path", "wandb")

@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.report.comparing import comparison_warnings
 from distill_dynamics.report.figures.order import distinct
 from distill_dynamics.report.gallery import Picture, curve_labels, gallery, save
-from distill_dynamics.report.runs import Run, comparison_warnings, listed, load_runs
+from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
 from distill_dynamics.report.svg import draw
 from distill_dynamics.report.tables import (
@@ -45,8 +47,8 @@ _HEAD = f"""<meta charset="utf-8">
 
 _U = (
     "A curve is called a U where its lowest block is at neither end and both sides rise by more than "
-    "chance among the images would have it. ± is the standard deviation over resamples of the images: "
-    "how the value would differ with other images, not with another training."
+    "chance among the images would have it, without a second dip. ± comes from resampling the images: how "
+    "the value would differ with other images, not with another training."
 )
 _CAUTION = (
     "Entropy in the global range is counted in bins of one width for all layers, so a layer's entropy is "
@@ -150,7 +152,7 @@ def _results(runs: Sequence[Run]) -> str:
 
 def _figures(pictures: Sequence[Picture], runs: Sequence[Run]) -> str:
     shown, known = [], []
-    for number, picture in enumerate(pictures, start=1):
+    for picture in pictures:
         drawing = draw(picture.figure, picture.name)
         curves = [{**curve, "run": curve["run"] or picture.run} for curve in drawing.curves]
         known += curves
@@ -162,7 +164,7 @@ def _figures(pictures: Sequence[Picture], runs: Sequence[Run]) -> str:
         svg = drawing.svg.replace("<svg ", f'<svg role="img" aria-label="{label}" style="{style}" ', 1)
         shown.append(
             f'<figure id="{picture.name}"{wide}{" data-curves" if curves else ""}>\n'
-            f"<h3>Figure {number}. {escape(picture.title)}</h3>\n"
+            f"<h3>{escape(picture.title)}</h3>\n"
             f'<div class="plot"><div class="scroll">{svg}</div></div>\n'
             f"<figcaption>{escape(picture.caption)}</figcaption>\n"
             f"{_values(curves)}{_data(curves)}</figure>"

@@ -10,7 +10,7 @@ import numpy as np
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import evolution, gap, signature
 from distill_dynamics.report.methods import Method, baseline, baseline_warnings, differences, labels, methods
-from distill_dynamics.report.runs import Run, listed
+from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.tables import accuracies, shape, trained_probes
 
 _ONE_BY_ONE = 4
@@ -84,7 +84,8 @@ def _contest(found: Sequence[Method], names: dict[int, str]) -> list[str]:
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
             sentence += f"; their settings differ in {', '.join(other[:3])}{more}, too"
     sentence += _to_teacher(first)
-    chance = [_seeds(first, rival, len(found)), _sampling(first, rival)]
+    to_rival = f"The difference to {names[id(rival)]}"
+    chance = [_seeds(first, rival, len(found), to_rival), _sampling(first, rival, to_rival)]
     return [f"{sentence}.", *(text for text in chance if text)]
 
 
@@ -95,7 +96,7 @@ def _to_teacher(method: Method) -> str:
     return f", {_apart(_mean(method) - top1.pop())} the teacher" if len(top1) == 1 else ""
 
 
-def _seeds(a: Method, b: Method, compared: int) -> str:
+def _seeds(a: Method, b: Method, compared: int, subject: str) -> str:
     """Whether the difference of two methods is more than the spread over their seeds."""
     one, other = (list(method.by_seed("best").values()) for method in (a, b))
     if len(one) < 2 or len(other) < 2:
@@ -109,11 +110,11 @@ def _seeds(a: Method, b: Method, compared: int) -> str:
     p, least = as_large / ways, (2 if len(one) == len(other) else 1) / ways
     chance = f"p = {p:.2f}" if p >= 0.005 else "p < 0.01"
     if p <= 0.05:
-        verdict = "That is more than the spread over seeds"
+        verdict = f"{subject} is more than the spread over seeds"
     elif least > 0.05:
-        verdict = "These are too few seeds to tell that from their spread"
+        verdict = f"{subject} cannot be told from the spread over so few seeds"
     else:
-        verdict = "That is not more than the spread over seeds"
+        verdict = f"{subject} is not more than the spread over seeds"
     picked = f"; picking the best of {compared} makes chance likelier" if compared > 2 and p <= 0.05 else ""
     return (
         f"{verdict}: the {len(one)} + {len(other)} results have a pooled standard deviation of {spread:.2f} "
@@ -143,7 +144,7 @@ def exact_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int]:
     return int((distance(sums) >= observed - 1e-9).sum()), len(sums)
 
 
-def _sampling(a: Method, b: Method) -> str:
+def _sampling(a: Method, b: Method, subject: str) -> str:
     """Whether the difference is more than the choice of validation images makes; "" where unknown."""
     counts = {run.validation_images for method in (a, b) for run in method.runs}
     n = counts.pop() if len(counts) == 1 else None
@@ -151,9 +152,9 @@ def _sampling(a: Method, b: Method) -> str:
         return ""
     shares = [_mean(method) / 100 for method in (a, b)]
     margin = 1.96 * 100 * math.sqrt(sum(share * (1 - share) for share in shares) / n)
-    inside = abs(_mean(a) - _mean(b)) <= margin
+    where = "inside" if abs(_mean(a) - _mean(b)) <= margin else "outside"
     return (
-        f"It is {'inside' if inside else 'outside'} the sampling error of the {n:,} validation images: up to "
+        f"{subject} is {where} the sampling error of the {n:,} validation images: up to "
         f"{margin:.2f} points between two models (95 %, binomial; less where both err on the same images)."
     )
 
@@ -186,7 +187,10 @@ def _curves(runs: Sequence[Run]) -> list[str]:
     if len(shown) <= _ONE_BY_ONE:
         said = [_lowest(run, latest) for run, latest in shown]
     else:
-        places = "; ".join(_briefly(run, latest) for run, latest in shown[:_IN_ONE])
+        clauses: dict[str, list[str]] = {}
+        for run, latest in shown[:_IN_ONE]:
+            clauses.setdefault(_briefly(run, latest), []).append(run.name)
+        places = "; ".join(f"{moved} in {listed(names)}" for moved, names in clauses.items())
         more = f"; {len(shown) - _IN_ONE} more in the table" if len(shown) > _IN_ONE else ""
         said = [f"Block of lowest entropy, first probe → best checkpoint (else last probe): {places}{more}."]
     if unknown := [run.name for run, latest in shown if len(latest.entropy_images) < 2]:
@@ -217,7 +221,7 @@ def _lowest(run: Run, latest: Profile) -> str:
 def _briefly(run: Run, latest: Profile) -> str:
     probes = [*run.profiles.students[:1], latest]
     ends = dict.fromkeys(f"{int(p.entropy.argmin()) + 1}{_verdict(p)}" for p in probes)
-    return f"{run.name} {' → '.join(ends)}"
+    return " → ".join(ends)
 
 
 def _verdict(profile: Profile) -> str:
@@ -282,7 +286,7 @@ def _distances(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.latest is not None and run.profiles.teacher is not None
     ]
-    if not distances or len({(run.range, teacher.model) for _, run, teacher in distances}) > 1:
+    if not distances or len({_measured_with(run, teacher) for _, run, teacher in distances}) > 1:
         return []
     order = sorted(distances, key=lambda item: item[0])
     (least, near, teacher), (most, far, _) = order[0], order[-1]
@@ -301,6 +305,11 @@ def _distances(runs: Sequence[Run]) -> list[str]:
         whose = "its own" if highest == near.name else f"{highest}'s"
         sentence += f"; the highest top-1 is {whose}, and {len(trained)} runs are no evidence of a cause"
     return [f"{sentence}."]
+
+
+def _measured_with(run: Run, teacher: Profile) -> tuple:
+    """What must be equal for distances to a teacher to compare."""
+    return run.range, teacher.model, teacher.bins, teacher.probe_id
 
 
 # --- value ranges -------------------------------------------------------------------------------------
@@ -335,20 +344,27 @@ def _ranges(runs: Sequence[Run]) -> list[str]:
 
 def _readings(group: Sequence[tuple[Run, Profile]]) -> str:
     readings = {run.range: profile for run, profile in group}
+    name = group[0][0].name.removesuffix(f" ({group[0][0].range})")  # what load_runs has added
     alike = len({(int(p.entropy.argmin()), shape(p)) for p in readings.values()}) == 1
-    lead = "says the same under each range of the bins" if alike else "depends on the range of the bins"
+    lead = "has one lowest block and one shape under each" if alike else "depends on the"
     shown = "; ".join(
         f"lowest {_at(profile)} {_RANGES.get(value_range, f'where it is {value_range}')}, "
-        f"r = {_correlation(profile):.2f}"
+        f"r = {_correlation(profile):.2f}{_clipped(profile)}"
         for value_range, profile in readings.items()
     )
     return (
-        f"{group[0][1].model}'s entropy {lead}: {shown}. (r: correlation over blocks with log2 of the "
+        f"{name}'s entropy {lead} range of the bins: {shown}. (r: correlation over blocks with log2 of the "
         "magnitude, to which bins of one width tie the entropy.)"
     )
 
 
 _RANGES = {"global": "where all blocks share one", "layer": "where each block has its own"}
+
+
+def _clipped(profile: Profile) -> str:
+    """Of a range that was given: what part of the values it leaves to the bins at its ends."""
+    outside = profile.clipped.mean()
+    return f", {100 * outside:.1f} % of the values outside it" if outside > 0 else ""
 
 
 def _correlation(profile: Profile) -> float:

@@ -16,7 +16,7 @@ from distill_dynamics.dynamics.signature import (
     spectrum_signature,
 )
 from distill_dynamics.report.methods import baseline, methods, named_settings
-from distill_dynamics.report.runs import Run, RunProfiles
+from distill_dynamics.report.records import Run, RunProfiles
 
 Row = tuple[str, ...]
 Named = Sequence[tuple[str, Profile]]
@@ -46,7 +46,7 @@ def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
     students = [
         Accuracy(row["val/acc1"], row.get("val/acc5", math.nan), int(row["epoch"]))
         for row in metrics
-        if "val/acc1" in row
+        if math.isfinite(row.get("val/acc1", math.nan))
     ]
     if students:
         found["student, best"] = max(students, key=lambda student: student.top1)
@@ -120,7 +120,8 @@ def config_rows(runs: Sequence[Run]) -> list[Row]:
 def signature_rows(named: Named) -> list[Row]:
     """What each Profile's entropy curve says; see `signature`.
 
-    ± is the standard deviation over resamples of the images.
+    ± of the lowest block is its standard deviation over resamples of the images, of the depth its standard
+    error.
     """
     rows: list[Row] = [("entropy by block", "lowest block", "depth of the U (bits)", "shape")]
     for who, profile in named:

@@ -17,14 +17,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from ratios import compare, seconds
 
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.data.analysed import ImageSet, ImageStream
@@ -41,19 +40,6 @@ def write_images(folder: Path, count: int) -> None:
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
         coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i:05d}.jpg", quality=90)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def compare(rounds: list[list[float]], one: int, other: int) -> str:
-    """Median and range of a ratio within rounds."""
-    ratios = sorted(times[one] / times[other] for times in rounds)
-    return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
 
 
 def time_ratio(folder: Path) -> None:

@@ -12,29 +12,15 @@ slowed far more than one alone.
 
 import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import timm
 import torch
+from ratios import compare, seconds
 
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.dynamics import profile_model
 
 ROUNDS = 5
-
-
-def seconds(function: Callable[[], None]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def compare(rounds: list[list[float]], one: int, other: int) -> str:
-    """Median and range of a ratio within rounds."""
-    ratios = sorted(times[one] / times[other] for times in rounds)
-    return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
 
 
 def main() -> None:

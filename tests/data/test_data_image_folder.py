@@ -131,6 +131,15 @@ def test_an_unreadable_image_is_one_line_that_names_it(tmp_path, num_workers, ki
     assert "skip_unreadable" in message
 
 
+def test_sixteen_bits_are_refused_and_not_clipped_to_white(tmp_path):
+    write_images(tmp_path)
+    path = tmp_path / "val" / "bee" / "0.JPEG"
+    Image.fromarray(np.full((40, 50), 30_000, dtype=np.uint16)).save(path, format="PNG")
+    data = make(tmp_path)
+    data.setup()
+    assert f"{path}: mode I;16: only images of 8 bits a channel" in error_of(data.val_dataloader())
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_images_can_be_left_out_and_counted(tmp_path, num_workers):
     write_images(tmp_path, images=6)

@@ -371,6 +371,13 @@ def test_an_evolution_that_shows_nothing():
         assert numbers(evolution(nothing)) == {}
 
 
+def test_one_block_is_no_last_block_and_level_is_no_rise():
+    found = evolution([published(np.array([3.0]), e) for e in (1, 2, 3)])
+    assert (found.last_lowest_until, found.last_rises_from) == (None, None)
+    found = evolution([published(np.array([3.0, last]), e) for e, last in ((1, 1.0), (2, 1.5), (3, 1.5))])
+    assert (found.last_lowest_until, found.last_rises_from) == (3, 1)
+
+
 def test_u_since_the_epoch_after_which_every_probe_is_one():
     shapes = {30: U, 60: FALLING, 90: U, 120: U}
     profiles = [noisy(curve, noise=1e-6) for curve in shapes.values()]

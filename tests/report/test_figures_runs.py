@@ -6,7 +6,7 @@ from scipy import stats
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
-from distill_dynamics.report.runs import RunProfiles
+from distill_dynamics.report.records import RunProfiles
 
 # Okabe and Ito, Color Universal Design (2008), and black.
 SAFE = {"#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000"}

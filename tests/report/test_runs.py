@@ -8,14 +8,10 @@ from lightning.pytorch import Callback
 
 from distill_dynamics.cli import main
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.runs import (
-    Run,
-    RunProfiles,
-    comparison_warnings,
-    listed,
-    load_metrics,
-    load_runs,
-)
+from distill_dynamics.report.comparing import comparison_warnings
+from distill_dynamics.report.fit_run import load_metrics
+from distill_dynamics.report.records import Run, RunProfiles, listed
+from distill_dynamics.report.runs import load_runs
 
 
 def load(*paths):
@@ -181,7 +177,7 @@ def test_a_damaged_record_and_configuration(tmp_path, content):
     (folder / "config.yaml").write_text("a: [")
     run = load(folder)
     assert run.warnings[0].startswith("run.json cannot be read")
-    assert run.warnings[1] == "No configuration: config.yaml is not readable YAML."
+    assert run.warnings[1] == "No configuration: config.yaml is not the configuration of a run."
     assert len(run.profiles.students) == 2
 
 
@@ -261,6 +257,23 @@ def test_an_explicit_range_is_named_by_its_numbers(tmp_path):
 def test_runs_alike_need_no_warning(tmp_path):
     runs = load_runs(made.write_run(tmp_path / name, **made.all_profiles()) for name in "ab")
     assert comparison_warnings(runs) == []
+
+
+def test_a_record_without_data_and_sections_that_are_none(tmp_path):
+    folder = made.write_run(tmp_path / "r", starts=[made.start(data=None)], **made.all_profiles())
+    (folder / "config.yaml").write_text("trainer: often\nmodel: {}\n")
+    run = load(folder)
+    assert (run.data, run.validation_images, run.config) == (None, None, {})
+    assert "No configuration: config.yaml is not the configuration of a run." in run.warnings
+
+
+def test_models_of_one_analysis_saw_the_same_images_whatever_their_crop(tmp_path):
+    curves = [
+        (name, "global", None, False, made.profile(None, made.U, model=name, probe_id=name))
+        for name in ("vit", "resnet")
+    ]
+    said = comparison_warnings(load_runs([made.write_analysis(tmp_path / "out", curves)]))
+    assert said == ["The models of an analysis saw the same images, each in a size and crop of its own."]
 
 
 def test_what_differs_between_runs_is_said(tmp_path):

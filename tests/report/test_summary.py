@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill_dynamics.report.runs import Run, RunProfiles, load_runs
+from distill_dynamics.report.records import Run, RunProfiles
+from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import exact_test, findings
 
 LAST = {"spectral": made.term(last=1)}
@@ -106,9 +107,21 @@ def test_a_rival_with_other_settings_is_no_baseline(tmp_path):
 @pytest.mark.parametrize(
     ("soft", "last", "verdict"),
     [
-        ([80.0, 80.1, 80.2, 80.3], [79.0, 79.1, 79.2, 79.3], "That is more than the spread over seeds"),
-        ([80.0, 79.0, 80.2, 79.1], [79.9, 79.2, 79.8, 79.3], "That is not more than the spread over seeds"),
-        ([80.0, 80.1, 80.2], [79.0, 79.1, 79.2], "These are too few seeds to tell that from their spread"),
+        (
+            [80.0, 80.1, 80.2, 80.3],
+            [79.0, 79.1, 79.2, 79.3],
+            "The difference to SpectralKD L 1 is more than the spread over seeds",
+        ),
+        (
+            [80.0, 79.0, 80.2, 79.1],
+            [79.9, 79.2, 79.8, 79.3],
+            "The difference to SpectralKD L 1 is not more than the spread over seeds",
+        ),
+        (
+            [80.0, 80.1, 80.2],
+            [79.0, 79.1, 79.2],
+            "The difference to SpectralKD L 1 cannot be told from the spread over so few seeds",
+        ),
     ],
 )
 def test_against_the_spread_over_seeds(tmp_path, soft, last, verdict):
@@ -150,16 +163,14 @@ def test_against_the_sampling_error_of_the_validation_images(tmp_path, last, sid
     runs = loaded(tmp_path, *seeds({}, "soft", 80.0), *seeds(LAST, "last", last))
     variances = [stats.binom(1000, share / 100).var() / 1000**2 for share in (80.0, last)]
     margin = stats.norm.ppf(0.975) * 100 * math.sqrt(sum(variances))
-    (sentence,) = said(runs, "It is ")
-    assert sentence.startswith(
-        f"It is {side} the sampling error of the 1,000 validation images: up to {margin:.2f} "
-    )
+    (sentence,) = [text for text in findings(runs) if "sampling error" in text]
+    assert f" is {side} the sampling error of the 1,000 validation images: up to {margin:.2f} " in sentence
 
 
 def test_no_sampling_error_where_the_number_of_images_is_unknown(tmp_path):
     unknown = {"data": {"fingerprint": "d1"}}
     runs = loaded(tmp_path, *seeds({}, "soft", 80.0, **unknown), *seeds(LAST, "last", 79.0, **unknown))
-    assert not said(runs, "It is ")
+    assert "sampling error" not in " ".join(findings(runs))
 
 
 def test_no_winner_across_different_data(tmp_path):
@@ -229,8 +240,8 @@ def test_many_curves_share_a_sentence(tmp_path):
     ]
     text = findings(load_runs(paths))
     assert text[0] == (
-        "Block of lowest entropy, first probe → best checkpoint (else last probe): m0 1; m1 1 → 2; m2 1 → 3; "
-        "m3 1 → 4; m4 1."
+        "Block of lowest entropy, first probe → best checkpoint (else last probe): 1 in m0 and m4; 1 → 2 in "
+        "m1; 1 → 3 in m2; 1 → 4 in m3."
     )
     assert len(text) == 2
 
@@ -245,7 +256,7 @@ def test_one_sentence_says_what_the_range_decides(tmp_path):
     (sentence,) = findings(load_runs([folder]))
     r = stats.pearsonr(made.FALLING, np.log2(magnitude)).statistic
     assert sentence.startswith(
-        "deit's entropy depends on the range of the bins: lowest at block 3 (a U, 2.000 ±"
+        "cait's entropy depends on the range of the bins: lowest at block 3 (a U, 2.000 ±"
     )
     assert "bits deep) where all blocks share one, r = 1.00; " in sentence
     assert f"lowest at block 4 (no U) where each block has its own, r = {r:.2f}." in sentence
@@ -254,7 +265,26 @@ def test_one_sentence_says_what_the_range_decides(tmp_path):
     folder = made.write_analysis(
         tmp_path / "alike", [("cait", "global", None, False, tied), ("cait", "layer", None, False, same)]
     )
-    assert findings(load_runs([folder]))[0].startswith("deit's entropy says the same under each range")
+    assert findings(load_runs([folder]))[0].startswith(
+        "cait's entropy has one lowest block and one shape under each range"
+    )
+
+    cut = made.profile(
+        None, [3.0, 2.0, 1.0, 2.5], magnitude=magnitude, range_mode="explicit", clipped=[0.5, 0.1, 0, 0.2]
+    )
+    folder = made.write_analysis(
+        tmp_path / "cut", [("cait", "global", None, False, tied), ("cait", "0,1", None, False, cut)]
+    )
+    assert ", 20.0 % of the values outside it" in findings(load_runs([folder]))[0]
+
+
+def test_distances_to_a_teacher_in_other_bins_are_not_ranked(tmp_path):
+    one = made.all_profiles()
+    wide = {name: made.profile(p.epoch, p.entropy, bins=50) for name, p in made.all_profiles().items()}
+    paths = [made.write_run(tmp_path / "a", **one), made.write_run(tmp_path / "b", **one)]
+    assert said(load_runs(paths), "Nearest to the teacher")
+    paths[1] = made.write_run(tmp_path / "c", **wide)
+    assert not said(load_runs(paths), "Nearest to the teacher")
 
 
 def test_other_models_are_no_other_range(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distill_dynamics.report.methods import baseline_warnings, labels, methods
-from distill_dynamics.report.runs import RunProfiles, load_runs
+from distill_dynamics.report.records import RunProfiles
+from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.tables import (
     accuracy_rows,
     config_rows,

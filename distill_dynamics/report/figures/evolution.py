@@ -37,7 +37,7 @@ from distill_dynamics.report.figures.look import (
 )
 from distill_dynamics.report.figures.order import distinct, ordered
 from distill_dynamics.report.figures.spectrum import spectra
-from distill_dynamics.report.runs import RunProfiles
+from distill_dynamics.report.records import RunProfiles
 
 
 @style.context(STYLE)

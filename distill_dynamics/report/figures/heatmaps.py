@@ -22,7 +22,7 @@ from distill_dynamics.report.figures.look import (
     wrapped,
 )
 from distill_dynamics.report.figures.order import ordered
-from distill_dynamics.report.runs import RunProfiles
+from distill_dynamics.report.records import RunProfiles
 
 
 @style.context(STYLE)

@@ -29,7 +29,7 @@ from distill_dynamics.report.figures.look import (
     wrapped,
 )
 from distill_dynamics.report.figures.order import ordered
-from distill_dynamics.report.runs import RunProfiles
+from distill_dynamics.report.records import RunProfiles
 
 Rows = Sequence[Mapping[str, float]]
 

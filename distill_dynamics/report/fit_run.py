@@ -1,0 +1,216 @@
+"""Reading a run directory of `fit`, as far as it has come.
+
+What cannot be read, or is not there yet, costs a sentence in `Run.warnings` and nothing else.
+"""
+
+import csv
+import json
+import math
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.report.records import Run, RunProfiles, fitting, planned_epochs, readable
+
+
+def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
+    """Read the Profiles in a run's `dynamics/`; none of them has to be there.
+
+    Raises `UserError`, naming the file, where one cannot be read.
+    """
+    folder = Path(folder)
+    students = [Profile.load(path) for path in sorted(folder.glob("student_epoch_*.npz"))]
+    teacher, best = (
+        Profile.load(path) if path.exists() else None
+        for path in (folder / "teacher.npz", folder / "student_best.npz")
+    )
+    return RunProfiles(students, teacher, best)
+
+
+def load_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv, one an epoch, without the empty cells; [] without the file.
+
+    A row that was cut short is left out.
+    """
+    return _metrics(Path(run_dir))[0]
+
+
+def read_fit(path: Path) -> Run:
+    """Everything in the directory that can be read, and a sentence for each thing that cannot."""
+    starts, warnings = _starts(path)
+    config, said = _config(path)
+    metrics, more = _metrics(path)
+    profiles, unreadable = _profiles(path / "dynamics")
+    run = Run(
+        name=path.resolve().name,
+        path=path,
+        kind="fit",
+        profiles=profiles,
+        metrics=metrics,
+        config=config,
+        starts=starts,
+        range=_range([profile for _, profile in profiles.named()]),
+    )
+    warnings += [*said, *more, *unreadable, *_end(run), *_missing(run), *_changes(starts), *_inner(run)]
+    return replace(run, warnings=warnings)
+
+
+def _starts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    try:
+        starts = json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"]
+        if all(isinstance(start, dict) for start in starts):
+            return starts, [] if starts else ["Training has not begun: run.json records no start."]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return [], ["run.json cannot be read: when, from what and how the run was started is not known."]
+
+
+def _config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    file = path / "config.yaml"
+    if not file.exists():
+        return {}, ["No configuration: there is no config.yaml."]
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
+    except yaml.YAMLError:
+        config = None
+    sections = ("model", "data", "trainer", "probe")
+    if isinstance(config, dict) and all(isinstance(config.get(key) or {}, dict) for key in sections):
+        return config, []
+    return {}, ["No configuration: config.yaml is not the configuration of a run."]
+
+
+def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+    file = path / "metrics.csv"
+    if not file.exists():
+        return [], []
+    text = file.read_text(encoding="utf-8", errors="replace")
+    header, *lines = list(csv.reader(text.splitlines())) or [[]]
+    rows, broken = [], 0
+    for number, cells in enumerate(lines, start=1):
+        cut = number == len(lines) and not text.endswith(("\n", "\r"))  # its last number may lack digits
+        try:
+            row = {name: float(cell) for name, cell in zip(header, cells, strict=True) if cell != ""}
+        except ValueError:
+            row = {}
+        if "epoch" in row and math.isfinite(row["epoch"]) and not cut:
+            rows.append(row)
+        else:
+            broken += 1
+    some = "1 row" if broken == 1 else f"{broken} rows"
+    return rows, [f"metrics.csv: {some} cut short or damaged, left out."] if broken else []
+
+
+def _profiles(folder: Path) -> tuple[RunProfiles, list[str]]:
+    """As `load_profiles`, but for what cannot be read or does not fit the others: that is told."""
+    found, warnings = readable([*sorted(folder.glob("student_epoch_*.npz")), *map(folder.joinpath, _OTHERS)])
+    teacher, best = (found.pop(folder / name, None) for name in _OTHERS)
+    return fitting(list(found.values()), teacher, best, warnings), warnings
+
+
+_OTHERS = ("teacher.npz", "student_best.npz")
+
+
+def _end(run: Run) -> list[str]:
+    """What to know about how the run ended."""
+    planned = planned_epochs(run.config)
+    done = f"{run.epochs} of {planned} epochs" if planned else f"{run.epochs} epochs"
+    said = []
+    last = run.last_start
+    if "ended" in last and last["ended"] is None:
+        said.append(f"Not ended: the run is still going, or was killed; {done} so far.")
+    elif (ended := last.get("ended")) and ended.get("error"):
+        said.append(f"The run stopped on an error after {done}: {ended['error']}")
+    elif run.starts and planned and run.epochs < planned:
+        said.append(f"The run has {done}.")
+    lost = [int(row["epoch"]) for row in run.metrics if not math.isfinite(row.get("train/loss", 0.0))]
+    if lost:
+        said.append(f"The training loss is not a finite number at epoch {lost[0]}: training diverged.")
+    return said
+
+
+def _missing(run: Run) -> list[str]:
+    """What the run directory does not hold, or holds of an earlier time, in sentences."""
+    columns = {name for row in run.metrics for name in row}
+    probed, dynamics = run.config.get("probe") or {}, run.path / "dynamics"
+    teaches = "model" not in run.config or (run.config["model"] or {}).get("teacher") is not None
+    wanted: dict[str, object] = {
+        "No completed epoch: metrics.csv has no training loss.": "train/loss" in columns,
+        "No accuracy of the student: metrics.csv has no val/acc1.": "val/acc1" in columns,
+    }
+    if teaches:
+        sentence = "No accuracy of a teacher: metrics.csv has no teacher/acc1."
+        wanted[sentence] = "teacher/acc1" in columns
+    if probed.get("every_n_epochs") == 0:
+        wanted["No Profiles: probing was off (probe.every_n_epochs is 0)."] = False
+    else:
+        if teaches:
+            sentence = "No Profile of a teacher: there is no dynamics/teacher.npz."
+            wanted[sentence] = (dynamics / "teacher.npz").exists()
+        sentence = "No Profile of the student in training: dynamics/ has no student_epoch_*.npz."
+        wanted[sentence] = any(dynamics.glob("student_epoch_*.npz"))
+        sentence = (
+            "No Profile of the best student: there is no dynamics/student_best.npz, written when fit ends."
+        )
+        wanted[sentence] = (dynamics / "student_best.npz").exists()
+    return [sentence for sentence, there in wanted.items() if not there]
+
+
+def _inner(run: Run) -> list[str]:
+    """What makes a run's Profiles differ by more than the training."""
+    said = []
+    named = [profile for _, profile in run.profiles.named()]
+    if len({profile.probe_id for profile in named}) > 1:
+        said.append("The Profiles are of different probe images: they differ by these, too.")
+    if len({profile.range_mode for profile in named}) > 1 or len({profile.bins for profile in named}) > 1:
+        said.append("The Profiles have different bins: their entropies do not compare.")
+    best, students = run.profiles.best, run.profiles.students
+    scored = [row for row in run.metrics if "val/acc1" in row]
+    if best is not None and scored:  # continued after its end, not ended again
+        epoch = int(max(scored, key=lambda row: row["val/acc1"])["epoch"])
+        if best.epoch not in (None, epoch):
+            said.append(
+                f"The Profile of the best student is of epoch {best.epoch}, the best now is epoch {epoch}: "
+                "fit has not ended since."
+            )
+    reached = max((int(row["epoch"]) for row in run.metrics), default=None)
+    if students and reached is not None and (students[-1].epoch or 0) > reached:
+        said.append(
+            f"Profiles go on to epoch {students[-1].epoch}, metrics.csv ends at {reached}: the run was "
+            "continued from an earlier epoch, and the later Profiles are of the part that is run again."
+        )
+    return said
+
+
+def _changes(starts: list[dict[str, Any]]) -> list[str]:
+    """What a continued run was continued with, where it is not what it was started with."""
+    said = []
+    for before, after in pairwise(starts):
+        old, new = circumstances(before), circumstances(after)
+        changed = [
+            f"{name} {old[name]}, then {new[name]}" for name in old if new.get(name, old[name]) != old[name]
+        ]
+        if changed:
+            said.append(f"Continued at epoch {after.get('from_epoch')} with changes: {'; '.join(changed)}.")
+    return said
+
+
+def circumstances(start: dict[str, Any]) -> dict[str, str]:
+    """Facts about a start that may change its numbers."""
+    facts = {
+        **{name: start.get(name) for name in ("seed", "commit", "devices", "images_a_step", "python")},
+        "data": (start.get("data") or {}).get("fingerprint"),
+        **(start.get("versions") or {}),
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact is not None}
+
+
+def _range(profiles: list[Profile]) -> str:
+    if not profiles:
+        return ""
+    first = profiles[0]
+    return first.range_mode if first.range_mode != "explicit" else "{:g},{:g}".format(*first.value_range[0])

@@ -1,0 +1,141 @@
+"""What a report is about, as data: one training, one analysed model, or one published curve."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.errors import UserError
+
+
+class RunProfiles(NamedTuple):
+    """The Profiles of one training, in the order in which the figures take them."""
+
+    students: list[Profile]
+    """One a probed epoch, in order of epochs."""
+    teacher: Profile | None
+    """None without a teacher."""
+    best: Profile | None
+    """The best checkpoint's, None before the end of `fit`."""
+
+    def named(self) -> list[tuple[str, Profile]]:
+        """What a table calls each: teacher, students by epoch, best."""
+        known = self.best is not None and self.best.epoch is not None
+        best = f"student, best (epoch {self.best.epoch})" if self.best and known else "student, best"
+        return [
+            *([("teacher", self.teacher)] if self.teacher else []),
+            *((f"student, epoch {profile.epoch}", profile) for profile in self.students),
+            *([(best, self.best)] if self.best else []),
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, one analysed model, or one published curve, as far as it could be read."""
+
+    name: str
+    """Unique among the runs that were loaded together."""
+    path: Path
+    """The run directory, the folder of `analyze`, or the CSV file."""
+    kind: Literal["fit", "analysis", "published"]
+    profiles: RunProfiles
+    """Of a training; without students and best where `models` holds something."""
+    metrics: list[dict[str, float]] = field(default_factory=list, repr=False)
+    """Rows of metrics.csv without their empty cells."""
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    """config.yaml; {} where there is none."""
+    starts: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """One record a start of the run; of an analysis the one of its command."""
+    warnings: list[str] = field(default_factory=list)
+    """What a reader must know first, in sentences."""
+    range: str = ""
+    """Range of the entropy bins: "global", "layer" or two numbers "0,1"; "" where nothing was probed."""
+    models: list[Profile] = field(default_factory=list, repr=False)
+    """Analysed models that are no training."""
+
+    def named(self) -> list[tuple[str, Profile]]:
+        """What a table calls each Profile: by role in a training, else by the run's name."""
+        return [*self.profiles.named(), *((self.name, model) for model in self.models)]
+
+    @property
+    def latest(self) -> Profile | None:
+        """What stands for the run: the best student, else the last one probed, else the model."""
+        if self.profiles.best is not None:
+            return self.profiles.best
+        return next(iter([*self.profiles.students[::-1], *self.models]), None)
+
+    @property
+    def epochs(self) -> int:
+        """Completed epochs of training, 0 where none is recorded."""
+        return max((int(row["epoch"]) for row in self.metrics if "train/loss" in row), default=0)
+
+    @property
+    def data(self) -> str | None:
+        """Fingerprint of the data it was trained and validated on, None where unknown."""
+        return (self.last_start.get("data") or {}).get("fingerprint")
+
+    @property
+    def validation_images(self) -> int | None:
+        """How many images `val/acc1` is a share of, None where unknown."""
+        return (self.last_start.get("data") or {}).get("val_images")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended as planned. Runs recorded before ends were: whether no epoch is lacking."""
+        if "ended" in self.last_start:
+            ended = self.last_start["ended"]
+            return ended is not None and ended.get("error") is None
+        return 0 < (planned_epochs(self.config) or 0) <= self.epochs
+
+    @property
+    def last_start(self) -> dict[str, Any]:
+        """The record of the latest start; {} without one."""
+        return self.starts[-1] if self.starts else {}
+
+
+def planned_epochs(config: dict[str, Any]) -> int | None:
+    """How many epochs a configuration asks for, None where it does not say."""
+    planned = (config.get("trainer") or {}).get("max_epochs")
+    return planned if isinstance(planned, int) and planned > 0 else None
+
+
+def readable(files: Iterable[Path]) -> tuple[dict[Path, Profile], list[str]]:
+    """The Profiles of those files that are there and can be read; one sentence a reason why others cannot."""
+    found: dict[Path, Profile] = {}
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        try:
+            if file.exists():
+                found[file] = Profile.load(file)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{file}: ")
+            reasons.setdefault(reason, []).append(file.name)
+    return found, [f"Left out: {listed(names)}: {reason}." for reason, names in reasons.items()]
+
+
+def fitting(
+    students: list[Profile], teacher: Profile | None, best: Profile | None, warnings: list[str]
+) -> RunProfiles:
+    """Students of one depth and of an epoch each, in order: what one figure can show."""
+    fitting: dict[int, Profile] = {}
+    depth = next((len(profile.layers) for profile in (*students, best) if profile), 0)
+    for student in students:
+        if student.epoch is None or student.epoch in fitting or len(student.layers) != depth:
+            warnings.append(
+                f"A Profile of epoch {student.epoch} with {len(student.layers)} layers is left out: it does "
+                f"not fit the others ({depth} layers, one an epoch)."
+            )
+        else:
+            fitting[student.epoch] = student
+    if best is not None and len(best.layers) != depth:
+        warnings.append(
+            f"The Profile of the best student is left out: it has {len(best.layers)} layers, not {depth}."
+        )
+        best = None
+    return RunProfiles([fitting[epoch] for epoch in sorted(fitting)], teacher, best)
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
