@@ -190,6 +190,7 @@ def test_without_an_account_it_says_to_log_in(account):
     one_line("`wandb login`")
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_so_in_time(account):
     account(CLOSED, KEY)
     began = time.monotonic()

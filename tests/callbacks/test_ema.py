@@ -181,6 +181,7 @@ def test_validate_measures_a_checkpoints_average(experiment, tmp_path, capsys):
     assert float(printed) == pytest.approx(float(rows(run_dir)[-1]["val/acc1_ema"]))
 
 
+@pytest.mark.slow
 def test_two_ranks_have_one_average_and_count_each_image_once(experiment, tmp_path):
     changes = {
         "trainer__limit_val_batches": 1.0,
