@@ -73,9 +73,8 @@ def test_the_report_of_three_real_runs_and_the_published_curves(tmp_path):
     ]
     assert re.search(rf"Highest top-1 at the best epoch: {winner}\b.* {max(best.values()):.2f} %", text)
     if published:
-        assert (
-            "SoftKD's entropy is lowest at block 4 at the best checkpoint" in text or "SoftKD 2 → 4" in text
-        )
+        # Runs with the same places share one clause: "2 → 4 in SoftKD, ...".
+        assert re.search(r"2 → 4 in [^;.]*\bSoftKD\b", text)
         assert re.search(
             r"SpectralKD01's last block is its lowest until epoch 120 and rises from then to the end", text
         )
