@@ -1,5 +1,11 @@
-"""SoftKD: the student learns the teacher's class probabilities (Hinton et al. 2015)."""
+"""SoftKD: the student learns the teacher's class probabilities (Hinton et al. 2015).
 
+Of a teacher that answered earlier only the likeliest classes may be at hand: `TopClasses`.
+"""
+
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +32,65 @@ def soft_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     log_teacher = F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     return divergence * temperature**2
+
+
+class TopClasses(NamedTuple):
+    """A teacher's softened answers, cut off after the k likeliest classes (as TinyViT stores them, 2022)."""
+
+    log_probs: Tensor
+    """[B, k], nats, in any order of classes."""
+    classes: Tensor
+    """[B, k], whole numbers; no class twice."""
+    rest: Tensor
+    """[B], the probability of all other classes together; 0 where k = K."""
+
+
+def top_classes(teacher_logits: Tensor, k: int, temperature: float = 1.0) -> TopClasses:
+    """The k likeliest classes of logits [B, K] softened by T; all K where k ≥ K, in the classes' order.
+
+    In float32 at least. `rest` is summed up over the other classes, not taken from 1, where a sure
+    teacher's would be lost in round-off.
+    """
+    log_probs = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=1)
+    count = log_probs.shape[1]
+    if k >= count:
+        classes = torch.arange(count, device=log_probs.device).expand_as(log_probs)
+        return TopClasses(log_probs, classes, log_probs.new_zeros(len(log_probs)))
+    ordered, classes = log_probs.sort(dim=1, descending=True)
+    return TopClasses(ordered[:, :k], classes[:, :k], ordered[:, k:].exp().sum(dim=1))
+
+
+def soft_kd_top(student_logits: Tensor, teacher: TopClasses, temperature: float = 1.0) -> Tensor:
+    """`soft_kd` from the teacher's likeliest classes, the rest taken as spread evenly over the others.
+
+    Student logits [B, K], softened by the same T as the teacher's answers were; a scalar in nats, in float32
+    at least. With p the teacher's, q the student's probabilities and m = rest, for each image
+
+        sum over stored k of p_k (log p_k - log q_k)  +  sum over the others of m/n (log(m/n) - log q_j)
+
+    where n = K - k. Exact if k = K. Else it differs from `soft_kd` by what the others' true distribution
+    within the rest has that the even one has not,
+
+        m (H_even - H_true) - sum over the others of (p_j - m/n) log q_j
+
+    so that its gradient with respect to a softened student logit differs by |p_j - m/n| for the others
+    (at most m in all) and not at all for the stored ones.
+
+    `ValueError` unless both are of equally many images.
+    """
+    if student_logits.ndim != 2 or len(student_logits) != len(teacher.log_probs):
+        raise ValueError(
+            f"expected logits [B, K] of {len(teacher.log_probs)} images, got {list(student_logits.shape)}"
+        )
+    log_student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    log_teacher = at_least_float32(teacher.log_probs)
+    log_stored = log_student.gather(1, teacher.classes.long())
+    divergence = (log_teacher.exp() * (log_teacher - log_stored)).sum()
+    if others := log_student.shape[1] - log_teacher.shape[1]:
+        rest = at_least_float32(teacher.rest)
+        log_others = log_student.sum(dim=1) - log_stored.sum(dim=1)
+        divergence = divergence + (torch.xlogy(rest, rest / others) - rest / others * log_others).sum()
+    return divergence / len(log_student) * temperature**2
 
 
 class SoftKD(nn.Module):

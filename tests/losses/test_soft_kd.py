@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
@@ -5,6 +6,7 @@ import torch
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses import SoftKD, soft_kd
+from distill_dynamics.losses.logits import soft_kd_top, top_classes
 
 
 def scipy_soft_kd(student_logits, teacher_logits, temperature):
@@ -78,3 +80,68 @@ def test_other_classes_or_images_are_refused(teacher_shape):
 def test_temperature_is_positive(temperature):
     with pytest.raises(UserError, match="temperature"):
         SoftKD(temperature)
+
+
+# --- the likeliest classes ----------------------------------------------------------------------------
+
+
+def scipy_soft_kd_top(student_logits, teacher_logits, k, temperature):
+    """What is stored, filled up evenly, and the divergence from that."""
+    teacher = scipy.special.softmax(teacher_logits.double().numpy() / temperature, axis=1)
+    student = scipy.special.softmax(student_logits.double().numpy() / temperature, axis=1)
+    filled = teacher.copy()
+    for row in filled:
+        others = row.argsort()[:-k]
+        row[others] = row[others].sum() / len(others)
+    return scipy.stats.entropy(filled, student, axis=1).mean() * temperature**2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize(("classes", "k"), [(10, 3), (1000, 100), (5, 1)])
+def test_top_classes_against_scipy(classes, k, temperature):
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(16, classes), 5 * torch.randn(16, classes)
+    loss = soft_kd_top(student, top_classes(teacher, k, temperature), temperature)
+    assert loss.item() == pytest.approx(scipy_soft_kd_top(student, teacher, k, temperature), rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [10, 100])
+def test_with_all_classes_it_is_soft_kd(k):
+    student, teacher = torch.randn(8, 10).double(), 4 * torch.randn(8, 10).double()
+    loss = soft_kd_top(student, top_classes(teacher, k, 2.0), 2.0)
+    assert loss.item() == pytest.approx(scipy_soft_kd(student, teacher, 2.0), rel=1e-12)
+
+
+def test_the_gradient_is_exact_for_stored_classes_and_bounded_for_the_others():
+    torch.manual_seed(1)
+    logits, teacher = torch.randn(1, 50).double(), 3 * torch.randn(1, 50).double()
+    top = top_classes(teacher, 5)
+    whole, cut = (logits.clone().requires_grad_() for _ in range(2))
+    soft_kd(whole, teacher).backward()
+    soft_kd_top(cut, top).backward()
+    wrong = (whole.grad - cut.grad)[0].abs()
+    assert wrong[top.classes[0]].max().item() == pytest.approx(0, abs=1e-15)
+    assert 0 < wrong.sum().item() < 2 * top.rest.item()
+
+
+def test_a_sure_teachers_rest_is_not_lost():
+    logits = torch.tensor([[30.0, 0.0, 0.0, 0.0]])
+    rest = top_classes(logits, 1).rest.item()
+    assert rest == pytest.approx(3 * np.exp(-30), rel=1e-4)
+    assert soft_kd_top(torch.zeros(1, 4), top_classes(torch.tensor([[300.0, 0, 0, 0]]), 1)).item() == (
+        pytest.approx(np.log(4))
+    )
+
+
+def test_half_precision_answers_cost_no_more_than_their_rounding():
+    torch.manual_seed(2)
+    student, teacher = 3 * torch.randn(32, 1000), 5 * torch.randn(32, 1000)
+    top = top_classes(teacher, 100)
+    stored = top._replace(log_probs=top.log_probs.half(), rest=top.rest.half())
+    exact, rounded = soft_kd_top(student, top), soft_kd_top(student, stored)
+    assert rounded.item() == pytest.approx(exact.item(), rel=2e-3)
+
+
+def test_answers_of_other_images_are_refused():
+    with pytest.raises(ValueError, match="of 4 images"):
+        soft_kd_top(torch.randn(3, 10), top_classes(torch.randn(4, 10), 2))
