@@ -6,7 +6,6 @@ Letters: L layers, N images, C_l channels of layer l.
 
 import json
 import os
-import uuid
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import whole
 
 SCHEMA = 2
 
@@ -137,7 +137,6 @@ class Profile:
         A reader sees the old file or the new one, never half of one. Equal Profiles give equal
         bytes. A missing folder is made.
         """
-        path = Path(path)
         content: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, "peak_channel")}
         for i, (mean, se) in enumerate(zip(self.spectrum, self.spectrum_se, strict=True)):
             content[f"spectrum_{i}"] = mean
@@ -147,17 +146,8 @@ class Profile:
         meta = {"kind": "distill_dynamics.Profile", **{name: getattr(self, name) for name in _META}}
         content["meta"] = np.array(json.dumps(meta))
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            with partial.open("xb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(path) as partial, partial.open("wb") as file:
+            np.savez(file, **content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

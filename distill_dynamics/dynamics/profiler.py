@@ -158,11 +158,11 @@ def profile_ranges(
 
     with undisturbed(backbone):
         looks = _on_every_rank(lambda: run.look(given), group)
-        count = sum(len(look.magnitude) for look in looks)
+        count = sum(len(look.values) for look in looks)
         measured = [_edges(looks, mode) for mode in modes if mode != "explicit"] if count else []
         seconds = _on_every_rank(lambda: run.entropies(measured), group) if measured else []
 
-    counts = [len(look.magnitude) for look in looks]
+    counts = [len(look.values) for look in looks]
     if count == 0:
         raise UserError(f"{backbone.name}: there are no images to analyse")
     if counts != [len(range(rank, count, len(counts))) for rank in range(len(counts))]:
@@ -172,15 +172,15 @@ def profile_ranges(
         )
     if probe_indices is not None and np.shape(probe_indices) != (count,):
         raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
-    magnitude = _interleave([look.magnitude for look in looks])
-    peaks = _interleave([look.peaks for look in looks])
-    spectra = [reduce(_Moments.merge, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
+    values = _interleave([look.values for look in looks])
+    magnitude, median, peak, channel = np.moveaxis(values[..., :4], 2, 0)
+    spectra = [reduce(_Moments.add, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
 
     # Each of these three has one entry a range, in the order of value_ranges.
-    first = iter([*np.moveaxis(_interleave([look.entropy for look in looks]), 2, 0)])
+    first = iter([*np.moveaxis(values[..., 4 : 4 + len(given)], 2, 0)])
     second = iter([*np.moveaxis(_interleave(seconds), 2, 0)] if seconds else [])
     entropies = [next(first if mode == "explicit" else second) for mode in modes]
-    outside = iter([*np.moveaxis(_interleave([look.outside for look in looks]).mean(axis=0), 1, 0)])
+    outside = iter([*values[..., 4 + len(given) :].mean(axis=0).T])
     clipped = [next(outside) if mode == "explicit" else np.zeros(len(numbers)) for mode in modes]
     found = iter(measured)
     limits = [next(found) if known is None else known for known in edges]
@@ -194,9 +194,9 @@ def profile_ranges(
             spectrum=[moments.mean for moments in spectra],
             entropy_images=entropies[i],
             magnitude_images=magnitude,
-            peak_images=peaks[..., 0],
-            peak_channel=peaks[peaks[..., 0].argmax(axis=0), np.arange(len(numbers)), 1],
-            median_images=_interleave([look.median for look in looks]),
+            peak_images=peak,
+            peak_channel=channel[peak.argmax(axis=0), np.arange(len(numbers))],
+            median_images=median,
             spectrum_se=[moments.standard_error() for moments in spectra],
             value_range=limits[i],
             range_mode=mode,
@@ -222,16 +222,15 @@ class _Moments:
         mean = values.mean(axis=0)
         return cls(len(values), mean, ((values - mean) ** 2).sum(axis=0))
 
-    def merge(self, other: "_Moments") -> "_Moments":
-        n = self.n + other.n
-        if n == 0:
-            return self
-        step = other.mean - self.mean
-        return _Moments(
-            n,
-            self.mean + step * (other.n / n),
-            self.squares + other.squares + step**2 * (self.n * other.n / n),
-        )
+    def add(self, other: "_Moments") -> "_Moments":
+        """Take the other's vectors in; in place, see `_Rows`."""
+        if other.n:
+            n = self.n + other.n
+            step = other.mean - self.mean
+            self.mean += step * (other.n / n)
+            self.squares += other.squares + step**2 * (self.n * other.n / n)
+            self.n = n
+        return self
 
     def standard_error(self) -> FloatArray:
         if self.n < 2:
@@ -239,51 +238,41 @@ class _Moments:
         return np.sqrt(self.squares / (self.n - 1) / self.n)
 
 
+class _Rows:
+    """A row for each image, in the order they come, in one block of memory that doubles when it is full.
+
+    Not a list, nor arrays joined again and again: what outlives a batch and is allocated during it lands
+    between the activations and leaves holes in the heap that the next batch does not fit into.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self._block = np.empty((64, *shape))
+        self.n = 0
+
+    def add(self, rows: FloatArray) -> None:
+        if self.n + len(rows) > len(self._block):
+            larger = np.empty((2 * (self.n + len(rows)), *self._block.shape[1:]))
+            larger[: self.n] = self._block[: self.n]
+            self._block = larger
+        self._block[self.n : self.n + len(rows)] = rows
+        self.n += len(rows)
+
+    def all(self) -> FloatArray:
+        return self._block[: self.n]
+
+
 @dataclass
 class _Look:
-    """What some images, n of them, tell of each of the L layers."""
+    """What n images tell of each of the L layers."""
 
     low: FloatArray
     """[L] lowest value; inf where there is no image."""
     high: FloatArray
     """[L] highest value; -inf where there is no image."""
-    magnitude: FloatArray
-    """[n, L]"""
-    median: FloatArray
-    """[n, L]"""
-    peaks: FloatArray
-    """[n, L, 2]: the largest magnitude, and its channel."""
     spectra: list[_Moments]
-    entropy: FloatArray
-    """[n, L, G] for the G ranges that were given beforehand."""
-    outside: FloatArray
-    """[n, L, G] fraction of values outside them."""
-
-    @classmethod
-    def at_nothing(cls, channels: list[int], ranges: int) -> "_Look":
-        depth = len(channels)
-        return cls(
-            low=np.full(depth, np.inf),
-            high=np.full(depth, -np.inf),
-            magnitude=np.empty((0, depth)),
-            median=np.empty((0, depth)),
-            peaks=np.empty((0, depth, 2)),
-            spectra=[_Moments(0, np.zeros(c), np.zeros(c)) for c in channels],
-            entropy=np.empty((0, depth, ranges)),
-            outside=np.empty((0, depth, ranges)),
-        )
-
-    def then(self, other: "_Look") -> "_Look":
-        return _Look(
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            np.concatenate([self.magnitude, other.magnitude]),
-            np.concatenate([self.median, other.median]),
-            np.concatenate([self.peaks, other.peaks]),
-            [a.merge(b) for a, b in zip(self.spectra, other.spectra, strict=True)],
-            np.concatenate([self.entropy, other.entropy]),
-            np.concatenate([self.outside, other.outside]),
-        )
+    values: FloatArray
+    """[n, L, 4 + 2 G]: magnitude, median, largest magnitude and its channel; for each of the G ranges
+    that were given beforehand the entropy; for each of them the fraction of values outside."""
 
 
 @dataclass
@@ -300,53 +289,70 @@ class _Run:
     """Whether some range has to be measured before values can be counted."""
     held: list[list[Tensor]] = field(default_factory=list)
     """Activations of the latest batch: for each part of it, the L maps [part of B, C, H, W]."""
-    pixel_sums: list[Tensor] = field(default_factory=list)
-    """One [B] a batch of the first pass: a second pass that sees other images is found out by them."""
+    pixel_sums: _Rows = field(default_factory=_Rows)
+    """One number an image of the first pass: a second pass that sees other images is found out by them."""
+    batches: int = 0
+    """Of the first pass."""
 
     def look(self, given: list[FloatArray]) -> _Look:
         """First pass; entropies too, for the ranges that are known beforehand."""
         channels = [self.backbone.channels[number - 1] for number in self.numbers]
-        total = _Look.at_nothing(channels, len(given))
+        low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
+        spectra = [_Moments(0, np.zeros(c), np.zeros(c)) for c in channels]
+        values = _Rows(len(channels), 4 + 2 * len(given))
         for images in self._batches("magnitude and spectrum"):
-            if len(self.pixel_sums) == 1 and self.again and isinstance(self.images, Iterator):
+            if self.batches == 1 and self.again and isinstance(self.images, Iterator):
                 raise UserError(
                     f"images can be read only once ({type(self.images).__name__}) and must be read twice: "
                     "give a list of batches, a DataLoader, a tensor, or two numbers as value_range"
                 )
-            self.pixel_sums.append(_pixel_sums(images))
+            self.batches += 1
+            self.pixel_sums.add(_pixel_sums(images))
             self._forward(images)
-            total = reduce(_Look.then, [self._measure(maps, given) for maps in self.held], total)
-        return total
+            self._look_at_held(given, low, high, spectra, values)
+        return _Look(low, high, spectra, values.all())
 
     def entropies(self, edges: list[FloatArray]) -> FloatArray:
         """[n, L, edges]: from the activations at hand if these are of all images, else by a second pass."""
-        rows = [np.empty((0, len(self.numbers), len(edges)))]
-        if len(self.pixel_sums) == 1:
-            rows += [self._entropy(maps, edges) for maps in self.held]
-            return np.concatenate(rows)
-        first_pass = iter(self.pixel_sums)
-        for images in self._batches("entropy"):
-            seen = next(first_pass, None)
-            if seen is None or not torch.equal(seen, _pixel_sums(images)):
+        rows = _Rows(len(self.numbers), len(edges))
+        if self.batches == 1:
+            self._count_held(edges, rows)
+            return rows.all()
+        seen = self.pixel_sums.all()
+        for images in self._batches("entropy") if self.batches else ():
+            if not np.array_equal(seen[rows.n : rows.n + len(images)], _pixel_sums(images)):
                 raise UserError(_CHANGED)
             self._forward(images)
-            rows += [self._entropy(maps, edges) for maps in self.held]
-        if next(first_pass, None) is not None:
+            self._count_held(edges, rows)
+        if rows.n < len(seen):
             raise UserError(_CHANGED)
-        return np.concatenate(rows)
+        return rows.all()
 
-    def _measure(self, maps: list[Tensor], given: list[FloatArray]) -> _Look:
-        low, high = self._extremes(maps)  # first: what is not finite must not be binned
-        return _Look(
-            low=low,
-            high=high,
-            magnitude=_columns(image_magnitudes(x) for x in maps),
-            median=_columns(image_medians(x) for x in maps),
-            peaks=_columns(image_peaks(x) for x in maps),
-            spectra=[_Moments.of(_numpy(image_spectra(x))) for x in maps],
-            entropy=self._entropy(maps, given),
-            outside=_ranges(maps, given, _outside),
-        )
+    # Loops over what is held have a frame of their own: a loop variable left behind would hold it longer.
+
+    def _look_at_held(
+        self,
+        given: list[FloatArray],
+        low: FloatArray,
+        high: FloatArray,
+        spectra: list[_Moments],
+        values: _Rows,
+    ) -> None:
+        """Add to the last four, in place, what the latest batch tells."""
+        for maps in self.held:
+            lowest, highest = self._extremes(maps)  # first: what is not finite must not be binned
+            np.minimum(low, lowest, out=low)
+            np.maximum(high, highest, out=high)
+            for moments, x in zip(spectra, maps, strict=True):
+                moments.add(_Moments.of(_numpy(image_spectra(x))))
+            columns = [[image_magnitudes(x), image_medians(x), *image_peaks(x).unbind(1)] for x in maps]
+            measured = _numpy(torch.stack([torch.stack(column, dim=1) for column in columns], dim=1))
+            entropy, outside = self._entropy(maps, given), _ranges(maps, given, _outside)
+            values.add(np.concatenate([measured, entropy, outside], axis=2))
+
+    def _count_held(self, edges: list[FloatArray], rows: _Rows) -> None:
+        for maps in self.held:
+            rows.add(self._entropy(maps, edges))
 
     def _forward(self, images: Tensor) -> None:
         self.held = []  # before the next forward pass, so that there is never more than one batch of them
@@ -441,13 +447,8 @@ def _outside(x: Tensor, limits: tuple[float, float]) -> Tensor:
     return ((x < limits[0]) | (x > limits[1])).flatten(1).float().mean(1)
 
 
-def _pixel_sums(images: Tensor) -> Tensor:
-    return images.detach().cpu().flatten(1).sum(1, dtype=torch.float64)
-
-
-def _columns(values: Iterable[Tensor]) -> FloatArray:
-    """L tensors [B, ...] → [B, L, ...]."""
-    return _numpy(torch.stack(list(values), dim=1))
+def _pixel_sums(images: Tensor) -> FloatArray:
+    return images.detach().flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
 
 
 def _numpy(x: Tensor) -> FloatArray:

@@ -215,6 +215,42 @@ def test_peak_memory_does_not_grow_with_the_images():
     assert many - few < 40  # MiB; the activations of one batch are 12
 
 
+HOLES = """
+import resource, sys, torch
+from distill_dynamics.dynamics import profile_model
+
+class Deep(torch.nn.Module):
+    name, layers, channels = "deep", [f"blocks.{i}" for i in range(24)], [384] * 24
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images, layers, logits):
+        torch.empty(8, 8, 196, 196).fill_(0)  # passing, as attention maps are
+        small = torch.nn.functional.interpolate(images[:, :1], (4, 4)).expand(-1, 384, 4, 4)
+        return type("Features", (), {"maps": [small * (1 + i) for i in layers]})
+
+class Batches:
+    def __iter__(self):
+        for seed in range(int(sys.argv[1])):
+            yield torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+
+torch.set_num_threads(1)
+profile_model(Deep(), Batches())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_kept_of_each_image_leaves_no_holes_between_the_batches():
+    few, many = (
+        float(subprocess.run([sys.executable, "-c", HOLES, n], capture_output=True, check=True).stdout)
+        for n in ("10", "60")
+    )
+    assert many < 1.1 * few  # 1.5 where rows of images are joined batch by batch
+
+
 def test_layers_are_chosen_by_number_and_come_in_depth_order(stub):
     images = random_images(3, 2, 6, 6)
     both = profile_model(stub, images, value_range="layer")
