@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,16 +24,14 @@ from distill_dynamics.backbone import Backbone, Evaluation
 from distill_dynamics.data.analysed import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import Profile, profile_ranges
-from distill_dynamics.dynamics.profile import FloatArray
 from distill_dynamics.dynamics.signature import (
     bootstrap_interval,
     scalars,
-    signature,
     spectral_flatness,
 )
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.page import write_report
-from distill_dynamics.report.tables import Row, aligned, shape, spectrum_rows
+from distill_dynamics.report.tables import aligned, side_intervals, signature_rows, spectrum_rows
 from distill_dynamics.run import PACKAGES, write_whole
 
 SCHEMA = 1
@@ -295,16 +292,6 @@ def _introduction(label: str, backbone: Backbone, evaluation: Evaluation) -> str
     )
 
 
-def _sides(profile: Profile) -> FloatArray:
-    """[2, 2]: 95 % intervals (low, high) of the fall before the lowest block and of the rise after it, bits.
-
-    The block is the one that is lowest on average over all images.
-    """
-    entropy = profile.entropy_images
-    lowest = entropy[:, [int(profile.entropy.argmin())]]
-    return np.stack(bootstrap_interval(entropy[:, [0, -1]] - lowest), axis=1)
-
-
 def _table_entry(curve: Curve, bootstrap: bool) -> dict[str, Any]:
     """One row of table.csv: what the curve is of, and every scalar that is said of it."""
     facts = ("label", "model", "checkpoint", "epoch", "best", "range")
@@ -312,7 +299,7 @@ def _table_entry(curve: Curve, bootstrap: bool) -> dict[str, Any]:
     entry |= {"images": len(curve.profile.entropy_images), "bins": curve.profile.bins}
     entry |= scalars(curve.profile)
     if bootstrap:
-        for side, (low, high) in zip(("left", "right"), _sides(curve.profile), strict=True):
+        for side, (low, high) in zip(("left", "right"), side_intervals(curve.profile), strict=True):
             entry |= {f"depth_{side}_low": low, f"depth_{side}_high": high}
     return entry
 
@@ -349,27 +336,11 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _printed(curves: Sequence[Curve], bootstrap: bool) -> str:
     """What the curves say, for a terminal; the spectra once for each model, as no range concerns them."""
-    rows: list[Row] = [
-        ("entropy by block", "range", "lowest", "fall (bits)", "rise (bits)", "shape", "magnitude")
-    ]
-    for curve in curves:
-        found, known = signature(curve.profile), len(curve.profile.entropy_images) > 1
-        depths = [f"{found.depth_left:.3f}", f"{found.depth_right:.3f}"]
-        if known and bootstrap:
-            intervals = _sides(curve.profile)
-            depths = [
-                f"{d} ({low:.3f} to {high:.3f})" for d, (low, high) in zip(depths, intervals, strict=True)
-            ]
-        elif known:
-            sides = (found.depth_left_se, found.depth_right_se)
-            depths = [f"{d} ± {error:.3f}" for d, error in zip(depths, sides, strict=True)]
-        nadir = f"{found.nadir} ± {found.nadir_se:.1f}" if known else str(found.nadir)
-        too = ", a U too" if found.magnitude_agrees else ""
-        agrees = f"lowest at {found.magnitude_nadir:.0f}{too}"
-        rows.append((curve.name, curve.range, nadir, *depths, shape(curve.profile), agrees))
+    several = len({curve.range for curve in curves}) > 1
+    named = [(f"{curve.name} ({curve.range})" if several else curve.name, curve.profile) for curve in curves]
     errors = ["± standard error over images (of the lowest block: standard deviation over resamples)"]
     if bootstrap:
         errors.append("in brackets 95 % bootstrap intervals over images, at the block lowest on average")
     spectra = spectrum_rows(list({curve.name: curve.profile for curve in curves}.items()))
-    lines = [*aligned(rows), *errors, "", *(aligned(spectra) if spectra else [])]
+    lines = [*aligned(signature_rows(named, bootstrap)), *errors, "", *(aligned(spectra) if spectra else [])]
     return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -190,6 +190,7 @@ def _accuracy() -> list[Any]:
             groupby_aggfunc="mean",
             groupby_rangefunc="stddev",
         ),
+        _curve("Student: top-1 of its averaged weights (callback EMA)", "%", "val/acc1_ema"),
         _curve("Student: top-5", "%", "val/acc5"),
         _curve("Student: cross-entropy in validation", "nats", "val/loss"),
         wr.MarkdownPanel(markdown=NOTE),

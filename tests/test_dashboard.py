@@ -68,6 +68,7 @@ def test_every_subject_has_its_section():
     assert all(sections().values())
     of = {name: json.dumps(panels) for name, panels in sections().items()}
     assert '"val/acc1", "teacher/acc1"' in of["Accuracy"]
+    assert '"val/acc1_ema"' in of["Accuracy"]
     assert '"^train/loss_"' in of["Loss terms"]
     assert '"dynamics/entropy_evolution"' in of["Entropy evolution"]
     assert '"^dynamics/student/entropy/block_"' in of["Entropy evolution"]
@@ -129,7 +130,7 @@ def test_every_metric_and_picture_is_one_that_fit_logs(experiment, tmp_path, mon
         logged.update(metrics)
 
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", keep)
-    callbacks = [{"class_path": "distill_dynamics.callbacks.GradientConflict"}]
+    callbacks = [{"class_path": f"distill_dynamics.callbacks.{name}"} for name in ("GradientConflict", "EMA")]
     config = experiment(trainer__callbacks=callbacks)
     main(["fit", "--config", str(config), "--name", "r", "--wandb.mode", "offline"])
     assert pictures

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dynamics.report.fit_run import circumstances
-from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.records import Run, curve_labels, listed
 
 
 def comparison_warnings(runs: Sequence[Run]) -> list[str]:
@@ -75,12 +75,12 @@ def _fact(run: Run, name: str) -> str | None:
 
 
 def _by(runs: Sequence[Run], key: Callable[[Run], Any]) -> dict[Any, list[str]]:
-    """Names of the runs by the value of `key`, without those that have none."""
-    found: dict[Any, list[str]] = {}
+    """Labels of the runs by the value of `key`, without those that have none."""
+    labels, found = curve_labels(runs), dict[Any, dict[str, None]]()
     for run in runs:
         if (value := key(run)) is not None:
-            found.setdefault(value, []).append(run.name)
-    return found
+            found.setdefault(value, {})[labels[run.name]] = None
+    return {value: [*names] for value, names in found.items()}
 
 
 def _sets(values: dict[Any, list[str]]) -> str:

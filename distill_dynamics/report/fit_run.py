@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.report.records import Run, RunProfiles, fitting, planned_epochs, readable
+from distill_dynamics.report.methods import described
+from distill_dynamics.report.records import Run, RunProfiles, fitting, listed, planned_epochs, readable
 
 
 def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
@@ -63,9 +64,10 @@ def read_fit(path: Path) -> Run:
 def _starts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         starts = json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"]
-        if all(isinstance(start, dict) for start in starts):
+        parts = [start.get(name) for start in starts for name in ("data", "versions", "ended")]
+        if all(part is None or isinstance(part, dict) for part in parts):
             return starts, [] if starts else ["Training has not begun: run.json records no start."]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return [], ["run.json cannot be read: when, from what and how the run was started is not known."]
 
@@ -76,11 +78,12 @@ def _config(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, ["No configuration: there is no config.yaml."]
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
-    except yaml.YAMLError:
-        config = None
-    sections = ("model", "data", "trainer", "probe")
-    if isinstance(config, dict) and all(isinstance(config.get(key) or {}, dict) for key in sections):
-        return config, []
+        sections = [config.get(key) or {} for key in ("model", "data", "trainer", "probe")]
+        if all(isinstance(section, dict) for section in sections):
+            described(config)
+            return config, []
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        pass
     return {}, ["No configuration: config.yaml is not the configuration of a run."]
 
 
@@ -88,8 +91,11 @@ def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     file = path / "metrics.csv"
     if not file.exists():
         return [], []
-    text = file.read_text(encoding="utf-8", errors="replace")
-    header, *lines = list(csv.reader(text.splitlines())) or [[]]
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        header, *lines = list(csv.reader(text.splitlines())) or [[]]
+    except (OSError, csv.Error):
+        return [], ["metrics.csv cannot be read."]
     rows, broken = [], 0
     for number, cells in enumerate(lines, start=1):
         cut = number == len(lines) and not text.endswith(("\n", "\r"))  # its last number may lack digits
@@ -125,11 +131,16 @@ def _end(run: Run) -> list[str]:
         said.append(f"Not ended: the run is still going, or was killed; {done} so far.")
     elif (ended := last.get("ended")) and ended.get("error"):
         said.append(f"The run stopped on an error after {done}: {ended['error']}")
+    elif ended and ended.get("preempted"):
+        said.append(f"The run was asked to make room, and is to be continued; {done} so far.")
     elif run.starts and planned and run.epochs < planned:
         said.append(f"The run has {done}.")
     lost = [int(row["epoch"]) for row in run.metrics if not math.isfinite(row.get("train/loss", 0.0))]
     if lost:
         said.append(f"The training loss is not a finite number at epoch {lost[0]}: training diverged.")
+    unscored = [str(int(row["epoch"])) for row in run.metrics if not math.isfinite(row.get("val/acc1", 0.0))]
+    if unscored:
+        said.append(f"val/acc1 is not a number, and left out, at epoch {listed(unscored)}.")
     return said
 
 
@@ -169,7 +180,7 @@ def _inner(run: Run) -> list[str]:
     if len({profile.range_mode for profile in named}) > 1 or len({profile.bins for profile in named}) > 1:
         said.append("The Profiles have different bins: their entropies do not compare.")
     best, students = run.profiles.best, run.profiles.students
-    scored = [row for row in run.metrics if "val/acc1" in row]
+    scored = [row for row in run.metrics if math.isfinite(row.get("val/acc1", math.nan))]
     if best is not None and scored:  # continued after its end, not ended again
         epoch = int(max(scored, key=lambda row: row["val/acc1"])["epoch"])
         if best.epoch not in (None, epoch):

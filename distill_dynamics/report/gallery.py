@@ -14,7 +14,8 @@ from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
 from distill_dynamics.report.figures.order import distinct
-from distill_dynamics.report.records import Run
+from distill_dynamics.report.methods import methods_by_run
+from distill_dynamics.report.records import Run, curve_labels, listed
 
 _PRINT = {"pdf.fonttype": 42}  # text stays text, as publishers ask
 
@@ -32,12 +33,16 @@ class Picture:
     """The label of the run that it belongs to alone, None for a figure of all."""
 
 
+_MOST_SPECTRA = 6
+"""Of so many runs the spectra are drawn: a row of the page for two."""
+
 _LINES = "One line a probed epoch, light to dark; dashed orange the best checkpoint"
 _TEACHER = f"{_LINES}, dash-dotted the teacher, where there are any."
 _SPECTRUM = (
     "Mean magnitude of the Fourier transform along the channels (Eq. 2) of early, middle and late blocks: "
     "the paper's Figure 3."
 )
+_SEEDS = " Runs that differ by their seed alone share a colour."
 _RANGES = (
     "With one range for all layers (the paper's) a layer's entropy holds log2 of its scale, so that it "
     "follows the magnitude; with each layer's own range it holds only how the values are spread within that "
@@ -81,15 +86,15 @@ def _of_one(run: Run) -> Iterator[Picture]:
         yield from _training([run])
         if len(students) > 1:
             yield _signature({run.name: run})
+        yield from _teacher_spectra([run])
         if spectra:
             yield Picture("student_spectra", *captions["student_spectra"], spectra)
     else:
         yield from _by_block([run])
         yield from _training([run])
+        yield from _teacher_spectra([run])
         if run.latest is not None:
             yield from _spectra("spectra", "Spectra", run.latest)
-    if teacher is not None:
-        yield from _spectra("teacher_spectra", "Spectra of the teacher", teacher)
 
 
 def _of_several(runs: Sequence[Run]) -> Iterator[Picture]:
@@ -128,41 +133,32 @@ def _of_several(runs: Sequence[Run]) -> Iterator[Picture]:
         if any(len(run.profiles.students) > 1 for run in trained.values()):
             yield _signature(trained, suffix, where)
     yield from _training(runs)
+    yield from _teacher_spectra(runs)
     # A spectrum has no bins: one is enough for a model that was analysed in several ranges.
-    for label, run in {labels[run.name]: run for run in runs}.items():
-        if run.latest is not None:
-            yield from _spectra(f"spectra_{label}", f"Spectra of {label}", run.latest, label)
-    for teacher in distinct(run.profiles.teacher for run in runs):
-        yield from _spectra("teacher_spectra", f"Spectra of the teacher, {teacher.model}", teacher)
-
-
-def curve_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """What a run's curves are called, by its name: a model has one label in all ranges of an analysis."""
-    short = {run.name: run.name.removesuffix(f" ({run.range})") for run in runs if run.kind == "analysis"}
-    owners: dict[str, set[Path]] = {}
-    for run in runs:
-        owners.setdefault(short.get(run.name, run.name), set()).add(run.path)
-    return {
-        run.name: short[run.name] if run.name in short and len(owners[short[run.name]]) == 1 else run.name
-        for run in runs
-    }
+    latest = {labels[run.name]: run.latest for run in runs if run.latest is not None}
+    left = [label for label, profile in latest.items() if any(map(len, profile.spectrum))][_MOST_SPECTRA:]
+    note = f" Not drawn, but in the table of spectra: {listed(left)}." if left else ""
+    for label, profile in latest.items():
+        if label not in left:
+            yield from _spectra(f"spectra_{label}", f"Spectra of {label}", profile, label, note)
 
 
 def _by_block(runs: Sequence[Run]) -> Iterator[Picture]:
     """Figures 1 and 2: one curve a run, the best checkpoint's or the latest."""
-    labels = curve_labels(runs)
+    labels, methods = curve_labels(runs), methods_by_run(runs)
     ranges = {
         value_range: {labels[run.name]: run.latest for run in alike if run.latest is not None}
         for value_range, alike in _by_range(runs).items()
     }
     teachers = distinct(run.profiles.teacher for run in runs)
     which = "One line a run: its best checkpoint, or the last one probed, or the analysed model."
+    which += _SEEDS if len(set(methods.values())) < len(methods) else ""
     if len(ranges) > 1:
         yield Picture(
             "entropy_by_range",
             "Entropy by block, in several value ranges",
             f"Channel entropy (Eq. 5), and magnitude (Eq. 6). {which} {_RANGES}",
-            figures.entropy_by_range(ranges),
+            figures.entropy_by_range(ranges, methods),
         )
         return
     latest = next(iter(ranges.values()), {})
@@ -172,7 +168,7 @@ def _by_block(runs: Sequence[Run]) -> Iterator[Picture]:
         "entropy_by_block",
         "Entropy by block",
         f"Channel entropy (Eq. 5): the paper's Figure 1. {which}",
-        figures.entropy_by_block(latest, teachers),
+        figures.entropy_by_block(latest, teachers, methods),
     )
     measured = {label: profile for label, profile in latest.items() if _magnitude(profile)}
     if measured or teachers:
@@ -180,7 +176,7 @@ def _by_block(runs: Sequence[Run]) -> Iterator[Picture]:
             "magnitude_by_block",
             "Magnitude by block",
             f"Mean activation magnitude (Eq. 6): the paper's Figure 2. {which}",
-            figures.magnitude_by_block(measured, teachers),
+            figures.magnitude_by_block(measured, teachers, methods),
         )
 
 
@@ -190,7 +186,9 @@ def _signature(trained: Mapping[str, Run], suffix: str = "", where: str = "") ->
         f"Signature by epoch{where}",
         "The shape of the entropy curve over training: its lowest block, how deep the U is at its shallower "
         "side, the entropy of the last block, and the distance to the teacher's curve at matched depth.",
-        figures.signature_by_epoch({label: run.profiles for label, run in trained.items()}),
+        figures.signature_by_epoch(
+            {label: run.profiles for label, run in trained.items()}, methods_by_run([*trained.values()])
+        ),
     )
 
 
@@ -201,12 +199,25 @@ def _training(runs: Sequence[Run]) -> Iterator[Picture]:
         figure = figures.training_curves(runs[0].metrics)
         yield Picture("training_curves", "Training", caption, figure)
     elif logged:
-        yield Picture("training_comparison", "Training", caption, figures.training_comparison(logged))
+        yield Picture(
+            "training_comparison",
+            "Training",
+            caption,
+            figures.training_comparison(logged, methods_by_run(runs)),
+        )
 
 
-def _spectra(name: str, title: str, profile: Profile, run: str | None = None) -> Iterator[Picture]:
+def _teacher_spectra(runs: Sequence[Run]) -> Iterator[Picture]:
+    for teacher in distinct(run.profiles.teacher for run in runs):
+        yield from _spectra("teacher_spectra", f"Spectra of the teacher, {teacher.model}", teacher)
+
+
+def _spectra(
+    name: str, title: str, profile: Profile, run: str | None = None, note: str = ""
+) -> Iterator[Picture]:
+    heading = f"Channel spectrum, {run}" if run else None
     with suppress(UserError):  # published curves have none, nor have dead layers
-        yield Picture(name, title, _SPECTRUM, figures.spectra(profile), run)
+        yield Picture(name, title, _SPECTRUM + note, figures.spectra(profile, heading), run)
 
 
 def _by_range(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ _NO_METHOD = (
     "trainer.enable_model_summary",
     "trainer.log_every_n_steps",
 )
+# Callbacks that measure beside the training, and leave it as it is.
+_WATCHING = ("distill_dynamics.callbacks.EMA", "distill_dynamics.callbacks.GradientConflict")
 _TERMS = ("model.terms",)
 _DISTILLATION = (*_TERMS, "model.teacher", "model.alpha", "model.temperature")
 
@@ -69,17 +72,17 @@ class Method:
         """Whether the results are final."""
         return self.runs[0].finished
 
-    def by_seed(self, which: str) -> dict[str, float]:
+    def by_seed(self, which: str, metric: str = "val/acc1") -> dict[str, float]:
         """Top-1 "best" or "last" by seed, percent; the mean of several runs of one seed."""
         values: dict[str, list[float]] = {}
         for run in self.runs:
-            if scores := [row["val/acc1"] for row in run.metrics if "val/acc1" in row]:
+            if scores := [row[metric] for row in run.metrics if math.isfinite(row.get(metric, math.nan))]:
                 values.setdefault(_seed(run), []).append(max(scores) if which == "best" else scores[-1])
         return {seed: statistics.fmean(found) for seed, found in values.items()}
 
-    def score(self, which: str = "best") -> Score | None:
+    def score(self, which: str = "best", metric: str = "val/acc1") -> Score | None:
         """Top-1 over the seeds; None where nothing was validated."""
-        values = list(self.by_seed(which).values())
+        values = list(self.by_seed(which, metric).values())
         if not values:
             return None
         return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
@@ -106,8 +109,17 @@ def methods(runs: Sequence[Run]) -> list[Method]:
         if key in found:
             found[key].runs.append(run)
         else:
-            found[key] = Method(*_described(run.config), [run], settings)
+            found[key] = Method(*described(run.config), [run], settings)
     return list(found.values())
+
+
+def methods_by_run(runs: Sequence[Run]) -> dict[str, str]:
+    """Name of a run of `fit` → what it is a run of, finished or not: equal for those that differ by seed."""
+    return {
+        run.name: json.dumps(method.settings, sort_keys=True) if run.config else run.name
+        for method in methods(runs)
+        for run in method.runs
+    }
 
 
 def labels(found: Sequence[Method]) -> list[str]:
@@ -186,9 +198,16 @@ def named_settings(run: Run) -> dict[str, str]:
 
 def _settings(run: Run) -> dict[str, str]:
     settings = {key: value for key, value in flat(run.config).items() if not _below(key, _NO_METHOD)}
+    callbacks = (run.config.get("trainer") or {}).get("callbacks")
+    if isinstance(callbacks, list) and all(_watches(callback) for callback in callbacks):
+        settings.pop("trainer.callbacks", None)
     start = run.starts[-1] if run.starts else {}
     found = {"images a step": start.get("images_a_step"), "data fingerprint": run.data}
     return settings | {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _watches(callback: Any) -> bool:
+    return isinstance(callback, dict) and callback.get("class_path") in _WATCHING
 
 
 def _below(key: str, roots: Sequence[str]) -> bool:
@@ -200,8 +219,11 @@ def _seed(run: Run) -> str:
     return str(start.get("seed", run.config.get("seed_everything", run.name)))
 
 
-def _described(config: dict[str, Any]) -> tuple[str, str, str]:
-    """Name, layers and weights of a configuration's method."""
+def described(config: dict[str, Any]) -> tuple[str, str, str]:
+    """Name, layers and weights of a configuration's method.
+
+    Raises `AttributeError`, `KeyError`, `TypeError` or `ValueError` for what `fit` would not have taken.
+    """
     model = config.get("model")
     if not isinstance(model, dict):
         return "unknown method", "", ""
@@ -210,7 +232,7 @@ def _described(config: dict[str, Any]) -> tuple[str, str, str]:
     teaches = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
     if not terms:
         return "SoftKD" if teaches else "no distillation", "", ""
-    classes = [str(_loss(term)["class_path"]).rsplit(".", 1)[-1] for term in terms.values()]
+    classes = [_loss(term)["class_path"].rsplit(".", 1)[-1] for term in terms.values()]
     names = [
         f"{kind}{f' ({name})' if classes.count(kind) > 1 else ''}{_options(_loss(term))}"
         for (name, term), kind in zip(terms.items(), classes, strict=True)
@@ -229,14 +251,18 @@ def _loss(term: dict[str, Any]) -> dict[str, Any]:
 
 def _options(loss: dict[str, Any]) -> str:
     """Arguments of a loss that are not its defaults: a method by the same name that is not the same."""
-    kind = getattr(losses, str(loss["class_path"]).removeprefix("distill_dynamics.losses."), None)
-    defaults = inspect.signature(kind).parameters if kind else {}
+    kind = getattr(losses, loss["class_path"].removeprefix("distill_dynamics.losses."), None)
+    defaults = inspect.signature(kind).parameters if callable(kind) else {}
     given = {
         name: value
         for name, value in (loss.get("init_args") or {}).items()
         if name not in defaults or defaults[name].default != value
     }
-    return f" [{', '.join(f'{name}: {json.dumps(value)}' for name, value in given.items())}]" if given else ""
+    return (
+        f" [{', '.join(f'{name}: {json.dumps(value, default=str)}' for name, value in given.items())}]"
+        if given
+        else ""
+    )
 
 
 def _blocks(term: dict[str, Any]) -> str:

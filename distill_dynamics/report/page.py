@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.report.comparing import comparison_warnings
 from distill_dynamics.report.figures.order import distinct
-from distill_dynamics.report.gallery import Picture, curve_labels, gallery, save
-from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.gallery import Picture, gallery, save
+from distill_dynamics.report.records import Run, curve_labels, listed
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
 from distill_dynamics.report.svg import draw
 from distill_dynamics.report.tables import (
+    Named,
     Row,
     accuracy_rows,
     config_rows,
@@ -92,7 +92,7 @@ def _page(title: str, runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
         "Differences in configuration": _table("Settings that differ", config_rows(runs), "facts")
         if len(runs) > 1
         else "",
-        "Provenance": "".join(_provenance(run, several=len(runs) > 1) for run in runs),
+        "Provenance": _provenance(runs),
     }
     shown = [(name, name.split()[0].lower(), text) for name, text in sections.items() if text]
     contents = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for name, anchor, _ in shown)
@@ -242,22 +242,25 @@ def _controls(curves: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
 
 def _numbers(runs: Sequence[Run]) -> str:
     """Tables that compare the runs, and what each of them holds in detail."""
-    detailed = [(run, _details(run)) for run in runs]
     if len(runs) == 1:
-        numbers = "".join(f"<h3>{name}</h3>\n{table}" for name, table in detailed[0][1].items())
+        numbers = "".join(f"<h3>{name}</h3>\n{table}" for name, table in _details(runs[0]).items())
     else:
-        latest = [(run.name, run.latest) for run in runs if run.latest is not None]
-        teachers = distinct(run.profiles.teacher for run in runs)
-        named: list[tuple[str, Profile]] = [*latest, *((f"teacher, {t.model}", t) for t in teachers)]
+        labels = curve_labels(runs)
+        latest = {run.name: run.latest for run in runs if run.latest is not None}
+        spectra = {labels[name]: profile for name, profile in latest.items()}  # no range concerns them
+        teachers = {f"teacher, {t.model}": t for t in distinct(run.profiles.teacher for run in runs)}
         tables = {
-            "Entropy signature": _table(_LATEST, signature_rows(named), "numbers"),
-            "Spectrum": _table(_LATEST, spectrum_rows(named), "numbers"),
+            "Entropy signature": _signatures(_LATEST, [*latest.items(), *teachers.items()], runs),
+            "Spectrum": _table(_LATEST, spectrum_rows([*spectra.items(), *teachers.items()]), "numbers"),
             "Evolution": _table("Change over the probed epochs", evolution_rows(runs), "numbers"),
         }
         numbers = "".join(f"<h3>{name}</h3>\n{table}" for name, table in tables.items() if table)
-        for run, parts in detailed:
-            every = "".join(parts.values())
-            if every:
+        for number, run in enumerate(runs):
+            if len(run.named()) > 1:  # else the tables above hold all of it
+                said = {"Evolution"}  # above; and a spectrum has no range
+                if labels[run.name] in [labels[other.name] for other in runs[:number]]:
+                    said.add("Spectrum")
+                every = "".join(table for name, table in _details(run).items() if name not in said)
                 numbers += f"<details><summary>{escape(run.name)}: every probe</summary>\n{every}</details>\n"
     everything = [profile for run in runs for _, profile in run.named()]
     notes = [
@@ -273,7 +276,7 @@ _LATEST = "Of the best checkpoint of each run, else of the last one probed"
 def _details(run: Run) -> dict[str, str]:
     """Every table about the Profiles of one run, those that hold something."""
     tables = {
-        "Entropy signature": _table("Shape of the entropy curve", signature_rows(run.named()), "numbers"),
+        "Entropy signature": _signatures("Shape of the entropy curve", run.named(), [run]),
         "Spectrum": _table("Channel spectra, massive activations", spectrum_rows(run.named()), "numbers"),
         "Distance to the teacher": _table(
             "Root mean square at matched relative depth", gap_rows(run.profiles), "numbers"
@@ -283,16 +286,27 @@ def _details(run: Run) -> dict[str, str]:
     return {name: table for name, table in tables.items() if table}
 
 
-def _provenance(run: Run, several: bool) -> str:
-    """How a run was started, and its configuration."""
-    facts = _table("Starts of the run", _start_rows(run.starts), "facts")
-    dumped = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else ""
-    config = (
-        f"<details><summary>config.yaml</summary><pre>{escape(dumped)}</pre></details>\n" if dumped else ""
-    )
-    if not several or not (facts or config):
-        return facts + config
-    return f"<details><summary>{escape(run.name)}</summary>\n{facts}{config}</details>\n"
+def _signatures(caption: str, named: Named, runs: Sequence[Run]) -> str:
+    """The table of signatures, with bootstrap intervals where the analysis was asked for them."""
+    bootstrap = all(run.last_start.get("bootstrap") for run in runs)
+    caption += ". In brackets 95 % bootstrap intervals over images" if bootstrap else ""
+    return _table(caption, signature_rows(named, bootstrap), "numbers")
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    """How each run was started, and its configuration; of an analysis once for all of its models."""
+    labels, text = curve_labels(runs), ""
+    owners = {run.path: dict.fromkeys(labels[o.name] for o in runs if o.path == run.path) for run in runs}
+    for run in {run.path: run for run in runs}.values():
+        facts = _table("Starts of the run", _start_rows(run.starts), "facts")
+        if run.config:
+            dumped = escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+            facts += f"<details><summary>config.yaml</summary><pre>{dumped}</pre></details>\n"
+        if facts and len(owners) > 1:
+            name = escape(listed([*owners[run.path]]))
+            facts = f"<details><summary>{name}</summary>\n{facts}</details>\n"
+        text += facts
+    return text
 
 
 def _start_rows(starts: list[dict[str, Any]]) -> list[Row]:

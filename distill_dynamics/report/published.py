@@ -38,7 +38,7 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
     path = Path(path)
     if not is_published(path):
         raise UserError(f"{path}: not a published entropy evolution (header Model/Epoch,Layer_1,...)")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         (_, *layers), *rows = list(csv.reader(file))
     students: dict[int, Profile] = {}
     best, warnings = None, []

@@ -73,19 +73,21 @@ class Run:
     @property
     def data(self) -> str | None:
         """Fingerprint of the data it was trained and validated on, None where unknown."""
-        return (self.last_start.get("data") or {}).get("fingerprint")
+        found = (self.last_start.get("data") or {}).get("fingerprint")
+        return None if found is None else str(found)
 
     @property
     def validation_images(self) -> int | None:
         """How many images `val/acc1` is a share of, None where unknown."""
-        return (self.last_start.get("data") or {}).get("val_images")
+        found = (self.last_start.get("data") or {}).get("val_images")
+        return found if isinstance(found, int) and found > 0 else None
 
     @property
     def finished(self) -> bool:
         """Whether training ended as planned. Runs recorded before ends were: whether no epoch is lacking."""
         if "ended" in self.last_start:
             ended = self.last_start["ended"]
-            return ended is not None and ended.get("error") is None
+            return ended is not None and ended.get("error") is None and not ended.get("preempted")
         return 0 < (planned_epochs(self.config) or 0) <= self.epochs
 
     @property
@@ -134,6 +136,18 @@ def fitting(
         )
         best = None
     return RunProfiles([fitting[epoch] for epoch in sorted(fitting)], teacher, best)
+
+
+def curve_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """What a run's curves are called, by its name: a model has one label in all ranges of an analysis."""
+    short = {run.name: run.name.removesuffix(f" ({run.range})") for run in runs if run.kind == "analysis"}
+    owners: dict[str, set[Path]] = {}
+    for run in runs:
+        owners.setdefault(short.get(run.name, run.name), set()).add(run.path)
+    return {
+        run.name: short[run.name] if run.name in short and len(owners[short[run.name]]) == 1 else run.name
+        for run in runs
+    }
 
 
 def listed(names: Sequence[str]) -> str:

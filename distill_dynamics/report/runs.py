@@ -70,15 +70,15 @@ def _analysis(path: Path) -> list[Run]:
         content = json.loads(record.read_text(encoding="utf-8"))
         schema, curves = content["schema"], content["curves"]
         keys = [(str(curve["label"]), str(curve["range"]), str(curve["profile"])) for curve in curves]
-    except (ValueError, KeyError, TypeError):
+        images = dict(content.get("images") or {})
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{record}: not readable as the record of an analysis") from None
     if schema != ANALYSIS_SCHEMA:
         raise UserError(
             f"{record}: schema {schema} is unknown to this version of distill_dynamics, which reads schema "
             f"{ANALYSIS_SCHEMA}"
         )
-    start = {name: content[name] for name in ("command", "versions") if name in content}
-    images = content.get("images") or {}
+    start = {name: content[name] for name in ("command", "versions", "bootstrap") if name in content}
     start["images"] = {name: images[name] for name in ("source", "n", "seed") if name in images}
     several = len({value_range for _, value_range, _ in keys}) > 1
     runs = []

@@ -11,7 +11,7 @@ from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import evolution, gap, signature
 from distill_dynamics.report.methods import Method, baseline, baseline_warnings, differences, labels, methods
 from distill_dynamics.report.records import Run, listed
-from distill_dynamics.report.tables import accuracies, shape, trained_probes
+from distill_dynamics.report.tables import accuracies, measured, shape, trained_probes
 
 _ONE_BY_ONE = 4
 """So many curves get a sentence each; more share one, and more than `_IN_ONE` are for the tables."""
@@ -62,6 +62,9 @@ def _one_run(run: Run) -> list[str]:
         said.append(f"The teacher has {found['teacher'].top1:.2f} % top-1.")
     if {"teacher", "student, best"} <= found.keys():
         said.append(f"The best student is {_apart(best.top1 - found['teacher'].top1)} the teacher.")
+    if "EMA, best" in found:
+        best = found["EMA, best"]
+        said.append(f"Its averaged weights (EMA) reach {best.top1:.2f} % at their best, epoch {best.epoch}.")
     return said
 
 
@@ -181,18 +184,21 @@ def _apart(difference: float) -> str:
 def _curves(runs: Sequence[Run]) -> list[str]:
     """Where each entropy curve is lowest, whether it is a U, and how its ends moved."""
     told = {run.name for group in _one_model_many_ranges(runs) for run, _ in group if run.models}
-    shown = [(run, run.latest) for run in runs if run.latest is not None and run.name not in told]
+    probed = [(run, run.latest) for run in runs if run.latest is not None and run.name not in told]
+    missing = [run.name for run, latest in probed if not measured(latest)]
+    said = [f"The entropy of {listed(missing)} is not known for every layer: left out."] if missing else []
+    shown = [(run, latest) for run, latest in probed if measured(latest) and len(latest.layers) > 1]
     if not shown:
-        return []
+        return said
     if len(shown) <= _ONE_BY_ONE:
-        said = [_lowest(run, latest) for run, latest in shown]
+        said += [_lowest(run, latest) for run, latest in shown]
     else:
         clauses: dict[str, list[str]] = {}
         for run, latest in shown[:_IN_ONE]:
             clauses.setdefault(_briefly(run, latest), []).append(run.name)
         places = "; ".join(f"{moved} in {listed(names)}" for moved, names in clauses.items())
         more = f"; {len(shown) - _IN_ONE} more in the table" if len(shown) > _IN_ONE else ""
-        said = [f"Block of lowest entropy, first probe → best checkpoint (else last probe): {places}{more}."]
+        said += [f"Block of lowest entropy, first probe → best checkpoint (else last probe): {places}{more}."]
     if unknown := [run.name for run, latest in shown if len(latest.entropy_images) < 2]:
         said.append(
             f"Whether the curves of {listed(unknown)} are Us beyond chance is unknown: that takes the values "
@@ -202,7 +208,7 @@ def _curves(runs: Sequence[Run]) -> list[str]:
 
 
 def _lowest(run: Run, latest: Profile) -> str:
-    best, students = run.profiles.best, run.profiles.students
+    best, students = run.profiles.best, [p for p in run.profiles.students if measured(p)]
     when = f" at epoch {latest.epoch}" if students else ""
     if latest is best:
         when = " at the best checkpoint" + ("" if best.epoch is None else f", epoch {best.epoch},")
@@ -219,7 +225,7 @@ def _lowest(run: Run, latest: Profile) -> str:
 
 
 def _briefly(run: Run, latest: Profile) -> str:
-    probes = [*run.profiles.students[:1], latest]
+    probes = [*[p for p in run.profiles.students if measured(p)][:1], latest]
     ends = dict.fromkeys(f"{int(p.entropy.argmin()) + 1}{_verdict(p)}" for p in probes)
     return " → ".join(ends)
 
@@ -240,7 +246,7 @@ def _at(profile: Profile) -> str:
 def _suppressed(runs: Sequence[Run]) -> list[str]:
     """The late-layer suppression and rebound of the paper's Sections 5.2 and 5.4, where they are."""
     trainings = [run for run in runs if trained_probes(run)]
-    found = {run.name: evolution(run.profiles.students) for run in trainings}
+    found = {run.name: evolution(trained_probes(run)) for run in trainings}
     suppressed = [run for run in trainings if found[run.name].last_lowest_until is not None]
     told = []
     for run in suppressed:
@@ -284,7 +290,10 @@ def _distances(runs: Sequence[Run]) -> list[str]:
     distances = [
         (gap(run.latest, run.profiles.teacher).entropy_distance, run, run.profiles.teacher)
         for run in runs
-        if run.latest is not None and run.profiles.teacher is not None
+        if run.latest is not None
+        and run.profiles.teacher is not None
+        and measured(run.latest)
+        and measured(run.profiles.teacher)
     ]
     if not distances or len({_measured_with(run, teacher) for _, run, teacher in distances}) > 1:
         return []
@@ -316,45 +325,54 @@ def _measured_with(run: Run, teacher: Profile) -> tuple:
 
 
 def _one_model_many_ranges(runs: Sequence[Run]) -> list[list[tuple[Run, Profile]]]:
-    """Runs that are one model on one set of images under several ranges of the bins.
+    """Runs that are one model on one set of images under several ranges of the bins; three models at most.
 
-    Magnitude does not depend on the range: equal magnitudes mean one model and one set of images.
+    In one analysis these are the runs of a label. Beyond it: magnitude does not depend on the range, equal
+    magnitudes mean one model and one set of images.
     """
     groups: list[list[tuple[Run, Profile]]] = []
     for run in runs:
         latest = run.latest
-        if latest is None or not np.isfinite(latest.magnitude).all():
+        if latest is None or not measured(latest) or not np.isfinite(latest.magnitude).all():
             continue
-        alike = (g for g in groups if g[0][1].model == latest.model and _equal(g[0][1], latest))
+        alike = (group for group in groups if _one_model((run, latest), group[0]))
         if (group := next(alike, None)) is None:
             groups.append([(run, latest)])
         else:
             group.append((run, latest))
-    return [group for group in groups if len({run.range for run, _ in group}) > 1]
+    return [group for group in groups if len({run.range for run, _ in group}) > 1][:3]
 
 
-def _equal(a: Profile, b: Profile) -> bool:
-    return a.magnitude.shape == b.magnitude.shape and np.allclose(a.magnitude, b.magnitude, rtol=1e-6)
+def _one_model(one: tuple[Run, Profile], other: tuple[Run, Profile]) -> bool:
+    (run, a), (first, b) = one, other
+    if run.path == first.path:
+        return _label(run) == _label(first)
+    alike = a.model == b.model and a.magnitude.shape == b.magnitude.shape
+    return alike and np.allclose(a.magnitude, b.magnitude, rtol=1e-6)
+
+
+def _label(run: Run) -> str:
+    """The run's name without the range, which load_runs has added where there are several."""
+    return run.name.removesuffix(f" ({run.range})")
 
 
 def _ranges(runs: Sequence[Run]) -> list[str]:
-    """What differs between value ranges: one sentence a model, for three models at most."""
-    return [_readings(group) for group in _one_model_many_ranges(runs)[:3]]
+    """What differs between value ranges: one sentence a model."""
+    return [_readings(group) for group in _one_model_many_ranges(runs)]
 
 
 def _readings(group: Sequence[tuple[Run, Profile]]) -> str:
     readings = {run.range: profile for run, profile in group}
-    name = group[0][0].name.removesuffix(f" ({group[0][0].range})")  # what load_runs has added
     alike = len({(int(p.entropy.argmin()), shape(p)) for p in readings.values()}) == 1
     lead = "has one lowest block and one shape under each" if alike else "depends on the"
     shown = "; ".join(
         f"lowest {_at(profile)} {_RANGES.get(value_range, f'where it is {value_range}')}, "
-        f"r = {_correlation(profile):.2f}{_clipped(profile)}"
+        f"{_correlation(profile)}{_clipped(profile)}"
         for value_range, profile in readings.items()
     )
     return (
-        f"{name}'s entropy {lead} range of the bins: {shown}. (r: correlation over blocks with log2 of the "
-        "magnitude, to which bins of one width tie the entropy.)"
+        f"{_label(group[0][0])}'s entropy {lead} range of the bins: {shown}. (r: correlation over blocks "
+        "with log2 of the magnitude, to which bins of one width tie the entropy.)"
     )
 
 
@@ -367,7 +385,12 @@ def _clipped(profile: Profile) -> str:
     return f", {100 * outside:.1f} % of the values outside it" if outside > 0 else ""
 
 
-def _correlation(profile: Profile) -> float:
-    """Pearson's r over blocks of entropy and log2 magnitude; NaN where one of them is constant."""
+def _correlation(profile: Profile) -> str:
+    """Pearson's r over blocks of entropy and log2 magnitude; unknown where one of them is constant."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.corrcoef(profile.entropy, np.log2(profile.magnitude))[0, 1])
+        r = (
+            np.corrcoef(profile.entropy, np.log2(profile.magnitude))[0, 1]
+            if len(profile.layers) > 1
+            else np.nan
+        )
+    return f"r = {r:.2f}" if np.isfinite(r) else "r unknown"

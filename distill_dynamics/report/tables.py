@@ -5,10 +5,14 @@ A table in which nothing would stand is [].
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
-from distill_dynamics.dynamics.profile import Profile
+import numpy as np
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import (
+    bootstrap_interval,
     evolution,
     gap,
     massive_activations,
@@ -37,20 +41,22 @@ class Accuracy(NamedTuple):
 def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
     """Accuracy of "teacher", "student, best" and "student, last", those of them that were measured.
 
-    Best is the highest top-1, and the first epoch of several: the one whose checkpoint is kept.
+    Best is the highest top-1, and the first epoch of several: the one whose checkpoint is kept. "EMA, best"
+    and "EMA, last" are of the student's averaged weights (callback EMA), each at an epoch of its own.
     """
     found = {}
     for row in metrics[:1]:  # the teacher is measured once, before training
-        if "teacher/acc1" in row:
+        if math.isfinite(row.get("teacher/acc1", math.nan)):
             found["teacher"] = Accuracy(row["teacher/acc1"], row.get("teacher/acc5", math.nan), None)
-    students = [
-        Accuracy(row["val/acc1"], row.get("val/acc5", math.nan), int(row["epoch"]))
-        for row in metrics
-        if math.isfinite(row.get("val/acc1", math.nan))
-    ]
-    if students:
-        found["student, best"] = max(students, key=lambda student: student.top1)
-        found["student, last"] = students[-1]
+    for who, top1, top5 in (("student", "val/acc1", "val/acc5"), ("EMA", "val/acc1_ema", "val/acc5_ema")):
+        scored = [
+            Accuracy(row[top1], row.get(top5, math.nan), int(row["epoch"]))
+            for row in metrics
+            if math.isfinite(row.get(top1, math.nan))
+        ]
+        if scored:
+            found[f"{who}, best"] = max(scored, key=lambda accuracy: accuracy.top1)
+            found[f"{who}, last"] = scored[-1]
     return found
 
 
@@ -67,17 +73,26 @@ def results_rows(runs: Sequence[Run]) -> list[Row]:
     """The paper's Table 1: a row a method, with mean ± standard deviation of top-1 over its seeds.
 
     The difference is that of the best top-1 to the baseline: SoftKD with all other settings equal, else plain
-    training; the column is left out where no method has one. A run that has not finished has a row to itself.
+    training; the column is left out where no method has one. So is that of the averaged weights (EMA), each
+    run's best as well. A run that has not finished has a row to itself.
     """
     found = methods(runs)
-    scores = [(method, method.score("best"), method.score("last")) for method in found]
-    if not any(best for _, best, _ in scores):
+    scores = [
+        (method, method.score("best"), method.score("last"), method.score("best", "val/acc1_ema"))
+        for method in found
+    ]
+    if not any(best for _, best, *_ in scores):
         return []
     bases = [baseline(method, found) for method in found]
-    rows: list[Row] = [
-        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "difference", "epochs", "runs")
-    ]
-    for (method, best, last), base in zip(scores, bases, strict=True):
+    optional = {
+        "EMA best": any(ema for *_, ema in scores),
+        "difference": any(
+            base is not None and base is not method for method, base in zip(found, bases, strict=True)
+        ),
+    }
+    header = ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", *optional, "epochs", "runs")
+    rows: list[Row] = [header]
+    for (method, best, last, ema), base in zip(scores, bases, strict=True):
         base_score = base.score() if base else None
         rows.append(
             (
@@ -87,6 +102,7 @@ def results_rows(runs: Sequence[Run]) -> list[Row]:
                 str(len(method.by_seed("best"))),
                 str(best or _NOTHING),
                 str(last or _NOTHING),
+                str(ema or _NOTHING),
                 "baseline"
                 if any(base is method for base in bases)
                 else f"{best.mean - base_score.mean:+.2f}"
@@ -96,9 +112,8 @@ def results_rows(runs: Sequence[Run]) -> list[Row]:
                 ", ".join(run.name for run in method.runs),
             )
         )
-    if not any(base is not None and base is not method for method, base in zip(found, bases, strict=True)):
-        rows = [(*row[:6], *row[7:]) for row in rows]
-    return rows
+    shown = [optional.get(name, True) for name in header]
+    return [tuple(compress(row, shown)) for row in rows]
 
 
 def config_rows(runs: Sequence[Run]) -> list[Row]:
@@ -117,23 +132,54 @@ def config_rows(runs: Sequence[Run]) -> list[Row]:
     return _table(rows)
 
 
-def signature_rows(named: Named) -> list[Row]:
-    """What each Profile's entropy curve says; see `signature`.
+def signature_rows(named: Named, bootstrap: bool = False) -> list[Row]:
+    """What each Profile's entropy curve says, and the magnitude with it; see `signature`.
 
-    ± of the lowest block is its standard deviation over resamples of the images, of the depth its standard
-    error.
+    Fall and rise are the first and the last block's entropy above the lowest's. ± of the lowest block is its
+    standard deviation over resamples of the images, of fall and rise their standard error; with `bootstrap`
+    the latter have 95 % intervals in its place, those of `side_intervals`.
     """
-    rows: list[Row] = [("entropy by block", "lowest block", "depth of the U (bits)", "shape")]
+    rows: list[Row] = [
+        ("entropy by block", "lowest block", "fall (bits)", "rise (bits)", "shape", "magnitude")
+    ]
     for who, profile in named:
+        if not measured(profile):
+            rows.append((who, _NOTHING, _NOTHING, _NOTHING, shape(profile), _NOTHING))
+            continue
         found = signature(profile)
+        depths = [f"{found.depth_left:.3f}", f"{found.depth_right:.3f}"]
+        if bootstrap and len(profile.entropy_images) > 1:
+            ends = zip(depths, side_intervals(profile), strict=True)
+            sides = [f"{depth} ({low:.3f} to {high:.3f})" for depth, (low, high) in ends]
+        else:
+            errors = found.depth_left_se, found.depth_right_se
+            sides = [_with_error(depth, error, 3) for depth, error in zip(depths, errors, strict=True)]
+        lowest = f"lowest at {found.magnitude_nadir:.0f}{', a U too' if found.magnitude_agrees else ''}"
+        magnitude = _NOTHING if math.isnan(found.magnitude_nadir) else lowest
         nadir = _with_error(str(found.nadir), found.nadir_se, 1)
-        depth = _with_error(f"{found.depth:.3f}", found.depth_se, 3)
-        rows.append((who, nadir, depth, shape(profile)))
+        rows.append((who, nadir, *sides, shape(profile), magnitude))
     return _table(rows)
+
+
+def side_intervals(profile: Profile) -> FloatArray:
+    """[2, 2]: 95 % intervals (low, high) of the fall before the lowest block and of the rise after it, bits.
+
+    The block is the one that is lowest on average over all images.
+    """
+    entropy = profile.entropy_images
+    lowest = entropy[:, [int(profile.entropy.argmin())]]
+    return np.stack(bootstrap_interval(entropy[:, [0, -1]] - lowest), axis=1)
+
+
+def measured(profile: Profile) -> bool:
+    """Whether the entropy of every layer is a number, without which the curve's shape is not known."""
+    return bool(np.isfinite(profile.entropy).all())
 
 
 def shape(profile: Profile) -> str:
     """ "U", "no U", or why that is unknown."""
+    if not measured(profile):
+        return "unknown: not measured"
     images = len(profile.entropy_images)
     if images < 2:
         return "unknown: one image" if images else "unknown: no images"
@@ -189,7 +235,8 @@ def gap_rows(profiles: RunProfiles) -> list[Row]:
             found.magnitude_distance,
             found.flatness_distance,
         ]
-        rows.append((who, *(_number(value, 3) for value in distances), _signed(found.nadir_shift)))
+        shift = found.nadir_shift if measured(profile) and measured(profiles.teacher) else math.nan
+        rows.append((who, *(_number(value, 3) for value in distances), _signed(shift)))
     return _table(rows)
 
 
@@ -237,8 +284,8 @@ def evolution_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def trained_probes(run: Run) -> list[Profile]:
-    """The student's Profiles after epoch 0, in order."""
-    return [profile for profile in run.profiles.students if profile.epoch]
+    """The student's Profiles after epoch 0, in order, but for those whose entropy is not known."""
+    return [profile for profile in run.profiles.students if profile.epoch and measured(profile)]
 
 
 def aligned(rows: list[Row]) -> list[str]:

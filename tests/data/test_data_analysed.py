@@ -69,6 +69,19 @@ def test_all_images_and_a_flat_folder(tree):
     assert len(flat.draw(5, seed=0)) == 5
 
 
+def test_images_of_formats_that_are_not_read_are_counted_in_one_line(tree, recwarn):
+    ImageSet.of_path(tree)
+    assert not recwarn  # notes.txt and what is hidden are no images of the user's
+    for name in ("zebra/a.GIF", "zebra/b.gif", "deep/c.heic", "zebra/.d.gif"):
+        (tree / name).write_bytes(b"")
+    images = ImageSet.of_path(tree)
+    assert len(images.source.targets) == 18
+    (warning,) = recwarn
+    assert (
+        str(warning.message) == f"--images: 3 files in {tree} left out, not being read: .gif (2), .heic (1)"
+    )
+
+
 def test_one_file(tree):
     images = ImageSet.of_path(tree / "zebra" / "4.png")
     assert images.names(images.draw(1, seed=0)) == ["4.png"]

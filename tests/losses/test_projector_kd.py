@@ -160,3 +160,14 @@ def test_other_channels_than_declared(channels, whose):
 def test_maps_of_other_images_are_refused():
     with pytest.raises(ValueError, match="of the same images"):
         ProjectorKD(6, 9)(torch.randn(2, 6, 7, 7), torch.randn(1, 9, 7, 7))
+
+
+@pytest.mark.parametrize(("student_shape", "teacher_shape"), SHAPES)
+def test_the_teachers_part_is_all_the_loss_sees(student_shape, teacher_shape):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(student_shape), torch.randn(teacher_shape)
+    loss = ProjectorKD(student_shape[1], teacher_shape[1])
+    part = loss.teacher_part(torch.zeros_like(student), teacher)
+    assert list(part.shape[2:]) == np.minimum(student_shape[2:], teacher_shape[2:]).tolist()
+    expected = published_loss(student, teacher, loss.projector.weight, loss.projector.bias)
+    torch.testing.assert_close(loss(student, part), expected)

@@ -121,3 +121,13 @@ def test_other_channels_than_declared(channels, whose):
 def test_maps_of_other_images_are_refused(teacher_shape):
     with pytest.raises(ValueError, match="of the same images"):
         spectral_kd(torch.randn(2, 6, 7, 7), torch.randn(teacher_shape))
+
+
+@pytest.mark.parametrize(("student_shape", "teacher_shape"), SHAPES)
+def test_the_teachers_part_is_all_the_loss_sees(student_shape, teacher_shape):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(student_shape), torch.randn(teacher_shape)
+    loss = SpectralKD(student_shape[1], teacher_shape[1])
+    part = loss.teacher_part(torch.zeros_like(student), teacher)
+    assert list(part.shape) == np.minimum(student_shape, teacher_shape).tolist()
+    assert loss(student, part).item() == pytest.approx(numpy_spectral_kd(student, teacher), rel=1e-5)

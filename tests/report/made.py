@@ -8,12 +8,12 @@ import yaml
 
 from distill_dynamics.dynamics import Profile
 
-FALLING, U = [4.4, 4.3, 4.2, 4.1], [4.4, 4.3, 4.0, 4.25]
-TEACHER = [4.5, 4.1, 4.2, 4.3, 4.4, 4.45]
+FALLING, U = np.array([4.4, 4.3, 4.2, 4.1]), np.array([4.4, 4.3, 4.0, 4.25])
+TEACHER = np.array([4.5, 4.1, 4.2, 4.3, 4.4, 4.45])
 VERSIONS = {"torch": "2.14.1", "timm": "1.0.31"}
 
 
-def profile(epoch, entropy, images=4, model="deit", magnitude=None, **changed):
+def profile(epoch, entropy, images=4, model="deit", magnitude=None, dead=False, **changed):
     """Images that differ by less than 0.01 bits: every bend of `entropy` is far above the noise."""
     layers = len(entropy)
     wobble = np.random.default_rng(0).uniform(-0.005, 0.005, (images, layers))
@@ -26,7 +26,7 @@ def profile(epoch, entropy, images=4, model="deit", magnitude=None, **changed):
         "peak_images": np.tile(np.where(np.arange(layers) == 1, 90.0, 10.0), (images, 1)),
         "median_images": np.full((images, layers), 2.0),
         "peak_channel": np.full(layers, 3),
-        "spectrum": [np.full(16, 0.1)] * layers,
+        "spectrum": [np.zeros(16) if dead else np.linspace(0.2, 0.1, 16)] * layers,
         "spectrum_se": [np.full(16, 0.001)] * layers,
         "value_range": np.tile([-4.0, 4.0], (layers, 1)),
         "clipped": np.zeros(layers),
@@ -71,6 +71,8 @@ def start(seed=0, ended="ended", **changed):
     return {
         "from_epoch": 0,
         "seed": seed,
+        "command": "distill_dynamics fit --config <b>.yaml",
+        "commit": "c1f024bb",
         "data": {"name": "Data", "fingerprint": "d1", "val_images": 1000},
         "images_a_step": 16,
         "versions": dict(VERSIONS),
@@ -80,38 +82,43 @@ def start(seed=0, ended="ended", **changed):
 
 
 def metrics(*top1, teacher=90.0):
-    rows = [{"epoch": 0, "step": 0, **({"teacher/acc1": teacher} if teacher else {})}]
-    return rows + [
-        {"epoch": n, "step": 5 * n, "train/loss": 2.0 / n, "val/acc1": value}
-        for n, value in enumerate(top1, start=1)
-    ]
+    measured = {"teacher/acc1": teacher, "teacher/acc5": 99.5} if teacher else {}
+    rows = [{"epoch": 0, "step": 0, **measured}]
+    for n, value in enumerate(top1, start=1):
+        losses = {"train/loss": 2.0 / n, "train/loss_ce": 4.0 / n}
+        rows.append({"epoch": n, "step": 5 * n, **losses, "val/acc5": 95.0 + n, "val/acc1": value})
+    return rows
 
 
 def write_run(folder, rows=None, conf=None, starts=None, **profiles):
+    """Of what is empty there is no file."""
     (folder / "dynamics").mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"id": "abc", "starts": starts or [start()]}))
-    rows = metrics(70.0, 80.0, 79.0) if rows is None else rows
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config() if conf is None else conf, sort_keys=False))
+    starts = [start()] if starts is None else starts
+    (folder / "run.json").write_text(json.dumps({"id": "abc", "starts": starts}))
+    if rows := metrics(70.0, 80.0, 79.0) if rows is None else rows:
+        with (folder / "metrics.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+    if conf := config() if conf is None else conf:
+        (folder / "config.yaml").write_text(yaml.safe_dump(conf, sort_keys=False))
     for name, content in profiles.items():
         content.save(folder / "dynamics" / f"{name}.npz")
     return folder
 
 
-def all_profiles(**changed):
+def all_profiles(shift=0.0, **changed):
+    """A run's Profiles by file name; `shift` moves its students' curves up."""
     return {
-        "teacher": profile(None, TEACHER, model="cait", **changed),
-        "student_epoch_0000": profile(0, FALLING, **changed),
-        "student_epoch_0003": profile(3, U, **changed),
-        "student_best": profile(2, U, **changed),
+        "teacher": profile(None, TEACHER, **{"model": "cait", **changed}),
+        "student_epoch_0000": profile(0, FALLING + shift, **changed),
+        "student_epoch_0003": profile(3, U + shift, **changed),
+        "student_best": profile(2, U + shift, **changed),
     }
 
 
-def write_analysis(folder, curves):
-    """`curves`: (label, range, epoch, best, Profile)."""
+def write_analysis(folder, curves, **more):
+    """`curves`: (label, range, epoch, best, Profile); `more` goes into the record."""
     entries = []
     for label, value_range, epoch, best, content in curves:
         stem = "best" if best else "model" if epoch is None else f"epoch_{epoch:04d}"
@@ -120,6 +127,7 @@ def write_analysis(folder, curves):
         content.save(folder / entries[-1]["profile"])
     images = {"source": "sample", "n": 4, "seed": 0, "files": ["a"] * 4}
     record = {"schema": 1, "command": "analyze", "versions": VERSIONS, "images": images, "curves": entries}
+    record |= more
     (folder / "analysis.json").write_text(json.dumps(record))
     return folder
 
@@ -127,5 +135,6 @@ def write_analysis(folder, curves):
 def write_published(path, rows, layers=4):
     header = ",".join(["Model/Epoch", *(f"Layer_{n}" for n in range(1, layers + 1))])
     lines = [",".join([name, *map(str, values)]) for name, values in rows.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([header, *lines]) + "\n")
     return path

@@ -65,6 +65,26 @@ def test_by_block_draws_one_safe_line_a_model_with_its_standard_error(draw, meas
     assert legend_labels(figure) == list(models)
 
 
+def test_seeds_of_one_method_share_a_colour_and_differ_in_their_dashes():
+    names = ["soft 0", "last 0", "soft 1", "last 1", "soft 2", "other"]
+    methods = {name: name.split()[0] for name in names[:5]}
+    rows = {name: [{"epoch": n, "val/acc1": 50.0} for n in (1.0, 2.0)] for name in names}
+    trained = {name: run() for name in names}
+    for figure in (
+        figures.entropy_by_block({name: profile(n) for n, name in enumerate(names)}, methods=methods),
+        figures.entropy_by_range({"global": {name: profile(0) for name in names}}, methods),
+        figures.training_comparison(rows, methods),
+        figures.signature_by_epoch(trained, methods),
+    ):
+        looks = {}
+        for name, line in zip(names, figure.axes[0].lines, strict=False):
+            looks.setdefault(name.split()[0], []).append((to_hex(line.get_color()), str(line._dash_pattern)))
+        colours = {method: {colour for colour, _ in found} for method, found in looks.items()}
+        assert all(len(found) == 1 for found in colours.values())
+        assert len(set.union(*colours.values())) == 3
+        assert [len(set(found)) for found in looks.values()] == [3, 2, 1]
+
+
 @pytest.mark.parametrize(("draw", "measure"), BY_BLOCK)
 def test_by_block_has_relative_depth_where_depths_differ(draw, measure):
     shallow, deep = profile(0, 4), teacher(24)
@@ -135,6 +155,18 @@ def test_heat_maps_share_one_colour_scale(runs):
     assert figure.axes[3].get_ylabel() == "Entropy (bits)"
 
 
+def test_a_layer_without_a_number_is_a_hole_and_not_the_lowest_block():
+    holes = profile(5)
+    holes.entropy[4] = np.nan
+    trained = {"a": RunProfiles([profile(0), holes], None, None)}
+    lowest, depth, _ = figures.signature_by_epoch(trained).axes
+    for ax in (lowest, depth):
+        assert np.isfinite(ax.lines[0].get_ydata()).tolist() == [True, False]
+    (image,) = figures.entropy_heatmaps(trained).axes[0].images
+    assert image.get_clim() == (np.nanmin(image.get_array()), np.nanmax(image.get_array()))
+    assert np.isfinite(image.get_clim()).all()
+
+
 def test_signature_by_epoch_shows_lowest_block_depth_last_block_and_distance(runs):
     figure = figures.signature_by_epoch(runs)
     lowest, depth, last, distance = figure.axes
@@ -170,12 +202,18 @@ def test_training_comparison_is_a_panel_a_term_and_a_line_a_run():
         "softkd": [{"epoch": 0.0, "teacher/acc1": 90.0}, {"epoch": 1.0, "train/loss_ce": 2.0}],
         "projector": [
             {"epoch": 1.0, "train/loss_ce": 3.0, "train/loss_projector": 0.5, "val/acc1": 60.0},
-            {"epoch": 2.0, "train/loss_ce": 0.01, "train/loss_projector": np.inf, "val/acc1": 70.0},
+            {
+                "epoch": 2.0,
+                "val/acc1_ema": 71.0,
+                "train/loss_ce": 0.01,
+                "train/loss_projector": np.inf,
+                "val/acc1": 70.0,
+            },
         ],
     }
     figure = figures.training_comparison(rows)
     panels = {ax.get_title("left"): ax for ax in figure.axes}
-    assert list(panels) == ["train/loss_ce", "train/loss_projector", "val/acc1"]
+    assert list(panels) == ["train/loss_ce", "train/loss_projector", "val/acc1", "val/acc1_ema"]
     one, two = panels["train/loss_ce"].lines
     np.testing.assert_array_equal(one.get_xydata(), [[1, 2.0]])
     np.testing.assert_array_equal(two.get_xydata(), [[1, 3.0], [2, 0.01]])
@@ -186,6 +224,9 @@ def test_training_comparison_is_a_panel_a_term_and_a_line_a_run():
     accuracy, level = panels["val/acc1"].lines
     np.testing.assert_array_equal(accuracy.get_ydata(), [60, 70])
     assert set(level.get_ydata()) == {90.0}
+    averaged, level = panels["val/acc1_ema"].lines
+    np.testing.assert_array_equal(averaged.get_xydata(), [[2, 71]])
+    assert panels["val/acc1_ema"].get_ylabel() == "Top-1 (%)"
     assert level.get_linestyle() == "-."
     assert legend_labels(figure) == ["softkd", "projector", "Teacher"]
     with pytest.raises(ValueError, match="no training to draw"):

@@ -11,14 +11,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from run_folders import (
+from made import (
     FALLING,
-    METRICS,
-    STARTS,
     TEACHER,
     U,
+    all_profiles,
+    config,
+    metrics,
     profile,
-    profiles,
+    start,
+    term,
     write_analysis,
     write_published,
     write_run,
@@ -26,17 +28,20 @@ from run_folders import (
 
 from distill_dynamics.callbacks import Console
 from distill_dynamics.errors import UserError
+from distill_dynamics.report import figures
 from distill_dynamics.report import page as page_module
+from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.page import write_report
+from distill_dynamics.report.runs import load_runs
 
 VOID = {"meta", "link", "input"}
 ALONE = [
     "entropy_evolution", "magnitude_evolution", "entropy_heatmap", "training_curves", "signature_by_epoch",
-    "student_spectra", "teacher_spectra",
+    "teacher_spectra", "student_spectra",
 ]  # fmt: skip
 TOGETHER = [
     "entropy_by_block", "magnitude_by_block", "entropy_by_method", "magnitude_by_method", "entropy_heatmaps",
-    "signature_by_epoch", "training_comparison", "spectra_softkd", "spectra_spectral-last", "teacher_spectra",
+    "signature_by_epoch", "training_comparison", "teacher_spectra", "spectra_softkd", "spectra_spectral-last",
 ]  # fmt: skip
 
 
@@ -94,20 +99,16 @@ def report(tmp_path, *paths, **options):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return report(root, write_run(root / "spectral-1", **profiles()))
+    return report(root, write_run(root / "spectral-1", **all_profiles()))
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    loss = "loss: {class_path: distill_dynamics.losses.SpectralKD}"
-    config = (
-        f"model: {{alpha: 0.9, terms: {{spectral: {{{loss}, weight: 0.2, last: 1}}}}}}\nseed_everything: 7\n"
-    )
-    going = [{**STARTS[0], "ended": None}]
+    last = config({"spectral": term(last=1)})
     runs = [
-        write_run(root / "softkd", config="model: {alpha: 0.9}\nseed_everything: 7\n", **profiles()),
-        write_run(root / "spectral-last", starts=going, config=config, **profiles(0.3)),
+        write_run(root / "softkd", **all_profiles()),
+        write_run(root / "spectral-last", conf=last, starts=[start(ended=None)], **all_profiles(0.3)),
     ]
     return report(root, *runs, figures_dir=root / "figures"), root / "figures"
 
@@ -187,7 +188,7 @@ def test_every_picture_says_what_it_shows(finished):
 
 def test_curves_are_the_profiles_numbers_with_their_errors(finished):
     drawn = {(c["role"], c["epoch"]): c for c in finished.curves("entropy_evolution")}
-    made = profiles()
+    made = all_profiles()
     assert set(drawn) == {("student", 0), ("student", 3), ("best", 2), ("teacher", None)}
     for key, name in ((("student", 3), "student_epoch_0003"), (("teacher", None), "teacher")):
         curve, expected = drawn[key], made[name]
@@ -203,22 +204,21 @@ def test_curves_are_the_profiles_numbers_with_their_errors(finished):
 
 
 def test_numbers_are_those_of_the_run(finished):
-    assert ["teacher", "90.46", "99.50", ""] in finished.rows
-    assert ["student, best", "84.50", "97.25", "2"] in finished.rows
-    assert ["student, last", "83.25", "98.00", "3"] in finished.rows
-    shapes = {
-        row[0]: (row[1].split(" ")[0], row[2].split(" ")[0], row[-1])
-        for row in finished.rows
-        if len(row) == 4 and "±" in row[1]
-    }
-    assert shapes["teacher"] == ("2", "0.350", "U")
-    assert shapes["student, epoch 0"] == ("4", "0.000", "no U")
-    assert shapes["student, epoch 3"] == shapes["student, best (epoch 2)"] == ("3", "0.250", "U")
-    for row in (["seed", "7"], ["data: fingerprint", "38f1c0de"], ["versions: torch", "2.14.1"]):
+    assert ["teacher", "90.00", "99.50", ""] in finished.rows
+    assert ["student, best", "80.00", "97.00", "2"] in finished.rows
+    assert ["student, last", "79.00", "98.00", "3"] in finished.rows
+    header = ["entropy by block", "lowest block", "fall (bits)", "rise (bits)", "shape", "magnitude"]
+    first = finished.rows.index(header) + 1
+    shapes = {row[0]: [cell.split(" ±")[0] for cell in row[1:]] for row in finished.rows[first : first + 4]}
+    assert shapes["teacher"] == ["2", "0.400", "0.350", "U", "lowest at 1"]
+    assert shapes["student, epoch 0"] == ["4", "0.300", "0.000", "no U", "lowest at 1"]
+    assert shapes["student, epoch 3"] == ["3", "0.400", "0.250", "U", "lowest at 1"]
+    assert shapes["student, best (epoch 2)"] == shapes["student, epoch 3"]
+    for row in (["seed", "0"], ["data: fingerprint", "d1"], ["versions: torch", "2.14.1"]):
         assert row in finished.rows
     text = finished.words()
     assert "distill_dynamics fit --config <b>.yaml" in text
-    assert "seed_everything: 7" in text
+    assert "seed_everything: 0" in text
     assert "Warnings" not in text
 
 
@@ -273,14 +273,13 @@ def _inflated(stream):
 
 def test_value_ranges_are_never_drawn_in_one_panel(tmp_path):
     entropy = np.array([4.4, 4.3, 4.0, 4.25, 4.3])
-    ranges = {
-        "global": {"deit": profile(None, entropy), "cait": profile(None, entropy + 0.1)},
-        "layer": {
-            "deit": profile(None, entropy + 1, mode="layer"),
-            "cait": profile(None, entropy, mode="layer"),
-        },
-    }
-    page = report(tmp_path, write_analysis(tmp_path / "out", **ranges))
+    curves = [
+        ("deit", "global", None, False, profile(None, entropy)),
+        ("deit", "layer", None, False, profile(None, entropy + 1, range_mode="layer")),
+        ("cait", "global", None, False, profile(None, entropy + 0.1)),
+        ("cait", "layer", None, False, profile(None, entropy, range_mode="layer")),
+    ]
+    page = report(tmp_path, write_analysis(tmp_path / "out", curves))
     assert page.figures()[0] == "entropy_by_range"
     assert "entropy_by_block" not in page.figures()
     panels = {}
@@ -294,20 +293,27 @@ def test_value_ranges_are_never_drawn_in_one_panel(tmp_path):
     # A model has one box, for its curves in all panels, and one figure of its spectrum, which has no bins.
     assert [box["value"] for box in page.all("input")] == ["deit", "cait"]
     assert page.figures()[1:] == ["spectra_deit", "spectra_cait"]
+    # What does not depend on the range is there once: the spectra's rows, and how the analysis was made.
+    names = [row[0] for row in page.rows]
+    assert [names.count(name) for name in ("deit", "cait", "deit (layer)", "command")] == [1 + 3, 1 + 3, 1, 1]
+    assert "every probe" not in page.words()
 
 
 def test_an_analysed_model_and_a_run_of_one_name_are_two(tmp_path):
-    models = {"global": {"deit": profile(None, U)}, "layer": {"deit": profile(None, U + 1, mode="layer")}}
-    analysis = write_analysis(tmp_path / "out", **models)
-    page = report(tmp_path, analysis, write_run(tmp_path / "deit", **profiles()))
+    curves = [
+        ("deit", "global", None, False, profile(None, U)),
+        ("deit", "layer", None, False, profile(None, U + 1, range_mode="layer")),
+    ]
+    analysis = write_analysis(tmp_path / "out", curves)
+    page = report(tmp_path, analysis, write_run(tmp_path / "deit", **all_profiles()))
     drawn = [c["run"] for c in page.curves("entropy_by_range") if c["measure"] == "entropy"]
     assert sorted(drawn) == ["deit", "deit (global)", "deit (layer)"]
 
 
 def test_published_curves_stand_beside_a_run(tmp_path):
-    curves = {30: FALLING - 2, 60: U - 2, None: U - 2.1}
+    curves = {"checkpoint_epoch_30": FALLING - 2, "checkpoint_epoch_60": U - 2, "model_best": U - 2.1}
     csv = write_published(tmp_path / "published" / "SoftKD.csv", curves)
-    page = report(tmp_path, csv, write_run(tmp_path / "mine", **profiles()))
+    page = report(tmp_path, csv, write_run(tmp_path / "mine", **all_profiles()))
     assert [c["run"] for c in page.curves("entropy_by_block")] == ["SoftKD", "mine", None]
     assert {c["run"] for c in page.curves("magnitude_by_method") if c["role"] == "student"} == {"mine"}
     assert not [name for name in page.figures() if name == "spectra_SoftKD"]
@@ -318,7 +324,7 @@ def test_published_curves_stand_beside_a_run(tmp_path):
 
 
 def test_run_names_that_would_clash_as_file_names_do_not(tmp_path):
-    runs = [write_run(tmp_path / name, **profiles()) for name in ("a b", "a-b")]
+    runs = [write_run(tmp_path / name, **all_profiles()) for name in ("a b", "a-b")]
     page = report(tmp_path, *runs)
     assert {"spectra_a-b", "spectra_a-b-2"} <= set(page.figures())
     owners = {name: {c["run"] for c in page.curves(name)} for name in ("spectra_a-b", "spectra_a-b-2")}
@@ -328,16 +334,16 @@ def test_run_names_that_would_clash_as_file_names_do_not(tmp_path):
 @pytest.mark.parametrize(("mode", "there"), [("global", True), ("layer", False)])
 @pytest.mark.usefixtures("no_figures")
 def test_caution_stands_where_bins_are_global(tmp_path, mode, there):
-    text = report(tmp_path, write_run(tmp_path / "r", **profiles(mode=mode))).words()
+    text = report(tmp_path, write_run(tmp_path / "r", **all_profiles(range_mode=mode))).words()
     assert ("not independent witnesses" in text) is there
     assert "other images, not with another training" in text
 
 
 def test_unfinished_run_shows_what_there_is_and_names_what_there_is_not(tmp_path):
     some = {
-        name: content for name, content in profiles().items() if name in ("teacher", "student_epoch_0000")
+        name: content for name, content in all_profiles().items() if name in ("teacher", "student_epoch_0000")
     }
-    rows = [METRICS[0], {"epoch": 1, "step": 5, "train/loss": 1.5, "train/loss_ce": 2.25}]
+    rows = [*metrics(), {"epoch": 1, "step": 5, "train/loss": 1.5, "train/loss_ce": 2.25}]
     page = report(tmp_path, write_run(tmp_path / "r", rows, **some))
     text = page.words()
     assert "there is no dynamics/student_best.npz" in text
@@ -346,7 +352,7 @@ def test_unfinished_run_shows_what_there_is_and_names_what_there_is_not(tmp_path
 
 
 def test_run_that_has_not_begun(tmp_path):
-    page = report(tmp_path, write_run(tmp_path / "r", None, [], ""))
+    page = report(tmp_path, write_run(tmp_path / "r", [], {}, []))
     text = page.words()
     for said in ("run.json records no start", "there is no config.yaml"):
         assert said in text
@@ -356,40 +362,41 @@ def test_run_that_has_not_begun(tmp_path):
 
 
 def test_run_without_a_teacher(tmp_path):
-    rows = [{name: value for name, value in row.items() if "teacher" not in name} for row in METRICS]
-    students = {name: content for name, content in profiles().items() if name != "teacher"}
-    page = report(tmp_path, write_run(tmp_path / "r", rows, **students))
+    students = {name: content for name, content in all_profiles().items() if name != "teacher"}
+    page = report(tmp_path, write_run(tmp_path / "r", metrics(70.0, 80.0, teacher=None), **students))
     assert page.figures() == [name for name in ALONE if name != "teacher_spectra"]
     assert ("role", "teacher") not in [(box["name"], box["value"]) for box in page.all("input")]
 
 
 def test_dead_layers_one_image_and_a_diverged_loss_do_not_cost_the_page(tmp_path):
-    rows = [*METRICS, {"epoch": 4, "step": 20, "train/loss": "nan", "train/loss_ce": "inf", "val/acc1": 10.0}]
-    page = report(tmp_path, write_run(tmp_path / "r", rows, **profiles(dead=True, images=1)))
+    rows = metrics(70.0, 80.0, 79.0)
+    rows += [{"epoch": 4, "step": 20, "train/loss": "nan", "train/loss_ce": "inf", "val/acc1": 10.0}]
+    rows += [{"epoch": 5, "step": 25, "val/acc1": "nan"}]
+    page = report(tmp_path, write_run(tmp_path / "r", rows, **all_profiles(dead=True, images=1)))
     assert page.figures() == [name for name in ALONE if "spectra" not in name]
-    assert ["student, best (epoch 2)", "3", "0.250", "unknown: one image"] in page.rows
+    row = ["student, best (epoch 2)", "3", "0.400", "0.250", "unknown: one image", "lowest at 1"]
+    assert row in page.rows
     assert ["student, last", "10.00", "–", "4"] in page.rows
+    assert "val/acc1 is not a number, and left out, at epoch 5." in page.words()
     assert not re.search(r"\bnan\b", page.words())
     assert "NaN" not in page.text.replace("isNaN", "")  # no JSON that a browser refuses
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_resumed_run_has_a_column_a_start(tmp_path):
-    starts = [*STARTS, {**STARTS[0], "from_epoch": 2, "commit": None, "images_a_step": 64}]
+    starts = [start(), start(from_epoch=2, commit=None, images_a_step=64)]
     page = report(tmp_path, write_run(tmp_path / "r", starts=starts, student_best=profile(2, U)))
     assert ["fact", "start 1", "start 2"] in page.rows
     assert ["from epoch", "0", "2"] in page.rows
     assert ["commit", "c1f024bb", "–"] in page.rows
-    assert ["images a step", "–", "64"] in page.rows
+    assert ["images a step", "16", "64"] in page.rows
 
 
 def test_everything_is_escaped_and_pure_ascii(tmp_path):
     evil = '<b>x</b>"&--><script>alert(1)</script>'
     starts = [{"command": evil, evil: evil, "ended": {"epoch": 1, "error": evil}}]
     runs = [
-        write_run(
-            tmp_path / name, METRICS, starts, f"name: '{evil}'", student_epoch_0000=profile(0, U, model=evil)
-        )
+        write_run(tmp_path / name, None, {"name": evil}, starts, student_epoch_0000=profile(0, U, model=evil))
         for name in ("<b>x & é", "$y$ <i>")
     ]
     for paths in (runs[:1], runs):
@@ -405,8 +412,49 @@ def test_everything_is_escaped_and_pure_ascii(tmp_path):
     assert {curve["run"] for curve in page.curves("entropy_by_block")} == {"<b>x & é", "$y$ <i>"}
 
 
+def test_spectra_are_drawn_of_the_teacher_first_and_of_six_runs_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "spectra", lambda profile, title=None: title)
+    runs = load_runs(write_run(tmp_path / f"r{n}", **all_profiles()) for n in range(8))
+    drawn = [picture for picture in gallery(runs) if "spectra" in picture.name]
+    assert [picture.name for picture in drawn] == ["teacher_spectra", *(f"spectra_r{n}" for n in range(6))]
+    assert [picture.figure for picture in drawn[:2]] == [None, "Channel spectrum, r0"]
+    assert drawn[1].caption.endswith("Not drawn, but in the table of spectra: r6 and r7.")
+    few = [picture for picture in gallery(runs[:6]) if "spectra" in picture.name]
+    assert len(few) == 7
+    assert "Not drawn" not in few[1].caption
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_evolution_in_two_ranges_has_one_table_of_its_spectra(tmp_path):
+    curves = [
+        ("deit", value_range, epoch, False, profile(epoch, U, range_mode=value_range))
+        for value_range in ("global", "layer")
+        for epoch in (1, 2)
+    ]
+    page = report(tmp_path, write_analysis(tmp_path / "out", curves))
+    captions = re.findall("<caption>(.*?)</caption>", page.text)
+    assert captions.count("Shape of the entropy curve") == 2
+    assert captions.count("Channel spectra, massive activations") == 1
+    assert captions.count("Change over the probed epochs") == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_analysis_says_its_bootstrap_intervals_and_a_profile_in_holes_is_no_number(tmp_path):
+    curves = [
+        ("deit", "global", None, False, profile(None, U)),
+        ("half", "global", None, False, profile(None, [4.4, np.nan, 4.0, 4.25])),
+    ]
+    page = report(tmp_path, write_analysis(tmp_path / "out", curves, bootstrap=True))
+    (row,) = [row for row in page.rows if row[0] == "deit" and row[-1].startswith("lowest at")]
+    assert re.fullmatch(r"0\.400 \(0\.39\d to 0\.40\d\)", row[2])
+    assert "In brackets 95 % bootstrap intervals over images" in page.words()
+    assert "The entropy of half is not known for every layer: left out." in page.words()
+    assert ["half", "–", "–", "–", "unknown: not measured", "–"] in page.rows
+    assert not re.search(r"\bnan\b", page.words())
+
+
 def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_path):
-    run_dir = write_run(tmp_path / "spectral-1", **profiles())
+    run_dir = write_run(tmp_path / "spectral-1", **all_profiles())
     before = sorted(run_dir.rglob("*"))
     assert write_report([run_dir], run_dir / "report.html").read_text() == finished.text
     assert sorted(run_dir.rglob("*")) == sorted([*before, run_dir / "report.html"])
@@ -414,11 +462,14 @@ def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_
 
 @pytest.mark.usefixtures("no_figures")
 def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys):
-    run_dir = write_run(tmp_path / "r", **profiles())
+    run_dir = write_run(tmp_path / "r", **all_profiles())
     Console().on_fit_end(SimpleNamespace(default_root_dir=str(run_dir)), None)
     page = Page(run_dir / "report.html")
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    tables = [row for row in page.rows if len(row) == 4]
+    accuracy = [row for row in page.rows if len(row) == 4]
+    named = [row[0] for row in page.rows]
+    signatures = page.rows[named.index("entropy by block") :][:5]
+    tables = [*accuracy, *signatures]
     assert len(tables) == 4 + 5
     for row in tables:
         assert " ".join(row).split() in printed

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from run_folders import FALLING, METRICS, U, profiles, write_published, write_run
+from made import FALLING, U, all_profiles, write_published, write_run
 
 from distill_dynamics.report.page import write_report
 
@@ -14,14 +14,14 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("there is no chromium on this machine", allow_module_level=True)
 
-CSV = {30: FALLING - 2, 60: U - 2, None: U - 2.1}
+CSV = {"checkpoint_epoch_30": FALLING - 2, "checkpoint_epoch_60": U - 2, "model_best": U - 2.1}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     runs = [
-        write_run(root / name, METRICS, **profiles(shift))
+        write_run(root / name, **all_profiles(shift))
         for name, shift in (("softkd", 0.0), ("spectral-last", 0.3), ("projector-last", -0.2))
     ]
     return [*runs, write_published(root / "published" / "SoftKD.csv", CSV).parent]
@@ -164,7 +164,7 @@ def test_the_readout_is_the_very_number_of_the_profile(open_page):
     assert readout.count() == 0
     # Curves in order of drawing: epochs 0 and 3 and the best of softkd, then of the other runs.
     move_to(page, "entropy_by_method", 0, 3)
-    error = profiles()["student_epoch_0000"].entropy_se[3]
+    error = all_profiles()["student_epoch_0000"].entropy_se[3]
     assert readout.inner_text() == f"softkd, epoch 0, block 4: entropy 4.1 ± {error:.2g} bits"
     assert readout.is_visible()
     move_to(page, "entropy_by_method", 9, 1)
@@ -214,7 +214,7 @@ def test_arrow_keys_walk_along_and_between_the_curves_and_announce(open_page):
     page.locator("#entropy_by_method .plot").focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowDown")
-    assert said.inner_text().startswith("softkd, best (epoch 2), block 1: entropy 4.42 ±")
+    assert said.inner_text().startswith("softkd, best (epoch 2), block 1: entropy 4.4 ±")
 
 
 def test_the_keyboard_reaches_the_skip_link_the_boxes_and_the_figures(open_page):

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from distill_dynamics.cli import main
 from distill_dynamics.errors import UserError
+from distill_dynamics.report import page
 from distill_dynamics.report.comparing import comparison_warnings
 from distill_dynamics.report.fit_run import load_metrics
 from distill_dynamics.report.records import Run, RunProfiles, listed
@@ -25,7 +26,8 @@ def test_a_run_directory(tmp_path):
     assert [profile.epoch for profile in run.profiles.students] == [0, 3]
     assert run.profiles.best.epoch == 2
     assert run.latest is run.profiles.best
-    assert run.metrics[2] == {"epoch": 2.0, "step": 10.0, "train/loss": 1.0, "val/acc1": 80.0}
+    losses = {"train/loss": 1.0, "train/loss_ce": 2.0}
+    assert run.metrics[2] == {"epoch": 2.0, "step": 10.0, **losses, "val/acc5": 97.0, "val/acc1": 80.0}
     assert run.config["model"]["alpha"] == 0.9
     assert (run.epochs, run.finished, run.data, run.validation_images) == (3, True, "d1", 1000)
     assert [who for who, _ in run.named()] == [
@@ -297,6 +299,82 @@ def test_what_differs_between_runs_is_said(tmp_path):
         "Different teachers: cait in a; vit in b; not only the method differs.",
         "Different data: a; others in b. Their accuracies are not on the same images.",
         "Different versions of timm: 1.0.31 in a; 1.1 in b.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": {"terms": {"spectral": None}}},
+        {"model": {"terms": {"spectral": made.term(weight=None)}}},
+        {"model": {"terms": {"spectral": {**made.term(), "loss": None}}}},
+        {"model": {"terms": {"spectral": made.term(pairs=[3])}}},
+        {"model": {"terms": ["spectral"]}},
+        {"model": {"alpha": "0.9 or so"}},
+        {"model": "deit"},
+        {"trainer": [1]},
+        {"probe": "often"},
+    ],
+)
+def test_a_configuration_edited_by_hand_costs_one_warning(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(page, "gallery", lambda _: [])
+    folder = made.write_run(tmp_path / "r", conf=wrong, **made.all_profiles())
+    assert load(folder).warnings == ["No configuration: config.yaml is not the configuration of a run."]
+    text = page.write_report([folder, made.write_run(tmp_path / "s")], tmp_path / "out.html").read_text()
+    assert text.count("r: No configuration: config.yaml is not the configuration of a run.") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ['{"starts": [{"data": "d1"}]}', '{"starts": [{"ended": 3}]}', '{"starts": null}', '{"starts": [{'],
+)
+def test_a_record_edited_by_hand_costs_one_warning(tmp_path, wrong):
+    folder = made.write_run(tmp_path / "r", **made.all_profiles())
+    (folder / "run.json").write_text(wrong)
+    (warning,) = load(folder).warnings
+    assert warning.startswith("run.json cannot be read")
+
+
+@pytest.mark.parametrize("data", [None, {"fingerprint": ["d1"], "val_images": "many"}, {"val_images": 0}])
+def test_a_record_of_strange_data_says_nothing_of_them(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(page, "gallery", lambda _: [])
+    paths = [made.write_run(tmp_path / name, starts=[made.start(data=data)]) for name in "ab"]
+    paths.append(made.write_run(tmp_path / "c", conf=made.config(epochs=2), starts=[made.start(data=data)]))
+    text = page.write_report(paths, tmp_path / "out.html").read_text()
+    assert "Highest top-1" in text
+    assert "sampling error" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "empty", "folder"),
+    [
+        (
+            "metrics.csv",
+            "No completed epoch: metrics.csv has no training loss.",
+            "metrics.csv cannot be read.",
+        ),
+        (
+            "config.yaml",
+            "No configuration: config.yaml is not the configuration of a run.",
+            "No configuration: config.yaml is not the configuration of a run.",
+        ),
+    ],
+)
+def test_a_file_that_is_empty_or_a_folder(tmp_path, name, empty, folder):
+    path = made.write_run(tmp_path / "r", **made.all_profiles()) / name
+    path.write_text("")
+    assert empty in load(path.parent).warnings
+    path.unlink()
+    path.mkdir()
+    assert folder in load(path.parent).warnings
+
+
+def test_a_preempted_run_is_not_finished(tmp_path):
+    first = made.start(ended={"epoch": 2, "error": None, "preempted": True})
+    run = load(made.write_run(tmp_path / "r", made.metrics(70.0, 80.0), starts=[first]))
+    assert not run.finished
+    assert run.warnings[:1] == [
+        "The run was asked to make room, and is to be continued; 2 of 3 epochs so far."
     ]
 
 

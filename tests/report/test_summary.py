@@ -278,6 +278,51 @@ def test_one_sentence_says_what_the_range_decides(tmp_path):
     assert ", 20.0 % of the values outside it" in findings(load_runs([folder]))[0]
 
 
+def test_two_labels_of_one_model_in_several_ranges_are_told_apart(tmp_path):
+    curves = [
+        (label, value_range, None, False, made.profile(None, curve, range_mode=value_range))
+        for label in ("first", "second")
+        for value_range, curve in (("global", made.U), ("layer", made.FALLING))
+    ]
+    told = findings(load_runs([made.write_analysis(tmp_path / "out", curves)]))
+    assert [sentence.split("'s entropy")[0] for sentence in told] == ["first", "second"]
+
+
+def test_a_model_of_one_layer_has_no_lowest_block(tmp_path):
+    one = {f"student_epoch_{n:04d}": made.profile(n, [4.0 - n / 10]) for n in (1, 2, 3)}
+    runs = loaded(
+        tmp_path, ("r", made.config(), 80.0, one, {}), ("s", made.config(), 80.0, made.all_profiles(), {})
+    )
+    assert not said(runs, "r's")
+    assert said(runs, "s's entropy is lowest")
+
+
+def test_a_curve_in_holes_is_left_out_by_name(tmp_path):
+    holes = made.profile(3, [4.4, np.nan, 4.0, 4.25])
+    one = {**made.all_profiles(), "student_epoch_0001": made.profile(1, [np.nan] * 4), "student_best": holes}
+    runs = loaded(
+        tmp_path, ("r", made.config(), 80.0, one, {}), ("s", made.config(), 80.0, made.all_profiles(), {})
+    )
+    assert said(runs, "The entropy of r is not known for every layer")
+    first = made.write_run(
+        tmp_path / "t", **{**made.all_profiles(), "student_epoch_0000": made.profile(0, [np.nan] * 4)}
+    )
+    (lowest,) = said(load_runs([first]), "t's entropy is lowest")
+    assert "at epoch 3" in lowest
+    assert "epoch 0" not in lowest
+    text = " ".join(findings(runs))
+    assert "nan" not in text
+    assert "r's entropy" not in text
+    assert said(runs, "s's entropy is ")  # the only distance to a teacher that is known
+
+
+def test_the_averaged_weights_have_a_sentence(tmp_path):
+    rows = made.metrics(70.0, 80.0)
+    rows[2]["val/acc1_ema"] = 81.5
+    runs = load_runs([made.write_run(tmp_path / "r", rows)])
+    assert findings(runs)[3] == "Its averaged weights (EMA) reach 81.50 % at their best, epoch 2."
+
+
 def test_distances_to_a_teacher_in_other_bins_are_not_ranked(tmp_path):
     one = made.all_profiles()
     wide = {name: made.profile(p.epoch, p.entropy, bins=50) for name, p in made.all_profiles().items()}

@@ -1,13 +1,16 @@
 import math
 import statistics
+from pathlib import Path
 
 import made
 import numpy as np
 import pytest
+from scipy import stats
 
 from distill_dynamics.report.methods import baseline_warnings, labels, methods
-from distill_dynamics.report.records import RunProfiles
+from distill_dynamics.report.records import Run, RunProfiles
 from distill_dynamics.report.runs import load_runs
+from distill_dynamics.report.summary import findings
 from distill_dynamics.report.tables import (
     accuracy_rows,
     config_rows,
@@ -211,11 +214,82 @@ def test_signatures():
     ]
     rows = signature_rows(named)
     assert [row[0] for row in rows[1:]] == ["u", "falling", "one", "none"]
-    assert [row[-1] for row in rows[1:]] == ["U", "no U", "unknown: one image", "unknown: no images"]
+    assert [row[4] for row in rows[1:]] == ["U", "no U", "unknown: one image", "unknown: no images"]
     assert rows[1][1] == "3 ± 0.0"
-    assert rows[1][2].startswith("0.250 ± 0.00")
-    assert rows[3][1:3] == rows[4][1:3] == ("3", "0.250")
+    assert rows[1][2].startswith("0.400 ± 0.00")
+    assert rows[1][3].startswith("0.250 ± 0.00")
+    assert rows[2][3] == "0.000 ± 0.000"
+    assert rows[3][1:4] == rows[4][1:4] == ("3", "0.400", "0.250")
     assert signature_rows([]) == []
+
+
+def test_the_magnitude_beside_the_entropy():
+    agreeing = made.profile(0, made.U, magnitude=[4.0, 3.0, 1.0, 2.0])
+    agreeing.magnitude_images *= np.random.default_rng(0).uniform(0.99, 1.01, (4, 1))
+    unknown = made.profile(0, made.U, images=0, magnitude=[np.nan] * 4)
+    rows = signature_rows([("too", agreeing), ("not", made.profile(0, made.U)), ("unknown", unknown)])
+    assert [row[5] for row in rows[1:]] == ["lowest at 3, a U too", "lowest at 1", "–"]
+
+
+def test_bootstrap_intervals_of_both_sides():
+    rng = np.random.default_rng(5)
+    profile = made.profile(0, made.U, images=12)
+    profile.entropy_images = profile.entropy_images + rng.normal(0, 0.1, (12, 4))
+    profile.entropy = profile.entropy_images.mean(0)
+    (_, row) = signature_rows([("r", profile)], bootstrap=True)
+    sides = profile.entropy_images[:, [0, 3]] - profile.entropy_images[:, [2]]
+    for cell, side in zip(row[2:4], sides.T, strict=True):
+        found = stats.bootstrap((side,), np.mean, method="percentile", n_resamples=20_000, rng=rng)
+        low, high = map(float, cell.split("(")[1].rstrip(")").split(" to "))
+        np.testing.assert_allclose([low, high], found.confidence_interval, atol=0.012)
+        assert cell.startswith(f"{side.mean():.3f} (")
+
+
+def test_what_is_not_a_number_is_missing_and_never_a_block():
+    half = made.profile(3, [4.4, np.nan, 4.0, 4.25])
+    (_, row) = signature_rows([("half", half)])
+    assert row == ("half", "–", "–", "–", "unknown: not measured", "–")
+    teacher = made.profile(None, made.TEACHER, model="cait")
+    (_, row) = gap_rows(RunProfiles([half], teacher, None))
+    assert (row[1], row[2], row[5]) == ("–", "–", "–")
+    run = Run("r", Path(), "fit", RunProfiles([made.profile(1, made.U), half], None, None))
+    assert evolution_rows([run]) == []
+
+
+def test_an_accuracy_that_is_not_a_number_counts_for_nothing(tmp_path):
+    rows = made.metrics(70.0, 80.0, 79.0, math.nan, teacher=math.nan)
+    assert [row[:2] for row in accuracy_rows(rows)[1:]] == [
+        ("student, best", "80.00"),
+        ("student, last", "79.00"),
+    ]
+    runs = load_runs([made.write_run(tmp_path / "r", rows)])
+    assert results_rows(runs)[1][4:6] == ("80.00", "79.00")
+    assert findings(runs) == [
+        "The student reaches 80.00 % top-1 at its best, epoch 2, and 79.00 % at its last, epoch 3."
+    ]
+    assert results_rows(load_runs([made.write_run(tmp_path / "none", made.metrics(math.nan))])) == []
+
+
+def test_averaged_weights_have_rows_and_a_column_of_their_own(tmp_path):
+    rows = made.metrics(70.0, 80.0, 79.0)
+    for row, top1 in zip(rows[1:], (60.0, 81.0, 82.5), strict=True):
+        row["val/acc1_ema"] = top1
+    assert accuracy_rows(rows)[2:] == [
+        ("student, best", "80.00", "97.00", "2"),
+        ("student, last", "79.00", "98.00", "3"),
+        ("EMA, best", "82.50", "–", "3"),
+        ("EMA, last", "82.50", "–", "3"),
+    ]
+    conf = made.config()
+    conf["trainer"]["callbacks"] = [{"class_path": "distill_dynamics.callbacks.EMA"}]
+    paths = [made.write_run(tmp_path / "ema", rows, conf), made.write_run(tmp_path / "raw")]
+    last = made.config({"t": made.term(last=1)})
+    paths.append(made.write_run(tmp_path / "last", made.metrics(70.0, 78.0), last))
+    header, soft, spectral = results_rows(load_runs(paths))
+    # EMA changes nothing of the training: "ema" and "raw" are runs of one method, and a baseline.
+    assert header[5:8] == ("top-1 last", "EMA best", "difference")
+    assert soft[4:8] == ("80.00", "79.00", "82.50", "baseline")
+    assert spectral[4:8] == ("78.00", "78.00", "–", "-2.00")
 
 
 def test_spectra_and_massive_activations():

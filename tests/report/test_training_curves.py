@@ -49,6 +49,16 @@ def test_terms_and_accuracy_against_epoch_with_the_teacher_dash_dotted():
         assert ax.get_legend().get_window_extent().x1 <= figure.bbox.x1
 
 
+def test_averaged_weights_beside_the_raw_ones():
+    rows = [*ROWS[:3], {**ROWS[3], "val/acc1_ema": 65.0}]
+    losses, top1 = figures.training_curves(rows).axes
+    drawn = lines(top1)
+    assert list(drawn) == ["val/acc1", "val/acc1_ema", "teacher/acc1"]
+    np.testing.assert_array_equal(drawn["val/acc1_ema"].get_xydata(), [[3, 65.0]])
+    assert drawn["val/acc1_ema"].get_color() != drawn["val/acc1"].get_color()
+    assert "val/acc1_ema" not in lines(losses)
+
+
 def test_losses_of_one_size_or_below_zero_have_a_linear_axis():
     same = [{"epoch": n, "train/loss_ce": 2.0 - n / 10} for n in range(1, 4)]
     assert figures.training_curves(same).axes[0].get_yscale() == "linear"

@@ -33,30 +33,42 @@ _RANGES = {"global": "one range for all layers", "layer": "each layer's own rang
 
 
 @style.context(STYLE)
-def entropy_by_block(profiles: Mapping[str, Profile], teachers: Sequence[Profile] = ()) -> Figure:
+def entropy_by_block(
+    profiles: Mapping[str, Profile],
+    teachers: Sequence[Profile] = (),
+    methods: Mapping[str, str] | None = None,
+) -> Figure:
     """The paper's Figure 1: entropy (Eq. 5, bits) against block, one line a model or run, by name.
 
-    Teachers are dark and dash-dotted. Where depths differ, x is the relative depth: 0 the first block, 1 the
-    last. Bands are ± one standard error over images. Raises `ValueError` where there is no Profile.
+    Runs of one method (`methods`: name → method) share a colour. Teachers are dark and dash-dotted. Where
+    depths differ, x is the relative depth: 0 the first block, 1 the last. Bands are ± one standard error over
+    images. Raises `ValueError` where there is no Profile.
     """
-    return _by_block(profiles, teachers, "entropy")
+    return _by_block(profiles, teachers, methods, "entropy")
 
 
 @style.context(STYLE)
-def magnitude_by_block(profiles: Mapping[str, Profile], teachers: Sequence[Profile] = ()) -> Figure:
+def magnitude_by_block(
+    profiles: Mapping[str, Profile],
+    teachers: Sequence[Profile] = (),
+    methods: Mapping[str, str] | None = None,
+) -> Figure:
     """The paper's Figure 2: magnitude (Eq. 6) against block, drawn and guarded as `entropy_by_block`.
 
     The axis is logarithmic where the values span more than a factor of 30.
     """
-    return _by_block(profiles, teachers, "magnitude")
+    return _by_block(profiles, teachers, methods, "magnitude")
 
 
 @style.context(STYLE)
-def entropy_by_range(ranges: Mapping[str, Mapping[str, Profile]]) -> Figure:
+def entropy_by_range(
+    ranges: Mapping[str, Mapping[str, Profile]], methods: Mapping[str, str] | None = None
+) -> Figure:
     """The same models' entropy (bits) counted in several value ranges, a panel each, and their magnitude.
 
     Takes the Profiles by range ("global", "layer", "0,1") and by name. The panels have y axes of their own:
-    it is the shapes that can be compared. Magnitude does not depend on the range.
+    it is the shapes that can be compared. Magnitude does not depend on the range. Runs of one method share
+    a colour.
 
     Raises `ValueError` where there is no Profile.
     """
@@ -64,7 +76,7 @@ def entropy_by_range(ranges: Mapping[str, Mapping[str, Profile]]) -> Figure:
     names = dict.fromkeys(name for profiles in ranges.values() for name in profiles)
     if not everything:
         raise ValueError("no Profiles to draw: ranges is empty")
-    looks, x_of = run_looks([*names]), _Depth(everything)
+    looks, x_of = run_looks([*names], methods), _Depth(everything)
     figure, axes = grid_of(len(ranges) + 1, width=2.9, height=3.3)
     legend: dict[str, Line2D] = {}
     for ax, (mode, profiles) in zip(axes, ranges.items(), strict=False):
@@ -103,14 +115,19 @@ class _Depth:
             ax.set_xlabel("Relative depth (0: first layer, 1: last)")
 
 
-def _by_block(profiles: Mapping[str, Profile], teachers: Sequence[Profile], measure: str) -> Figure:
+def _by_block(
+    profiles: Mapping[str, Profile],
+    teachers: Sequence[Profile],
+    methods: Mapping[str, str] | None,
+    measure: str,
+) -> Figure:
     everything = [*profiles.values(), *teachers]
     if not everything:
         raise ValueError("no Profiles to draw: profiles is empty")
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     ax = figure.subplots()
     x_of = _Depth(everything)
-    legend = _draw(ax, profiles, run_looks([*profiles]), x_of, measure)
+    legend = _draw(ax, profiles, run_looks([*profiles], methods), x_of, measure)
     for teacher in teachers:
         shows = Shows("teacher")
         legend[f"Teacher ({teacher.model})"] = draw_profile(

@@ -51,7 +51,7 @@ def entropy_heatmaps(runs: Mapping[str, RunProfiles]) -> Figure:
         raise ValueError("no Profiles to draw: no run has a student in training")
     everything = [profile for students in trained.values() for profile in students]
     values = np.concatenate([profile.entropy for profile in everything])
-    scale = Normalize(values.min(), values.max())
+    scale = Normalize(*np.nanquantile(values, [0, 1]))
     figure, axes = grid_of(len(trained), width=2.3, height=2.9)
     for ax, (name, students) in zip(axes, trained.items(), strict=True):
         image = draw_heatmap(ax, students, most=7, scale=scale)

@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.5}
 TEACHER: dict[str, Any] = {"color": "0.15", "linestyle": "-.", "linewidth": 1.5}
 
 _MARKERS = "os^Dv"
-_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
 
 MEASURES = {
     "entropy": ("Entropy", "Entropy (bits)"),
@@ -65,20 +66,26 @@ _BIN_NOTES = {
 }
 
 
-def run_look(number: int) -> dict[str, Any]:
-    """What tells the run of this number from others: colour, dash and marker, 60 different ones."""
-    return {
-        "color": OKABE_ITO[number % len(OKABE_ITO)],
-        "linestyle": _DASHES[number % len(_DASHES)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 3.5,
-        "linewidth": 1.4,
-    }
+def run_looks(names: Sequence[str], methods: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """What tells each run from the others: colour, dash and marker, 60 different ones.
 
-
-def run_looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The look of each run, in order."""
-    return {name: run_look(number) for number, name in enumerate(names)}
+    Runs that `methods` (name → method) says are of one method share their colour and differ by dash, from
+    the fifth on also by marker; a run that is not in it is alone.
+    """
+    of = {name: (methods or {}).get(name, name) for name in names}
+    numbers = {method: number for number, method in enumerate(dict.fromkeys(of.values()))}
+    looks, before = {}, Counter[str]()
+    for name, method in of.items():
+        number, member = numbers[method], before[method]
+        looks[name] = {
+            "color": OKABE_ITO[number % len(OKABE_ITO)],
+            "linestyle": _DASHES[(number + member) % len(_DASHES)],
+            "marker": _MARKERS[(number + member // len(_DASHES)) % len(_MARKERS)],
+            "markersize": 3.5,
+            "linewidth": 1.4,
+        }
+        before[method] += 1
+    return looks
 
 
 def epoch_colours(count: int) -> FloatArray:

@@ -43,7 +43,8 @@ def spectra(profile: Profile, title: str | None = None) -> Figure:
         middle = depth // 2
         panels = [("Early", [0, 1]), ("Middle", [middle - 1, middle]), ("Late", [depth - 2, depth - 1])]
 
-    figure = Figure(figsize=(max(4.6, min(2.6 * len(panels), 9.5)), 3.4), layout="constrained")
+    # Three panels are as wide as a page of print, and on a screen two such figures stand side by side.
+    figure = Figure(figsize=(max(4.6, min(2.3 * len(panels), 9.5)), 2.9), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for ax, (heading, rows) in zip(axes, panels, strict=True):
         for row, color, dash in zip(rows, OKABE_ITO, ("-", "--"), strict=False):
@@ -52,7 +53,8 @@ def spectra(profile: Profile, title: str | None = None) -> Figure:
         ax.set_xlabel("Channel frequency k / C")
         if len(rows) > 1:
             # On the title's line, so that it covers no data.
-            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, handlelength=1.6)
+            small: dict[str, Any] = {"fontsize": 7.5, "columnspacing": 0.8, "handlelength": 1.2}
+            ax.legend(loc="lower right", bbox_to_anchor=(1.03, 1), ncols=2, borderaxespad=0.2, **small)
     log_y(axes[0])
     axes[0].set_xlim(0, 0.5)
     axes[0].set_xticks([0, 0.25, 0.5], labels=["0", "0.25", "0.5"])

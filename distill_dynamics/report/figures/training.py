@@ -40,6 +40,8 @@ _PANELS = [
     ("Distance to the teacher", "bits"),
 ]
 
+_TOP1 = ("val/acc1", "val/acc1_ema")
+
 _UNWEIGHTED = "Losses are unweighted; train/*: means over the epoch, val/loss: plain cross-entropy."
 
 
@@ -47,26 +49,28 @@ _UNWEIGHTED = "Losses are unweighted; train/*: means over the epoch, val/loss: p
 def training_curves(rows: Rows) -> Figure:
     """Losses and top-1 against epoch, the teacher's top-1 beside it: rows of metrics.csv, name to value.
 
+    Where the weights were averaged (callback EMA), their top-1 is there, too.
+
     Terms are those of `train/loss_*`, unweighted, and `val/loss`; what a row lacks is not drawn there.
     The axis of the losses is logarithmic where they span more than a factor of 30.
 
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
     drawn = {name: by_epoch(rows, name) for name in _metrics(rows)}
-    accuracy = drawn.pop("val/acc1")
-    if not any(epochs.size for epochs, _ in [*drawn.values(), accuracy]):
+    if not any(epochs.size for epochs, _ in drawn.values()):
         raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
 
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     losses, top1 = figure.subplots(2, 1, sharex=True)
+    for name, colour in zip(_TOP1, OKABE_ITO, strict=False):
+        if (curve := drawn.pop(name))[0].size:
+            _draw_metric(top1, curve, name, None, color=colour, label=name)
     for (name, curve), colour in zip(drawn.items(), cycle(OKABE_ITO), strict=False):
         look = {"color": "0.15" if name == "val/loss" else colour, "label": plain(name)}
         if curve[0].size:
             _draw_metric(losses, curve, name, None, **look)
-    if accuracy[0].size:
-        _draw_metric(top1, accuracy, "val/acc1", None, color=OKABE_ITO[0], label="val/acc1")
     _, teacher = by_epoch(rows, "teacher/acc1")
-    if teacher.size:
+    if np.isfinite(teacher[:1]).any():
         top1.axhline(teacher[0], **TEACHER, label="teacher/acc1")
     for ax, heading, unit in ((losses, "Losses", "Loss"), (top1, "Top-1 accuracy", "Top-1 (%)")):
         values = finite(ax)
@@ -87,11 +91,12 @@ def training_curves(rows: Rows) -> Figure:
 
 
 @style.context(STYLE)
-def training_comparison(runs: Mapping[str, Rows]) -> Figure:
+def training_comparison(runs: Mapping[str, Rows], methods: Mapping[str, str] | None = None) -> Figure:
     """Every loss term and top-1 against epoch, a panel each, a line a run: rows of each run's metrics.csv.
 
-    A run that lacks a metric has no line in its panel. The teacher's top-1 is dark and dash-dotted. The axis
-    of a loss is logarithmic where its values span more than a factor of 30.
+    A run that lacks a metric has no line in its panel. Runs of one method (`methods`: name → method) share a
+    colour. The teacher's top-1 is dark and dash-dotted. The axis of a loss is logarithmic where its values
+    span more than a factor of 30.
 
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
@@ -102,7 +107,7 @@ def training_comparison(runs: Mapping[str, Rows]) -> Figure:
     ]
     if not metrics:
         raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
-    looks = run_looks([*runs])
+    looks = run_looks([*runs], methods)
     figure, axes = grid_of(len(metrics), width=2.6, height=2.6)
     legend: dict[str, Line2D] = {}
     for ax, metric in zip(axes, metrics, strict=True):
@@ -111,17 +116,17 @@ def training_comparison(runs: Mapping[str, Rows]) -> Figure:
             if curve[0].size:
                 many: dict[str, Any] = {"marker": ""} if len(curve[0]) > 60 else {}
                 legend[name] = _draw_metric(ax, curve, metric, name, **{**looks[name], **many})
-        if metric == "val/acc1":
+        if metric in _TOP1:
             for accuracy in sorted({by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
                 if accuracy > 0:
                     legend["Teacher"] = ax.axhline(accuracy, **TEACHER)
         values = finite(ax)
         if values.size == 0:
             not_measured(ax)
-        elif metric != "val/acc1" and wide_span(values):
+        elif metric not in _TOP1 and wide_span(values):
             log_y(ax)
         ax.set_title(plain(metric), fontsize=9)
-        ax.set_ylabel("Top-1 (%)" if metric == "val/acc1" else "Loss")
+        ax.set_ylabel("Top-1 (%)" if metric in _TOP1 else "Loss")
         ax.set_xlabel("Epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     footer(figure, [_UNWEIGHTED], {name: legend[name] for name in [*runs, "Teacher"] if name in legend})
@@ -129,8 +134,8 @@ def training_comparison(runs: Mapping[str, Rows]) -> Figure:
 
 
 @style.context(STYLE)
-def signature_by_epoch(runs: Mapping[str, RunProfiles]) -> Figure:
-    """How the shape of the entropy curve changes over training, a line a run.
+def signature_by_epoch(runs: Mapping[str, RunProfiles], methods: Mapping[str, str] | None = None) -> Figure:
+    """How the shape of the entropy curve changes over training, a line a run, a colour a method.
 
     Panels: block of lowest entropy, depth of the U (bits), entropy of the last block (bits), and distance
     to the teacher (bits, root mean square at matched relative depth). Bands are ± one standard deviation
@@ -141,7 +146,7 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles]) -> Figure:
     trained = {name: run for name, run in runs.items() if run.students}
     if not trained:
         raise ValueError("no Profiles to draw: no run has a student in training")
-    looks = run_looks([*runs])
+    looks = run_looks([*runs], methods)
     shapes = {name: _signatures(ordered(run.students), run.teacher) for name, run in trained.items()}
     # Without a teacher there is no distance, and no panel for it.
     panels = [
@@ -176,8 +181,9 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles]) -> Figure:
 def _signatures(students: list[Profile], teacher: Profile | None) -> list[tuple[FloatArray, FloatArray]]:
     """Of each panel: the value of each student and its uncertainty."""
     found = [signature(profile) for profile in students]
+    known = [np.isfinite(profile.entropy).all() for profile in students]
     nadir, nadir_se, depth, depth_se = (
-        np.array([getattr(one, name) for one in found], dtype=float)
+        np.where(known, [getattr(one, name) for one in found], np.nan)
         for name in ("nadir", "nadir_se", "depth", "depth_se")
     )
     last, last_se = (
@@ -196,10 +202,10 @@ def by_epoch(rows: Rows, name: str) -> tuple[FloatArray, FloatArray]:
 
 
 def _metrics(rows: Rows) -> list[str]:
-    """Names of the loss terms, in the order of the loss; then val/loss and val/acc1."""
+    """Names of the loss terms, in the order of the loss; then val/loss and top-1."""
     terms = {name for row in rows for name in row if name.startswith("train/loss_")}
     first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]
-    return [*first, *sorted(terms - {*first}), "val/loss", "val/acc1"]
+    return [*first, *sorted(terms - {*first}), "val/loss", *_TOP1]
 
 
 def _draw_metric(
@@ -207,6 +213,6 @@ def _draw_metric(
 ) -> Line2D:
     epochs, values = curve
     marker = "." if len(epochs) <= 60 else ""  # more of them run together
-    shows = Shows("run", run=run, measure=metric, unit="%" if metric == "val/acc1" else "")
+    shows = Shows("run", run=run, measure=metric, unit="%" if metric in _TOP1 else "")
     points = [f"epoch {epoch:g}" for epoch in epochs]
     return draw_curve(ax, epochs, values, shows, points, **{"marker": marker, "markersize": 4, **look})
