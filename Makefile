@@ -50,4 +50,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 UV_COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
 lock:
 	$(UV_COMPILE) --extra build --output-file requirements.lock
-	$(UV_COMPILE) --extra build --extra dashboard --extra notebooks --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV_COMPILE) --extra build --extra dashboard --extra notebooks --extra streaming --extra dev --constraint requirements.lock --output-file requirements-dev.lock

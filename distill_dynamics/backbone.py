@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import whole
 from distill_dynamics.layers import resolve_layers
 
 PACKAGED = "packaged:"
@@ -181,6 +182,15 @@ class Backbone(nn.Module):
                 f"{image_size} x {image_size}; set timm_kwargs.img_size or data.image_size"
             )
 
+    def blocks(self) -> list[nn.Module]:
+        """What runs one after the other and holds most of the parameters, in the order of timm's modules.
+
+        These are the elements of timm's lists of modules (a stage's blocks, where there are stages), finer
+        than `layers` for hierarchical models; empty for a model without such lists (RegNet).
+        """
+        lists = [m for m in self.model.children() if isinstance(m, (nn.Sequential, nn.ModuleList))]
+        return [block for modules in lists for block in _blocks(modules)]
+
     def no_weight_decay(self) -> set[str]:
         """Names (as in `named_parameters`) that the architecture's authors exempt from weight decay."""
         # timm names parameters that this variant may not have, and for XCiT a pattern.
@@ -213,13 +223,15 @@ class Backbone(nn.Module):
             state[key] = value.to("cpu", stored, copy=True).contiguous()
         metadata = {key: json.dumps(value) for key, value in {**self.description(), **(notes or {})}.items()}
         content = safetensors.torch.save(state, metadata={"format": "pt", **metadata})
-        partial = Path(f"{os.fspath(path)}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(path) as partial:
             partial.write_bytes(content)  # safetensors' own save_file would let nobody else read the file
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    inner = getattr(module, "blocks", module)  # a stage has its blocks under this name
+    if isinstance(inner, (nn.Sequential, nn.ModuleList)):
+        return [block for element in inner for block in _blocks(element)]
+    return [module] if next(module.parameters(), None) is not None else []
 
 
 class _Weights(NamedTuple):

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +19,24 @@ from typing import Any, Literal
 import torch
 import wandb
 import yaml
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics import commands, run
-from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
+from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
+from distill_dynamics.checkpoints import WholeCheckpointIO, newest_whole, read_whole
 from distill_dynamics.cli_errors import OneLineParser, told_in_one_line
-from distill_dynamics.cli_help import PARSER_KWARGS, describe
+from distill_dynamics.cli_help import CACHE_TEACHER, NOT_FOR_CACHE_TEACHER, PARSER_KWARGS, describe
 from distill_dynamics.data import ImageData
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError
+from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
 
 
 @dataclass
@@ -80,11 +85,11 @@ class SaveConfig(SaveConfigCallback):
 class DistillCLI(LightningCLI):
     """LightningCLI with run directories, checkpoints, probing and W&B in place."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, model_class: type[Distiller] = Distiller, **kwargs: Any) -> None:
         self.run_dir: Path | None = None
         self.new_run = False  # whether this process made run_dir
         super().__init__(
-            Distiller,
+            model_class,
             ImageData,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -97,14 +102,15 @@ class DistillCLI(LightningCLI):
             },
             auto_configure_optimizers=False,
             parser_class=OneLineParser,
-            parser_kwargs=PARSER_KWARGS,
-            **kwargs,
+            **{"parser_kwargs": PARSER_KWARGS, **kwargs},
         )
 
     def setup_parser(self, *args: Any) -> None:
         """Lightning's parsers, their help told for this program."""
         super().setup_parser(*args)
-        describe(self.parser, self._subcommand_parsers, commands.parsers())
+        cache_teacher = OneLineParser(add_help=False)  # to be listed: CacheTeacherCLI has its own
+        others = {**commands.parsers(), "cache-teacher": cache_teacher}
+        describe(self.parser, self._subcommand_parsers, others)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run and not to one of its parts."""
@@ -134,25 +140,46 @@ class DistillCLI(LightningCLI):
         """Find the checkpoint that is meant, before any work is done."""
         config = self.config[self.subcommand]
         config.weights_only = True
-        if config.ckpt_path in ("last", "best"):
-            self.run_dir = self._given_run_dir(config)
-            path = self.run_dir / "checkpoints" / f"{config.ckpt_path}.ckpt"
+        given = config.ckpt_path
+        if given is None:
+            return
+        if given == "auto" and self.subcommand != "fit":
+            raise UserError("--ckpt_path auto is for fit, which may have to begin: give last, best or a file")
+        if given in ("auto", "last", "best"):
+            run_dir = self._given_run_dir(config)
+            path = run_dir / "checkpoints" / f"{given}.ckpt"
+            if given == "auto":
+                # The other ranks look only for checkpoints, which the first one cannot write without them.
+                if run_dir.exists() or not _is_first_rank():
+                    self.run_dir = run_dir
+            else:
+                self.run_dir = run_dir
+                if not path.is_file():
+                    raise UserError(f"--ckpt_path {given}: there is no {path}; give the --config of a run")
+            if given != "best":
+                newest = newest_whole(run_dir)
+                if given == "last" and newest is None:
+                    raise UserError(f"--ckpt_path last: no checkpoint in {path.parent} is whole")
+                config.ckpt_path = None if newest is None else str(newest)
+                return
+        else:
+            path = Path(given)
             if not path.is_file():
-                raise UserError(
-                    f"--ckpt_path {config.ckpt_path}: there is no {path}; give the --config of a run"
-                )
-            config.ckpt_path = str(path)
-        elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-            raise UserError(f"--ckpt_path: no such file: {config.ckpt_path} (or say last or best)")
+                raise UserError(f"--ckpt_path: no such file: {given} (or say auto, last or best)")
+        read_whole(path)
+        config.ckpt_path = str(path)
 
     def _given_run_dir(self, config: Any) -> Path:
         """The directory of the run whose config.yaml was given, wherever it has been moved to."""
         for path in reversed(config.config or []):
             path = Path(str(path))
-            if path.name.startswith("config") and (path.parent / "checkpoints").is_dir():
+            if path.name.startswith("config") and (path.parent / "run.json").is_file():
                 return path.parent
         if config.name is None:
-            raise UserError("--ckpt_path last and best need to know the run: give --config RUN/config.yaml")
+            raise UserError(
+                f"--ckpt_path {config.ckpt_path} needs to know the run: "
+                "give --name, or --config RUN/config.yaml"
+            )
         return Path(config.runs_dir) / config.name
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -160,15 +187,17 @@ class DistillCLI(LightningCLI):
         if self.subcommand != "fit":
             return super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
         config, trainer = self.config.fit, self.config_init.fit.trainer
+        stem = Path(str(config.config[-1])).stem if config.config else "run"
         if self.run_dir is None:
-            stem = Path(str(config.config[-1])).stem if config.config else "run"
             # The other ranks write nothing; what they need to know of the directory is broadcast to them.
             self.new_run = _is_first_rank()
             self.run_dir = (
                 run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
             )
-            wandb_settings = self.config_init.fit.wandb
-            config.wandb.group = wandb_settings.group = wandb_settings.group or stem
+        elif _is_first_rank():
+            run.take_up(self.run_dir)
+        wandb_settings = self.config_init.fit.wandb
+        config.wandb.group = wandb_settings.group = wandb_settings.group or stem
         config.name = self.run_dir.name
         given = trainer.logger
         loggers: list[Logger] = [run.RunLogger(self.run_dir)]
@@ -178,22 +207,34 @@ class DistillCLI(LightningCLI):
         checkpoint = partial(
             ModelCheckpoint, dirpath=self.run_dir / "checkpoints", save_on_train_epoch_end=True
         )
+        callbacks = trainer.callbacks or []
         self.trainer_defaults["callbacks"] = [
-            RunRecord(),
             Console(),
             *([] if trainer.enable_progress_bar is False else [ProgressBar()]),
+            # The best first and the last last: each holds what those before it have made of the epoch.
+            checkpoint(filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
             checkpoint(
                 filename="epoch_{epoch:04.0f}",
                 auto_insert_metric_name=False,
                 save_top_k=-1,
                 every_n_epochs=config.checkpoint_every_n_epochs,
+                enable_version_counter=False,
             ),
-            checkpoint(filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
             # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
-            # than the first, where that is to keep every epoch.
+            # than the one before, where that is to keep every epoch.
             checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
+            Preemption(),
         ]
-        return super().instantiate_trainer(**kwargs, logger=loggers, default_root_dir=self.run_dir)
+        made = super().instantiate_trainer(
+            **kwargs,
+            # First of all: it tells the loggers from where the run is continued.
+            callbacks=[RunRecord(), *(callbacks if isinstance(callbacks, list) else [callbacks])],
+            logger=loggers,
+            default_root_dir=self.run_dir,
+        )
+        if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
+            made.strategy.checkpoint_io = WholeCheckpointIO()
+        return made
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; Lightning's, but for a mistake of the user's."""
@@ -213,7 +254,7 @@ class DistillCLI(LightningCLI):
         try:
             yield
         except UserError:
-            if self.new_run and self.run_dir is not None and not (self.run_dir / "metrics.csv").exists():
+            if self.new_run and self.run_dir is not None and not run.has_started(self.run_dir):
                 shutil.rmtree(self.run_dir)
             raise
 
@@ -239,16 +280,91 @@ class DistillCLI(LightningCLI):
         print(f"{len(targets)} predictions in {path}")
 
 
+class CacheTeacherCLI(DistillCLI):
+    """`cache-teacher`: reads a config of `fit`, and shows the views of its training images to its teacher."""
+
+    def __init__(self, args: list[str]) -> None:
+        verify = "--verify" in args
+        super().__init__(
+            CacheVerifier if verify else CacheBuilder,
+            args=["predict", *args],  # Lightning's command that only runs a model
+            parser_kwargs={**PARSER_KWARGS, "predict": CACHE_TEACHER},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Those of `fit`, so that its configs can be read, and its own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--out", type=str, required=True, help="folder of the cache")
+        parser.add_argument(
+            "--top_k", type=int, default=100, help="classes kept of each answer; all where there are no more"
+        )
+        parser.add_argument(
+            "--verify",
+            action="store_true",
+            help="write nothing: read the cache that is there against its checksums, and compute some views "
+            "again",
+        )
+
+    def setup_parser(self, *args: Any) -> None:
+        """Show only options that are of use."""
+        super().setup_parser(*args)
+        for action in self._subcommand_parsers["predict"]._actions:
+            if action.dest in NOT_FOR_CACHE_TEACHER:
+                action.help = SUPPRESS
+
+    def before_instantiate_classes(self) -> None:
+        """Let the config that is to train with the cache build it."""
+        super().before_instantiate_classes()
+        self.config.predict.model.teacher_cache = None
+
+    def predict(self, model: Any, datamodule: ImageData, **kwargs: Any) -> None:
+        """Build or verify."""
+        model.folder = Path(self.config.predict.out).expanduser()
+        model.top_k = self.config.predict.top_k
+        self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+
+
 def _is_first_rank() -> bool:
     """Known from the launcher's environment, before the ranks have met."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+WANDB_TIMEOUT_S = 30
+"""How long W&B may take to begin an online run."""
+
+
+class RunWandb(WandbLogger):
+    """Lightning's, for a run that may last longer than the server: where it is not there, offline it is."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run, begun at the first call. UserError where W&B knows no account to write to."""
+        try:
+            return super().experiment
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            raise UserError(
+                f"wandb.mode online: {_one_line(error)} (or take --wandb.mode offline)"
+            ) from error
+        except wandb.errors.CommError as error:
+            rank_zero_warn(
+                f"W&B did not take the run up ({_one_line(error)}): it is recorded offline; "
+                f"`wandb sync {self.save_dir}/wandb/offline-run-*` uploads it later",
+            )
+        wandb.teardown()  # or the run's id would still be in use
+        self._wandb_init["mode"] = "offline"
+        return super().experiment
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
     mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
     if mode == "disabled" or not _is_first_rank():
         return []
-    logger = WandbLogger(
+    logger = RunWandb(
         name=run_dir.name,
         save_dir=run_dir,
         id=run.identity(run_dir),
@@ -258,7 +374,7 @@ def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
         group=settings.group,
         tags=settings.tags,
         mode=mode,
-        settings=wandb.Settings(silent=mode == "offline", console="off"),
+        settings=wandb.Settings(silent=mode == "offline", console="off", init_timeout=WANDB_TIMEOUT_S),
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns of it always
     return [logger]
@@ -269,6 +385,7 @@ NOISE = (
     ".*is smaller than the logging interval",  # our rows are epochs
     ".*but have no logger configured",  # outside fit the metrics are printed
     r".*lr_scheduler.step\(\)` before `optimizer.step",  # meant: Distiller.on_train_epoch_start
+    "predict returned None",  # cache-teacher writes what it has
     "Checkpoint directory .* exists and is not empty",  # a run that is continued
     ".*callbacks used to create the checkpoint need to be provided",  # not outside fit
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
@@ -287,5 +404,7 @@ def main(args: list[str] | None = None) -> None:
     with told_in_one_line():
         if words and words[0] in commands.COMMANDS:
             commands.run(words)
+        elif words and words[0] == "cache-teacher":
+            CacheTeacherCLI(words[1:])
         else:
             DistillCLI(args=args)

@@ -17,8 +17,10 @@ PLAIN_COMMANDS = {
     "analyze": "Profile any models on the same images, and write Profiles, tables, figures and a report.",
     "report": "Show runs, analyses and published curves on one page, and their figures as PNG and PDF.",
     "dashboard": "Make or update a W&B workspace for the runs of a project.",
+    "cache-teacher": "Run a teacher once over fixed views of each training image, and store its answers.",
+    "convert": "Put an image folder into chunks, for object storage and data larger than a disk.",
 }
-"""Those that train nothing: `commands.py`."""
+"""Those that train nothing: `commands.py`, and `CacheTeacherCLI`."""
 GROUPS = {
     "model": "model: student, teacher, loss and optimiser",
     "data": "data: a DataModule and its settings (--data.help FashionMNISTSample lists them)",
@@ -55,6 +57,15 @@ PARSER_KWARGS = {
     },
 }
 """LightningCLI's `parser_kwargs`."""
+NOT_FOR_CACHE_TEACHER = {"ckpt_path", "name", "predictions", "runs_dir"}
+"""Options that it accepts as `fit` and `predict` do, and has no use for."""
+
+
+CACHE_TEACHER = {
+    "description": f"{PLAIN_COMMANDS['cache-teacher']} Training then goes without it: "
+    "fit --model.teacher_cache DIR.",
+    "usage": f"{PROGRAM} cache-teacher --config FILE --out DIR [--verify] [--KEY VALUE ...]",
+}
 
 
 def describe(program: Any, commands: Mapping[str, Any], plain: Mapping[str, Any]) -> None:

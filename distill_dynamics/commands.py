@@ -1,4 +1,4 @@
-"""The commands that train nothing, and so need no LightningCLI: analyze, report, dashboard."""
+"""The commands that train nothing, and so need no LightningCLI: analyze, report, dashboard, convert."""
 
 from __future__ import annotations
 
@@ -342,6 +342,61 @@ def _dashboard(settings: Any, command: str) -> None:
     print(write_dashboard(settings.entity, settings.project, settings.name))
 
 
+# --- convert ----------------------------------------------------------------------------------------
+
+
+def _convert_parser() -> OneLineParser:
+    parser = _parser(
+        "convert",
+        "--data-dir DIR --out DIR_OR_URL [--size N] [--OPTION VALUE ...]",
+        "--data-dir imagenet --out s3://bucket/imagenet",
+    )
+    parser.add_argument(
+        "--data-dir",
+        required=True,
+        metavar="DIR",
+        help="holds train/<class>/<image> and val/<class>/<image>, as for ImageFolder",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR_OR_URL",
+        help="a new folder, or a place in object storage (s3://, gs://, r2://)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="resize images whose shorter side is longer to N pixels, and encode them anew; smaller ones are "
+        "kept as they are (default: all files are stored as they are)",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=95, metavar="N", help="of the JPEG files of --size (default: 95)"
+    )
+    parser.add_argument(
+        "--chunk-mb", type=float, default=64, metavar="X", help="size of a chunk, 10^6 bytes (default: 64)"
+    )
+    parser.add_argument(
+        "--num-workers", type=int, metavar="N", help="processes that read and resize (default: one a core)"
+    )
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    return parser
+
+
+def _convert(settings: Any, command: str) -> None:
+    from distill_dynamics.data.convert import convert  # needs the extra `streaming`
+
+    convert(
+        settings.data_dir,
+        settings.out,
+        size=settings.size,
+        quality=settings.quality,
+        chunk_mb=settings.chunk_mb,
+        num_workers=os.cpu_count() or 1 if settings.num_workers is None else settings.num_workers,
+        skip_unreadable=settings.skip_unreadable,
+    )
+
+
 class _Command(NamedTuple):
     parser: Callable[[], OneLineParser]
     run: Callable[[Any, str], None]
@@ -351,4 +406,5 @@ COMMANDS = {
     "analyze": _Command(_analyze_parser, _analyze),
     "report": _Command(_report_parser, _report),
     "dashboard": _Command(_dashboard_parser, _dashboard),
+    "convert": _Command(_convert_parser, _convert),
 }

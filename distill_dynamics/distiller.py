@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,30 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from distill_dynamics.backbone import Backbone, Evaluation, Features
+from distill_dynamics.checkpoints import last_checkpoint
 from distill_dynamics.data.images import IGNORED
 from distill_dynamics.data.keyed import mixed
+from distill_dynamics.dynamics.profiler import undisturbed
 from distill_dynamics.errors import UserError
 from distill_dynamics.layers import pair_layers
 from distill_dynamics.losses import SoftKD
+from distill_dynamics.losses.logits import TopClasses, soft_kd_top
 from distill_dynamics.losses.maps import at_least_float32
 from distill_dynamics.schedule import WarmupCosine
+from distill_dynamics.sharding import is_sharded, shard
+from distill_dynamics.teacher_cache.cache import TeacherCache, identity, stored_name
+
+_NEVER = torch.iinfo(torch.int64).max
+"""The step in which nothing happened that has not happened."""
+
+
+class Taught(NamedTuple):
+    """What the teacher says of a batch."""
+
+    logits: Tensor | TopClasses | None
+    """[B, K], or the likeliest classes of an answer that was stored."""
+    maps: dict[tuple[str, int], Tensor]
+    """For each term and place among its pairs the teacher's map, or what the loss sees of it."""
 
 
 @dataclass
@@ -78,6 +95,11 @@ class Distiller(LightningModule):
             than without, though still a function of (seed, step, rank). Untested on GPU.
         channels_last: store images and convolutions' weights with the channels last, which tensor cores
             prefer; what is computed is the same. Untested on GPU.
+        teacher_cache: folder in which `cache-teacher` has stored the teacher's answers to the data's fixed
+            views; null runs the teacher. Blocks that are cheap to run are run all the same.
+        shard_teacher: for a teacher that does not fit beside the student: under `trainer.strategy: ddp` each
+            of n devices keeps 1/n of it, and gathers a block when the block runs; what is computed is the
+            same. In main memory every process builds it whole (`sharding.py`). Untested on GPU.
 
     Raises:
         UserError: terms or α without a teacher, blocks that do not exist, and, when training starts,
@@ -102,12 +124,20 @@ class Distiller(LightningModule):
         lr_images: int | None = 512,
         compile: bool = False,
         channels_last: bool = False,
+        shard_teacher: bool = False,
+        teacher_cache: str | None = None,
     ) -> None:
         super().__init__()
         terms = terms or {}
         if teacher is None and (terms or alpha):
             raise UserError(
                 "model: without a teacher there can be no terms and alpha must be 0 (or left out)"
+            )
+        if (shard_teacher or teacher_cache) and teacher is None:
+            raise UserError("model: without a teacher shard_teacher and teacher_cache have no meaning")
+        if shard_teacher and channels_last:
+            raise UserError(
+                "model: a teacher cannot be sharded with its channels last; choose one of the two"
             )
         self.alpha = alpha if alpha is not None else (0.9 if teacher else 0.0)
         if not 0 <= self.alpha <= 1:
@@ -118,6 +148,7 @@ class Distiller(LightningModule):
         self.student = student
         # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval() if teacher else None)
+        self.shard_teacher = shard_teacher
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for model in (student, teacher):
             if model is not None and channels_last:
@@ -142,12 +173,15 @@ class Distiller(LightningModule):
         everything = [pair for pairs in self.pairs.values() for pair in pairs]
         self.student_layers = sorted({s for s, _ in everything})
         self.teacher_layers = sorted({t for _, t in everything})
+        self.cache = TeacherCache.read(teacher_cache) if teacher_cache else None
 
         self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
         self.val_loss = MeanMetric()
         self.teacher_accuracy: dict[str, float] = {}
         self._epoch_sum: Tensor | None = None
         self._epoch_steps = self._epoch_images = 0
+        self._begun: dict[str, Any] | None = None  # what a checkpoint says of the epoch it was saved in
+        self._first_bad: Tensor | None = None
 
     # --- the step ---------------------------------------------------------------------------------
 
@@ -159,48 +193,106 @@ class Distiller(LightningModule):
         """What `losses` needs of the student, for a batch as the DataModule gives it."""
         return self.student(self.for_student(images), self.student_layers)
 
-    def teacher_features(self, images: Tensor) -> Features | None:
-        """What `losses` needs of the teacher, without gradients; None where there is no teacher."""
+    def teacher_features(self, images: Tensor, row: dict[str, Tensor] | None = None) -> Taught | None:
+        """What `losses` needs of the teacher, without gradients; None where there is no teacher.
+
+        With a batch's `row` from the cache only what that does not hold is computed.
+        """
         if self.teacher is None:
             return None
-        with torch.no_grad():
-            return self.teacher(self.for_teacher(images), self.teacher_layers, logits=self.alpha > 0)
+        layers, head = (self.teacher_layers, self.alpha > 0) if row is None else (self._uncached, False)
+        found = Features(None, [])
+        if layers or head:
+            with torch.no_grad():
+                found = self.teacher(self.for_teacher(images), layers, logits=head)
+        at = dict(zip(layers, found.maps, strict=True))
+        maps = {
+            (name, i): at[t]
+            if row is None or (name, i) not in self._cached
+            # Stored in half precision, which a loss of the user's may not take.
+            else row[self._cached[name, i]].float()
+            for name, pairs in self.pairs.items()
+            for i, (_, t) in enumerate(pairs)
+        }
+        if row is not None and self.alpha > 0:
+            assert self.cache is not None
+            return Taught(self.cache.top(row), maps)
+        return Taught(found.logits, maps)
 
-    def losses(self, student: Features, teacher: Features | None, targets: Tensor) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Taught | None, targets: Tensor) -> dict[str, Tensor]:
         """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
         assert student.logits is not None
         logits = at_least_float32(student.logits)
         parts = {"ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
         if teacher is None:
             return parts
-        if teacher.logits is not None:
+        if isinstance(teacher.logits, TopClasses):
+            parts["kd"] = soft_kd_top(student.logits, teacher.logits, self.soft_kd.temperature)
+        elif teacher.logits is not None:
             parts["kd"] = self.soft_kd(student.logits, teacher.logits)
         student_map = dict(zip(self.student_layers, student.maps, strict=True))
-        teacher_map = dict(zip(self.teacher_layers, teacher.maps, strict=True))
         for name, pairs in self.pairs.items():
             losses: Any = self.terms[name]
             values = [
-                loss(student_map[s], teacher_map[t]) for loss, (s, t) in zip(losses, pairs, strict=True)
+                loss(student_map[s], teacher.maps[name, i])
+                for i, (loss, (s, _)) in enumerate(zip(losses, pairs, strict=True))
             ]
             parts[name] = sum(values) / len(values)
         return parts
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
         """The weighted total; its parts are summed up for the epoch's means."""
-        images, targets = batch
-        teacher = self.teacher_features(images)
+        images, targets, *row = batch
+        teacher = self.teacher_features(images, *row)
         with self._keyed_dropout(batch_idx):
             student = self.student_features(images)
         parts = self.losses(student, teacher, targets)
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        self._part_names = list(parts)
         with torch.no_grad():
             values = torch.stack([total, *parts.values()])
             self._epoch_sum = values if self._epoch_sum is None else self._epoch_sum + values
-        self._part_names = list(parts)
+            self._watch(values, batch_idx)
         self._epoch_steps += 1
         self._epoch_images += len(images)
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
+
+    def _watch(self, values: Tensor, batch_idx: int) -> None:
+        """Note the first step in which each value was not finite, without waiting for a GPU to say so."""
+        step = self.trainer.global_step + 1
+        bad = torch.where(values.isfinite(), _NEVER, step)
+        self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
+        if self._looks_now(batch_idx):
+            self._check_finite()
+
+    def _looks_now(self, batch_idx: int) -> bool:
+        """To look is to wait for a GPU: there every `log_every_n_steps`, and before validation and probes."""
+        trainer: Any = self.trainer
+        due = trainer.is_last_batch or (batch_idx + 1) % trainer.log_every_n_steps == 0
+        return due or self.device.type == "cpu"
+
+    def _check_finite(self) -> None:
+        """Raise UserError, on every rank, if a part of the loss was not finite on any of them."""
+        if self._first_bad is None:
+            return
+        steps = self.trainer.strategy.reduce(self._first_bad.clone(), reduce_op="min").tolist()
+        if (step := min(steps)) < _NEVER:
+            bad = [name for name, first in zip(self._part_names, steps[1:], strict=True) if first == step]
+            self._diverged(f"the loss at step {step}", ", ".join(bad) or "the weighted sum of its parts")
+
+    def _diverged(self, what: str, which: str) -> NoReturn:
+        last = last_checkpoint(self.trainer)
+        kept = (
+            f"the last good checkpoint is {last}"
+            if last and last.exists()
+            else "no checkpoint was written yet"
+        )
+        raise UserError(
+            f"{what} (epoch {self.current_epoch + 1}) is not finite: {which}. Nothing was saved since, "
+            f"and {kept}. What may help: a lower learning rate or a longer warm-up, a smaller weight of the "
+            "term, trainer.gradient_clip_val, precision bf16-mixed in the place of 16-mixed"
+        )
 
     @contextmanager
     def _keyed_dropout(self, batch_idx: int) -> Iterator[None]:
@@ -235,9 +327,16 @@ class Distiller(LightningModule):
     # --- epochs -----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Measure the teacher on the validation set, once in a run's life."""
+        """Measure the teacher on the validation set, once in a run's life; go on in a begun epoch."""
+        self._first_bad = None
+        if self._begun is not None:
+            self._epoch_sum = self._begun["sums"][self.global_rank].to(self.device)
+            self._epoch_steps, self._epoch_images = self._begun["steps"], self._begun["images"]
+            self._epoch_began = time.perf_counter() - self._begun["seconds"]
+            self._begun = None
         if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
-            self.teacher_accuracy = self._measure_teacher(self.teacher)
+            known = self.cache.accuracy if self.cache is not None else None
+            self.teacher_accuracy = known or self._measure_teacher(self.teacher)
             self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
 
     def on_train_epoch_start(self) -> None:
@@ -294,6 +393,7 @@ class Distiller(LightningModule):
         if validated:
             row |= {k: v.item() for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
         epoch = self.current_epoch + 1
+        self._epoch_sum = None  # what is saved from here on is no longer of this epoch
         self._log_row(epoch, row)
         self.log("epoch", float(epoch), logger=False)  # names the checkpoint files
 
@@ -356,6 +456,64 @@ class Distiller(LightningModule):
                     raise UserError(f"model.{role}: {error}") from error
         self._student_affine = _affine(data, self.student)
         self._teacher_affine = _affine(data, self.teacher) if self.teacher is not None else None
+        if self.teacher is not None and self.cache is not None and stage == "fit":
+            self.cache.check(identity(self.teacher, data))
+            self.cache.check_whole()
+            self.use(self.cache)
+            data.answers = self.cache.answers()
+        if self.teacher is not None and self.shard_teacher and stage == "fit":
+            shard(self.teacher, self.trainer.strategy)
+
+    def use(self, cache: TeacherCache) -> None:
+        """Settle which maps come from a cache. UserError where it lacks one that is not cheap to compute."""
+        if self.alpha > 0 and "log_probs" not in cache.layout.fields:
+            raise UserError(f"teacher_cache: {cache.folder} holds no logits, and alpha is {self.alpha}")
+        if self.alpha > 0 and cache.temperature != self.soft_kd.temperature:
+            raise UserError(
+                f"teacher_cache: {cache.folder} was made with model.temperature {cache.temperature}, and "
+                f"here it is {self.soft_kd.temperature}"
+            )
+        fields = {
+            (name, i): stored_name(self.pairs[name][i][1], shape)
+            for (name, i), shape in self.part_shapes().items()
+        }
+        self._cached = {pair: name for pair, name in fields.items() if name in cache.layout.fields}
+        self._uncached = sorted({self.pairs[name][i][1] for name, i in fields.keys() - self._cached.keys()})
+        if self._uncached and self._uncached[-1] > cache.online:
+            raise UserError(
+                f"teacher_cache: {cache.folder} holds no map of the teacher's block {self._uncached[-1]} as "
+                "the terms here need it; build one with this config"
+            )
+
+    def part_shapes(self) -> dict[tuple[str, int], tuple[int, ...]]:
+        """[C, H, W] of what each pair's loss sees of the teacher's map; runs both models on one image."""
+        assert self.teacher is not None
+        data = datamodule(self.trainer)
+        image = torch.zeros(1, len(data.mean), data.image_size, data.image_size, device=self.device)
+        with undisturbed(self.student):
+            found = self.student(self.for_student(image), self.student_layers, logits=False)
+            self._student_shapes = {
+                s: x.shape[1:] for s, x in zip(self.student_layers, found.maps, strict=True)
+            }
+        with undisturbed(self.teacher):
+            found = self.teacher(self.for_teacher(image), self.teacher_layers, logits=False)
+        parts = self.teacher_parts(dict(zip(self.teacher_layers, found.maps, strict=True)))
+        return {pair: tuple(part.shape[1:]) for pair, part in parts.items()}
+
+    def teacher_parts(self, maps: dict[int, Tensor]) -> dict[tuple[str, int], Tensor]:
+        """What each pair's loss sees of the teacher's map [B, C, H, W]; of the blocks given alone.
+
+        Its `teacher_part(student_map, teacher_map)` if it has one, as a loss may pool the map first.
+        """
+        parts = {}
+        for name, pairs in self.pairs.items():
+            losses: Any = self.terms[name]
+            for i, (loss, (s, t)) in enumerate(zip(losses, pairs, strict=True)):
+                if t in maps:
+                    shape = self._student_shapes[s]
+                    part = getattr(loss, "teacher_part", lambda _, teacher_map: teacher_map)
+                    parts[name, i] = part(maps[t].new_empty(1).expand(len(maps[t]), *shape), maps[t])
+        return parts
 
     def for_student(self, images: Tensor) -> Tensor:
         """A batch as the DataModule gives it, normalised and laid out as the student takes it."""
@@ -366,9 +524,12 @@ class Distiller(LightningModule):
         return _apply_affine(images, self._teacher_affine).contiguous(memory_format=self.memory_format)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Distiller:
-        """Moves to a device or dtype take the teacher along, though it is no submodule."""
+        """Moves to a device or dtype take the teacher along, though it is no submodule.
+
+        One that is to be sharded stays where it is until then: whole, it may not fit a device.
+        """
         teacher = self.__dict__.get("teacher")
-        if teacher is not None:
+        if teacher is not None and (is_sharded(teacher) or not self.shard_teacher):
             teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
@@ -399,20 +560,67 @@ class Distiller(LightningModule):
         return datamodule(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what builds the student again, and the teacher's accuracy."""
+        """Add what builds the student again, the teacher's accuracy, and how far a begun epoch has come.
+
+        With the last, and as order, augmentation and dropout are functions of where training is, a run that
+        is continued in the middle of an epoch equals one that was not interrupted: to the bit on a CPU. Its
+        loader skips what was seen (`ImageLoader.load_state_dict`). It takes the same number of devices,
+        images a batch and batches a step.
+
+        Raises UserError instead of saving weights that are not finite, or that such a loss was seen with.
+        """
+        self._check_finite()
+        if not torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all():
+            self._diverged(f"what step {self.trainer.global_step} made of the weights", "NaN or infinity")
         checkpoint["distill_dynamics"] = {
             "student": self.student.description(),
             "teacher_accuracy": self.teacher_accuracy,
+            "begun_epoch": self._begun_epoch(),
         }
 
+    def _begun_epoch(self) -> dict[str, Any] | None:
+        """What the epoch's row needs of the steps made so far, and what must not change before the next."""
+        if self._epoch_sum is None:
+            return None
+        sums: Any = self.all_gather(self._epoch_sum)
+        return {
+            "sums": sums.reshape(-1, len(self._epoch_sum)).cpu(),
+            "steps": self._epoch_steps,
+            "images": self._epoch_images,
+            "seconds": time.perf_counter() - self._epoch_began,
+            "layout": self._layout(),
+        }
+
+    def _layout(self) -> list[int]:
+        """Devices, images a batch, batches a step."""
+        trainer = self.trainer
+        return [trainer.world_size, datamodule(trainer).batch_size, trainer.accumulate_grad_batches]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the teacher's accuracy from the checkpoint: it is not measured twice."""
+        """Take the teacher's accuracy from the checkpoint: it is not measured twice. And the begun epoch.
+
+        Raises UserError where that was begun with other numbers of devices, images a batch or batches a step.
+        """
         if "distill_dynamics" not in checkpoint:
             raise UserError(
                 "ckpt_path: not a checkpoint of this project's fit, so no run to continue; "
                 "to start from its weights, name it as model.student.checkpoint"
             )
         self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
+        self._begun = checkpoint["distill_dynamics"].get("begun_epoch")
+        if (
+            self._begun is not None
+            and self.trainer.state.fn == "fit"
+            and self._begun["layout"] != self._layout()
+        ):
+            saved, now = (
+                f"{devices} devices x {batch} images x {accumulated} batches a step"
+                for devices, batch, accumulated in (self._begun["layout"], self._layout())
+            )
+            raise UserError(
+                f"ckpt_path: it was saved in the middle of epoch {checkpoint['epoch'] + 1}, with {saved}; "
+                f"this is {now}. Give what it had, or go on from the end of an epoch (epoch_*.ckpt, best.ckpt)"
+            )
 
 
 def datamodule(trainer: Trainer) -> Any:

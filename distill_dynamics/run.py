@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import remove_partial, whole
 
 PACKAGES = ("distill_dynamics", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "wandb")
 
@@ -47,8 +48,40 @@ def claim(runs_dir: str | os.PathLike, name: str | None, stem: str) -> Path:
 
 def _new(run_dir: Path) -> Path:
     run_dir.mkdir(parents=True)
-    write_whole(run_dir / "run.json", json.dumps({"id": uuid.uuid4().hex[:8], "starts": []}))
+    _name(run_dir)
     return run_dir
+
+
+def _name(run_dir: Path) -> None:
+    write_whole(run_dir / "run.json", json.dumps({"id": uuid.uuid4().hex[:8], "starts": []}))
+
+
+def take_up(run_dir: Path) -> None:
+    """Make the directory of a run ready to be continued, or begun where it holds no run yet.
+
+    That is so where a run was killed as it made the directory, or where another has made it, a job's log file
+    in it. Half-written files of a process that was killed are removed.
+
+    Raises:
+        UserError: it holds the files of a run, but not its run.json.
+    """
+    remove_partial(run_dir)
+    if not (run_dir / "run.json").exists():
+        for name in ("config.yaml", "metrics.csv", "checkpoints"):
+            if (run_dir / name).exists():
+                raise UserError(f"{run_dir} has a {name} and no run.json: no run that can be continued")
+        _name(run_dir)
+
+
+def has_started(run_dir: Path) -> bool:
+    """Whether training ever began in it."""
+    return bool(json.loads((run_dir / "run.json").read_text())["starts"])
+
+
+def has_ended(run_dir: Path) -> bool:
+    """Whether the last start in `run.json` has an end; that of a process that was killed has none."""
+    starts = json.loads((run_dir / "run.json").read_text())["starts"]
+    return not starts or starts[-1]["ended"] is not None
 
 
 def identity(run_dir: Path) -> str:
@@ -77,8 +110,13 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def record_end(run_dir: Path, epoch: int, error: BaseException | None = None) -> None:
-    """Say in the last start of `run.json` after how many epochs it ended, and on which error, if on one."""
+def record_end(
+    run_dir: Path, epoch: int, error: BaseException | None = None, preempted: bool = False
+) -> None:
+    """Say in the last start of `run.json` after how many epochs it ended, and on which error, if on one.
+
+    A run that was asked to make room and is to be continued has "preempted": true, and no error.
+    """
     path = run_dir / "run.json"
     content = json.loads(path.read_text())
     told = None
@@ -86,14 +124,15 @@ def record_end(run_dir: Path, epoch: int, error: BaseException | None = None) ->
         reason = next(iter(str(error).strip().splitlines()), "")
         told = type(error).__name__ + (f": {reason}" if reason else "")
     content["starts"][-1]["ended"] = {"epoch": epoch, "error": told}
+    if preempted:
+        content["starts"][-1]["ended"]["preempted"] = True
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(text)
 
 
 def _commit() -> str | None:
@@ -168,10 +207,7 @@ class RunLogger(Logger):
         if not rows:
             return
         columns = sorted({key for row in rows for key in row} - {"epoch", "step"})
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name("metrics.csv.partial")
-        with partial.open("w", newline="") as file:
+        with whole(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["epoch", "step", *columns])
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path)

@@ -333,7 +333,7 @@ def printed(capsys, *args: str) -> str:
 def test_the_programs_help_lists_seven_commands(capsys):
     text = " ".join(printed(capsys, "--help").split())
     assert list(COMMANDS) == ["fit", "validate", "test", "predict"]
-    assert list(PLAIN_COMMANDS) == ["analyze", "report", "dashboard"]
+    assert list(PLAIN_COMMANDS) == ["analyze", "report", "dashboard", "convert"]
     for command, sentence in PLAIN_COMMANDS.items():
         assert f"{command} {sentence}" in text
 

@@ -3,7 +3,8 @@
 from distill_dynamics.callbacks.conflict import GradientConflict
 from distill_dynamics.callbacks.console import Console, ProgressBar
 from distill_dynamics.callbacks.ema import EMA
+from distill_dynamics.callbacks.preemption import Preemption
 from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.callbacks.record import RunRecord
 
-__all__ = ["EMA", "Console", "DynamicsProbe", "GradientConflict", "ProgressBar", "RunRecord"]
+__all__ = ["EMA", "Console", "DynamicsProbe", "GradientConflict", "Preemption", "ProgressBar", "RunRecord"]

@@ -166,7 +166,7 @@ class GradientConflict(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Measure at epoch 0."""
-        if self._period and trainer.current_epoch == 0:
+        if self._period and trainer.global_step == 0:
             self._measure(trainer, pl_module, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:

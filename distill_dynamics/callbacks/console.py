@@ -24,6 +24,12 @@ class ProgressBar(TQDMProgressBar):
         """Loss and accuracy."""
         return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        """Show an epoch that is continued in its middle, of which Lightning calls no start."""
+        super().on_train_start(trainer, *args)
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start(trainer, *args)
+
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Count epochs from 1: the bar shows the one that is being trained."""
         super().on_train_epoch_start(trainer, *args)

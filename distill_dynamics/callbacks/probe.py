@@ -20,6 +20,7 @@ from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
 from distill_dynamics.report.fit_run import load_profiles
+from distill_dynamics.sharding import is_sharded
 
 
 class DynamicsProbe(Callback):
@@ -31,7 +32,8 @@ class DynamicsProbe(Callback):
     the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Training is
     not touched: weights, generators, flags and gradients are afterwards what they were.
 
-    Under DDP each rank profiles its share of the images.
+    Under DDP each rank profiles its share of the images; a sharded teacher, which all ranks must call
+    equally often, profiles all of them on each.
 
     Args:
         every_n_epochs: 0 turns probing off.
@@ -69,7 +71,7 @@ class DynamicsProbe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Profile the teacher, and the student at epoch 0."""
-        if not self._active(pl_module) or trainer.current_epoch > 0:
+        if not self._active(pl_module) or trainer.global_step > 0:
             return
         if pl_module.teacher is not None and pl_module.teacher.layers:
             teacher = self._profile(trainer, pl_module.teacher, None)
@@ -121,7 +123,7 @@ class DynamicsProbe(Callback):
             self._log(trainer, epoch, metrics, figures.of_run(*profiles) if _wandb(trainer) else {})
 
     def _profile(self, trainer: Trainer, backbone: Backbone, epoch: int | None) -> Profile:
-        shared = torch.distributed.is_initialized() and trainer.world_size > 1
+        shared = torch.distributed.is_initialized() and trainer.world_size > 1 and not is_sharded(backbone)
         images = self.probe_set.normalised(backbone.mean, backbone.std)
         return profile_model(
             backbone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.backbone import Backbone
+from distill_dynamics.callbacks.preemption import Preempted
 from distill_dynamics.distiller import Distiller, datamodule
-from distill_dynamics.run import RunLogger, record, record_end
+from distill_dynamics.errors import UserError
+from distill_dynamics.run import RunLogger, has_ended, record, record_end
 
 BEST_STUDENT = "student_best.safetensors"
 
@@ -22,6 +25,7 @@ class RunRecord(Callback):
 
     def __init__(self) -> None:
         self._started = False  # an error before that is none of the start that run.json has last
+        self._position: tuple[int, int] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Record the start; a continued run's metrics go on after the epoch that is continued."""
@@ -47,6 +51,7 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Distiller, checkpoint: dict[str, Any]) -> None:
         """Let a run that was moved keep its best: Lightning would forget the score with the old path."""
+        self._position = checkpoint["epoch"], checkpoint["global_step"]
         folder = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
         for state in checkpoint["callbacks"].values():
             if old := state.get("dirpath"):
@@ -57,29 +62,51 @@ class RunRecord(Callback):
                     k.replace(old, folder): v for k, v in state["best_k_models"].items()
                 }
 
-    def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Take the student out of the best checkpoint."""
-        best = best_checkpoint(trainer)
-        if best is None or best.best_model_score is None or not trainer.is_global_zero:
+    def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Refuse ranks that go on from different checkpoints, as where they see different folders."""
+        first = trainer.strategy.broadcast(self._position)
+        if not trainer.strategy.reduce_boolean_decision(first == self._position):
+            raise UserError(
+                f"the first process goes on from {_told(first)}, one of the others from another checkpoint: "
+                "all need to see the same run directory"
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Record that the run came to its end, and take the student out of the best checkpoint."""
+        if not trainer.is_global_zero:
             return
-        student = pl_module.student
+        self._export(trainer, pl_module.student)
+        run_dir = Path(trainer.default_root_dir)
+        if self._started or not has_ended(run_dir):  # a start that was killed after its last epoch has, now
+            record_end(run_dir, trainer.current_epoch)
+
+    def _export(self, trainer: Trainer, student: Backbone) -> None:
+        best = best_checkpoint(trainer)
+        if best is None or best.best_model_score is None:
+            return
         backbone = Backbone(student.name, checkpoint=best.best_model_path, timm_kwargs=student.timm_kwargs)
         backbone.export(
             Path(best.best_model_path).with_name(BEST_STUDENT),
             notes={"epoch": completed_epochs(best), "val_acc1": best.best_model_score.item()},
         )
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Record that the run came to its end."""
-        self._record_end(trainer)
-
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
-        """Record on which error it stopped; Ctrl-C is one."""
-        self._record_end(trainer, exception)
-
-    def _record_end(self, trainer: Trainer, error: BaseException | None = None) -> None:
+        """Record on which error it stopped; Ctrl-C is one, a preemption none."""
         if self._started and trainer.is_global_zero:
-            record_end(Path(trainer.default_root_dir), trainer.current_epoch, error)
+            preempted = isinstance(exception, Preempted)
+            with suppress(
+                OSError
+            ):  # it would take the place of the error that is recorded: a full disk is both
+                record_end(
+                    Path(trainer.default_root_dir),
+                    trainer.current_epoch,
+                    None if preempted else exception,
+                    preempted,
+                )
+
+
+def _told(position: tuple[int, int] | None) -> str:
+    return "the start" if position is None else f"epoch {position[0] + 1}, step {position[1]}"
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:

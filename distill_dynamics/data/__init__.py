@@ -5,6 +5,7 @@ from distill_dynamics.data.fashion_mnist import FashionMNIST, FashionMNISTSample
 from distill_dynamics.data.image_folder import ImageFolder
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.probe import ProbeSet, draw_probe
+from distill_dynamics.data.streamed import StreamedImageFolder
 
 __all__ = [
     "CIFAR10",
@@ -14,5 +15,6 @@ __all__ = [
     "ImageData",
     "ImageFolder",
     "ProbeSet",
+    "StreamedImageFolder",
     "draw_probe",
 ]

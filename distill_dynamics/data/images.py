@@ -4,7 +4,7 @@ Letters: B batch, C channels, H W grid.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
@@ -13,17 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import Compose
 
-from distill_dynamics.data.keyed import PADDING, Key, kept_generators, seed_generators
+from distill_dynamics.data.keyed import PADDING, Key, KeyedSampler, View, kept_generators, seed_generators
 from distill_dynamics.data.sources import Source, UnreadableImage
-from distill_dynamics.data.transforms import normalise
+from distill_dynamics.data.transforms import ReducedCrop, normalise
 from distill_dynamics.errors import UserError
+from distill_dynamics.signals import deaf_from_birth
 
 IGNORED = -100
 """The target of a padding item: not to be counted (torch's `ignore_index`)."""
 
 K = TypeVar("K")
-Drawn = tuple[Tensor, Tensor, list[str]]
-"""Images [B,C,H,W], targets [B], and one line for each image that could not be read and is missing."""
+Drawn = tuple[Tensor, Tensor, list[str] | UserError, dict[str, Tensor]]
+"""Images [B,C,H,W], targets [B], one line for each image that could not be read and is missing, or what
+keeps the whole batch from being drawn; and what else is known of the images, [B, ...] each."""
 
 
 class Unreadable:
@@ -33,11 +35,16 @@ class Unreadable:
         self.skip = skip
         self.lines: dict[str, None] = {}  # a set that keeps its order
 
-    def report(self, lines: Sequence[str], left: int) -> None:
+    def report(self, lines: Sequence[str] | UserError, left: int) -> None:
         """Takes note of unreadable files in a batch of which `left` images are left.
 
-        Raises UserError naming a file when they are not to be skipped, or when nothing is left.
+        Raises UserError naming a file when they are not to be skipped, or when nothing is left; or the one
+        that it is given.
         """
+        if isinstance(lines, UserError):
+            raise UserError(
+                *lines.args
+            )  # a new one: the old, in its own traceback, would keep the workers alive
         for line in lines:
             if not self.skip:
                 raise UserError(
@@ -80,6 +87,10 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
     def _finish(self, images: Tensor, keys: Sequence[K]) -> None:
         """What remains to be done to normalised images, in place."""
 
+    def _answers(self, keys: Sequence[K]) -> dict[str, Tensor]:
+        """What else is known of the images."""
+        return {}
+
     def __getitems__(self, keys: Sequence[K]) -> Drawn:
         drawn: list[tuple[K, Tensor, int]] = []
         lines = []
@@ -87,17 +98,19 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
             try:
                 drawn.append((key, *self._item(key)))
             except UnreadableImage as error:
-                # Not raised here: torch would turn it into a page of a worker's traceback.
+                # Not raised here, nor below: torch would turn it into a page of a worker's traceback.
                 lines.append(str(error))
+            except UserError as error:
+                return torch.empty(0), torch.empty(0, dtype=torch.int64), error, {}
         if not drawn:
-            return torch.empty(0), torch.empty(0, dtype=torch.int64), lines
+            return torch.empty(0), torch.empty(0, dtype=torch.int64), lines, {}
         read, pixels, targets = zip(*drawn, strict=True)
         images = normalise(torch.stack(pixels), self.mean, self.std)
         self._finish(images, read)
-        return images, torch.tensor(targets), lines
+        return images, torch.tensor(targets), lines, self._answers(read)
 
     def __getitem__(self, key: K) -> tuple[Tensor, Tensor]:
-        images, targets, lines = self.__getitems__([key])
+        images, targets, lines, _ = self.__getitems__([key])
         self.unreadable.report(lines, len(targets))
         return images[0], targets[0]
 
@@ -114,15 +127,23 @@ class TrainImages(Images[Key]):
         self.finish = finish
         self.seed = seed
 
+    def _stream(self, key: Key) -> tuple[int, ...]:
+        """What a view's random numbers are a function of."""
+        return (self.seed, *key)
+
     def _item(self, key: Key) -> tuple[Tensor, int]:
-        image = self.source.image(key.image)
-        seed_generators(self.seed, *key, 0)
+        needed = None
+        if isinstance(crop := self.to_pixels.transforms[0], ReducedCrop):
+            needed = crop.needed
+            seed_generators(*self._stream(key), 0)  # it draws its box to see how small the image may be
+        image = self.source.image(key.image, needed)
+        seed_generators(*self._stream(key), 0)
         return self.to_pixels(image), int(self.source.targets[key.image])
 
     def _finish(self, images: Tensor, keys: Sequence[Key]) -> None:
         if self.finish.transforms:
             for image, key in zip(images, keys, strict=True):
-                seed_generators(self.seed, *key, 1)
+                seed_generators(*self._stream(key), 1)
                 image.copy_(self.finish(image))
 
     def __getitems__(self, keys: Sequence[Key | int]) -> Drawn:
@@ -130,6 +151,34 @@ class TrainImages(Images[Key]):
         whole = [key if isinstance(key, Key) else Key(0, key, 0) for key in keys]
         with nullcontext() if get_worker_info() else kept_generators():
             return super().__getitems__(whole)
+
+
+class FixedViews(TrainImages):
+    """The same `views` augmented views of each image over and over, whatever the epoch, order or run.
+
+    Repeat r of R in epoch e is view (R e + r) mod `views`. `seed` is that of the views alone. With `answers`
+    (from views to [B, ...] each) a batch has those as its third part.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        views: int,
+        repeats: int,
+        answers: Callable[[Sequence[View]], dict[str, Tensor]] | None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.views, self.repeats, self.answers = views, repeats, answers
+
+    def _view(self, key: Key) -> View:
+        return View((self.repeats * key.epoch + key.repeat) % self.views, key.image)
+
+    def _stream(self, key: Key) -> tuple[int, ...]:
+        return (self.seed, *self._view(key))
+
+    def _answers(self, keys: Sequence[Key]) -> dict[str, Tensor]:
+        return self.answers([self._view(key) for key in keys]) if self.answers else {}
 
 
 class EvalImages(Images[int]):
@@ -146,17 +195,37 @@ class EvalImages(Images[int]):
 
 
 class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """A DataLoader over `Images` that yields (images, targets) and reports unreadable files.
+    """A DataLoader over `Images` that yields (images, targets), or (images, targets, answers).
 
-    The report is made here, in the main process, so that the user sees one line and not a worker's traceback.
+    Unreadable files are reported here, in the main process, so that the user sees one line and not a worker's
+    traceback. Over a `KeyedSampler` it can be saved and continued in the middle of an epoch: what was seen is
+    not drawn again.
     """
 
     dataset: Images
+    _position = (0, 0)  # the epoch that is under way, and how many of its batches were given out
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        for images, targets, lines in super().__iter__():
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
+        if isinstance(self.sampler, KeyedSampler):
+            epoch, seen = self.sampler.seen
+            now = self.sampler.epoch
+            self._position = (now, seen // (self.batch_size or 1) if epoch == now else 0)
+        with deaf_from_birth():
+            batches = super().__iter__()
+        for images, targets, lines, answers in batches:
             self.dataset.unreadable.report(lines, len(targets))
-            yield images, targets
+            self._position = (self._position[0], self._position[1] + 1)
+            yield (images, targets, answers) if answers else (images, targets)
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch that is under way and how many of its batches were given out."""
+        epoch, batches = self._position
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin that epoch, when it comes, after the batches that were given out; Lightning calls this."""
+        if isinstance(self.sampler, KeyedSampler):
+            self.sampler.seen = (state_dict["epoch"], state_dict["batches"] * (self.batch_size or 1))
 
 
 def as_drawn(batch: Any) -> Any:

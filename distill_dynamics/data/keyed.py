@@ -30,6 +30,13 @@ class Key(NamedTuple):
     repeat: int
 
 
+class View(NamedTuple):
+    """One of an image's fixed views (`ImageData.views`), whatever the epoch."""
+
+    view: int
+    image: int
+
+
 def _digest(key: tuple[int, ...], size: int) -> bytes:
     """A hash of the whole key, so that neighbouring seeds and epochs have nothing in common."""
     return blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=size).digest()
@@ -76,6 +83,9 @@ class KeyedSampler(DistributedSampler[Key]):
     `multiple` cuts each rank's share to a whole number of so many views. As views are dealt out to the ranks
     one by one, the first n x world of them are the same for any number of ranks.
 
+    `seen` is (epoch, n): of that epoch, the first n views of this rank's share are left out. The length is
+    that of a whole epoch all the same.
+
     It is a `DistributedSampler` so that Lightning leaves it alone, whatever `use_distributed_sampler` says.
     """
 
@@ -86,6 +96,7 @@ class KeyedSampler(DistributedSampler[Key]):
         super().__init__(images, num_replicas=world, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.repeats = repeats
         self.multiple = multiple
+        self.seen = (0, 0)
         self.order = (
             DistributedSampler(images, num_replicas=world, rank=rank, drop_last=True)  # type: ignore[arg-type]
             if repeats == 1
@@ -94,7 +105,9 @@ class KeyedSampler(DistributedSampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         self.order.set_epoch(mixed(self.seed, self.epoch))
-        for turn, image in enumerate(islice(self.order, len(self))):
+        epoch, seen = self.seen
+        start = seen if epoch == self.epoch else 0
+        for turn, image in enumerate(islice(self.order, start, len(self)), start):
             # Copies of an image lie side by side in the order before it is dealt out to the ranks.
             yield Key(self.epoch, image, (self.rank + turn * self.num_replicas) % self.repeats)
 

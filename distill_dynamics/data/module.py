@@ -1,6 +1,7 @@
 """The base of every data module: loaders, keyed randomness, the probe set."""
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,17 +11,19 @@ from torchvision.transforms import Compose
 
 from distill_dynamics.data.images import (
     EvalImages,
+    FixedViews,
     ImageLoader,
     Images,
     TrainImages,
     Unreadable,
     as_drawn,
 )
-from distill_dynamics.data.keyed import EvalSampler, KeyedSampler
+from distill_dynamics.data.keyed import EvalSampler, Key, KeyedSampler, View
 from distill_dynamics.data.probe import ProbeSet, draw_probe
 from distill_dynamics.data.sources import Source, UnreadableImage, fingerprint
 from distill_dynamics.data.transforms import eval_transform, train_transforms
 from distill_dynamics.errors import UserError
+from distill_dynamics.signals import hear_parent_alone
 
 Split = Literal["train", "val"]
 
@@ -56,9 +59,15 @@ class ImageData(pl.LightningDataModule):
             random, in the place of timm's random-resized crop.
         repeats: views of an image drawn in an epoch (repeated augmentation). An epoch keeps its length, so
             it sees 1 in `repeats` images.
+        views: each image has so many augmented views, gone through in turn: repeat r of R in epoch e is view
+            (R e + r) mod `views`. None: a new one each time. A teacher's answers to fixed views can be
+            computed once (`cache-teacher`).
+        view_seed: of these views. It is not the run's: runs with other seeds see the same views, in another
+            order.
         crop_pct: evaluation resizes the shorter side to `image_size / crop_pct` and crops the centre.
         interpolation: of that resizing and of augmentation: bilinear, bicubic, ...
-        seed: of order and augmentation; None takes the run's (Lightning's `seed_everything`), or 0.
+        seed: of order and (but for fixed views) augmentation; None takes the run's (Lightning's
+            `seed_everything`), or 0.
     """
 
     classes: list[str]
@@ -77,6 +86,8 @@ class ImageData(pl.LightningDataModule):
         augment: dict[str, Any],
         crop_padding: int = 0,
         repeats: int = 1,
+        views: int | None = None,
+        view_seed: int = 0,
         crop_pct: float = 1.0,
         interpolation: str = "bicubic",
         seed: int | None = None,
@@ -92,6 +103,8 @@ class ImageData(pl.LightningDataModule):
         self.augment = dict(augment)
         self.crop_padding = crop_padding
         self.repeats = repeats
+        self.views, self.view_seed = views, view_seed
+        self.answers: Callable[[Sequence[View]], dict[str, torch.Tensor]] | None = None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         self.seed = seed
@@ -107,7 +120,7 @@ class ImageData(pl.LightningDataModule):
                 )
         if min(self.std) <= 0:
             raise UserError(f"data.std: {self.std} must be positive")
-        for name in ("image_size", "batch_size", "global_batch", "eval_batch_size", "repeats"):
+        for name in ("image_size", "batch_size", "global_batch", "eval_batch_size", "repeats", "views"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
         for name in ("num_workers", "crop_padding"):
@@ -186,6 +199,9 @@ class ImageData(pl.LightningDataModule):
             self.image_size, self.mean, self.std, self.interpolation, self.crop_padding, self.augment
         )
 
+    def _train_sampler(self, **settings: int) -> KeyedSampler:
+        return KeyedSampler(len(self._source("train").targets), **settings)
+
     def _share(self) -> dict[str, int]:
         """This process's place among the ranks."""
         if self.trainer is None:
@@ -199,6 +215,7 @@ class ImageData(pl.LightningDataModule):
             dataset,
             num_workers=self.num_workers,
             collate_fn=as_drawn,
+            worker_init_fn=hear_parent_alone,
             pin_memory=torch.cuda.is_available(),
             # Its own, or every epoch would draw the workers' seeds from the global generator.
             generator=torch.Generator(),
@@ -207,10 +224,8 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Augmented views in the order of (seed, epoch). Raises UserError if they do not fill one batch."""
-        source = self._source("train")
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        sampler = KeyedSampler(
-            len(source.targets),
+        sampler = self._train_sampler(
             seed=seed,
             repeats=self.repeats,
             multiple=1 if self.global_batch is None else self.batch_size * self._accumulated,
@@ -227,11 +242,47 @@ class ImageData(pl.LightningDataModule):
                 f"data.batch_size: {self.batch_size} is more than "
                 f"the {given} training images that a device gets"
             )
-        to_pixels, finish = self._train_transforms()
-        dataset = TrainImages(
-            source, to_pixels, self.mean, self.std, self.unreadable, finish=finish, seed=seed
-        )
+        dataset = self._train_images(seed, self.answers)
         return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True)
+
+    def views_dataloader(self, views: Sequence[View]) -> ImageLoader:
+        """Fixed views in the order given, batches of `eval_batch_size`, with "view" and "image" of each."""
+        dataset = self._train_images(0, _places)
+        keys = _Keys(views, self.repeats)
+        return self._loader(dataset, sampler=keys, batch_size=self.eval_batch_size)
+
+    def _train_images(
+        self, seed: int, answers: Callable[[Sequence[View]], dict[str, torch.Tensor]] | None
+    ) -> TrainImages:
+        to_pixels, finish = self._train_transforms()
+        given = (self._source("train"), to_pixels, self.mean, self.std, self.unreadable)
+        if self.views is None:
+            return TrainImages(*given, finish=finish, seed=seed)
+        return FixedViews(
+            *given,
+            finish=finish,
+            seed=self.view_seed,
+            views=self.views,
+            repeats=self.repeats,
+            answers=answers,
+        )
+
+    def views_depend_on(self) -> dict[str, Any]:
+        """What the pixels of fixed views are a function of, by name; the data must be loaded."""
+        names = (
+            "views",
+            "view_seed",
+            "image_size",
+            "mean",
+            "std",
+            "augment",
+            "crop_padding",
+            "interpolation",
+        )
+        return {
+            "fingerprint": fingerprint(self._source("train")),
+            **{name: getattr(self, name) for name in names},
+        }
 
     def val_dataloader(self) -> ImageLoader:
         """Every validation image once, without randomness."""
@@ -250,6 +301,25 @@ class ImageData(pl.LightningDataModule):
     def predict_dataloader(self) -> ImageLoader:
         """The validation split."""
         return self.val_dataloader()
+
+
+class _Keys(Sequence[Key]):
+    """Views as the keys that `FixedViews` takes, made when they are asked for: there may be millions."""
+
+    def __init__(self, views: Sequence[View], repeats: int) -> None:
+        self.views, self.repeats = views, repeats
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, place: Any) -> Any:
+        view, image = self.views[place]
+        return Key(view // self.repeats, image, view % self.repeats)
+
+
+def _places(views: Sequence[View]) -> dict[str, torch.Tensor]:
+    view, image = torch.tensor(views).unbind(1)
+    return {"view": view, "image": image}
 
 
 def share_batch(global_batch: int, most: int, devices: int) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """Where images come from: an array in memory, or files on disk. Both give PIL images and integer targets."""
 
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,21 @@ class UnreadableImage(Exception):
         self.index = index
 
 
+Needed = Callable[[tuple[int, int]], tuple[float, float]]
+"""From the (width, height) of a whole image to those that it must still have when it is decoded."""
+
+FULL_SIZE = "full_size"
+"""Key of `Image.info`: the (width, height) of the whole image, where it may have been decoded smaller."""
+
+
 class Source(Protocol):
     """N images with their classes."""
 
     targets: NDArray[np.int64]
     """[N], 0 to K - 1."""
 
-    def image(self, index: int) -> Image.Image:
-        """The image as it is stored. Raises UnreadableImage."""
+    def image(self, index: int, needed: "Needed | None" = None) -> Image.Image:
+        """The image as it is stored, or a smaller one where `needed` allows it. Raises UnreadableImage."""
         ...
 
     def digests(self) -> Iterable[bytes | memoryview]:
@@ -44,8 +52,8 @@ class ArraySource:
         self.pixels = np.ascontiguousarray(pixels)
         self.targets = targets.astype(np.int64)
 
-    def image(self, index: int) -> Image.Image:
-        """A PIL image in mode L or RGB."""
+    def image(self, index: int, needed: Needed | None = None) -> Image.Image:
+        """A PIL image in mode L or RGB, never smaller than it is stored."""
         return Image.fromarray(self.pixels[index])
 
     def digests(self) -> Iterable[bytes | memoryview]:
@@ -70,24 +78,10 @@ class FileSource:
         """Where the image is."""
         return self.root / os.fsdecode(self.names[index])
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, needed: Needed | None = None) -> Image.Image:
         """A PIL image in mode RGB."""
         path = self.path(index)
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):  # Pillow would clip them to 8 bits, most to white
-                    raise ValueError(f"mode {image.mode}: only images of 8 bits a channel can be read")
-                return image.convert("RGB")
-        # What Pillow's decoders raise for broken files, OSError foremost.
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            struct.error,
-            Image.DecompressionBombError,
-        ) as error:
-            raise UnreadableImage(f"{path}: {' '.join(str(error).split())}", index) from error
+        return decoded(path, str(path), index, needed)
 
     def digests(self) -> Iterable[bytes | memoryview]:
         """All names and targets, and the sizes of up to 10,000 files spread over them.
@@ -98,6 +92,37 @@ class FileSource:
         yield self.targets.data
         for index in range(0, len(self.names), max(1, len(self.names) // 10_000)):
             yield str(self.path(index).stat().st_size).encode()
+
+
+def decoded(file: Path | IO[bytes], name: str, index: int, needed: Needed | None = None) -> Image.Image:
+    """A PIL image in mode RGB.
+
+    With `needed`, a JPEG file is decoded at 1/2 or 1/4 of its size where that is enough: its decoder leaves
+    out the fine part of the cosine transform, and much of the work with it. The whole image's size is then in
+    `info[FULL_SIZE]`.
+
+    Raises UnreadableImage.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip them to 8 bits, most to white
+                raise ValueError(f"mode {image.mode}: only images of 8 bits a channel can be read")
+            if needed is not None:
+                image.info[FULL_SIZE] = image.size
+                width, height = map(math.ceil, needed(image.size))
+                # Never 1/8, which is the mean of each block of the file and no more: it aliases.
+                image.draft(None, (max(width, image.width // 4), max(height, image.height // 4)))
+            return image.convert("RGB")
+    # What Pillow's decoders raise for broken files, OSError foremost.
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UnreadableImage(f"{name}: {' '.join(str(error).split())}", index) from error
 
 
 def download(dataset: Callable[..., object], data_dir: str) -> None:

@@ -7,17 +7,25 @@ Letters: B batch, C channels, H W grid.
 
 import difflib
 import inspect
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, create_transform
-from timm.data.transforms import MaybePILToTensor, MaybeToTensor, str_to_interp_mode
+from timm.data.transforms import (
+    MaybePILToTensor,
+    MaybeToTensor,
+    RandomResizedCropAndInterpolation,
+    str_to_interp_mode,
+)
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from distill_dynamics.data.sources import FULL_SIZE
 from distill_dynamics.errors import UserError
 
 # The training keywords of create_transform, less those the data module sets itself, those of another
@@ -32,6 +40,48 @@ AUGMENT_KEYS = sorted(
 
 FLIP = {"hflip": 0.5, "color_jitter": None}
 """Mirroring alone, for small images (with crop padding)."""
+
+
+class ReducedCrop:
+    """timm's random-resized crop, for an image that may have been decoded at a fraction of its size.
+
+    The box is drawn on the whole image from the same random numbers, so it is timm's box; only the pixels
+    come from the smaller decoding, at which the box is never smaller than the output. An image that was
+    decoded whole gives timm's pixels.
+    """
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation):
+        self.crop = crop
+
+    def needed(self, size: tuple[int, int]) -> tuple[float, float]:
+        """The (width, height) at which the box that is drawn next is as large as the output.
+
+        Draws that box: `__call__` finds the same one if the generators are set back to where they were.
+        """
+        _, _, height, width = self._box(size)
+        out_height, out_width = self.crop.size
+        return size[0] * out_width / width, size[1] * out_height / height
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The box of the image, resized."""
+        size = image.info[FULL_SIZE]
+        if size == image.size:
+            return self.crop(image)
+        top, left, height, width = self._box(size)
+        how = self.crop.interpolation
+        how = random.choice(how) if isinstance(how, (tuple, list)) else how
+        # Not the ratio of the sizes, which a decoder rounds up: that would shift the box by most of a pixel.
+        scale = round(max(size) / max(image.size))
+        box = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
+        return image.resize(self.crop.size[::-1], functional.pil_modes_mapping[how], box)
+
+    def _box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Top, left, height, width."""
+        of_size = torch.empty(1, size[1], size[0], device="meta")  # timm asks an image for no more
+        return self.crop.get_params(of_size, self.crop.scale, self.crop.ratio)
+
+    def __repr__(self) -> str:
+        return f"ReducedCrop({self.crop!r})"
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -55,12 +105,14 @@ def train_transforms(
     interpolation: str,
     crop_padding: int,
     augment: Mapping[str, Any],
+    reduced_decode: bool = False,
 ) -> tuple[transforms.Compose, transforms.Compose]:
     """timm's training transform as (PIL image → uint8 [C,H,W], normalised [C,H,W] → [C,H,W]).
 
     The second holds what timm does after normalising: random erasing, or nothing.
     With `crop_padding` > 0 the random-resized crop gives way to a random crop after padding by that many
     pixels, as DeiT does for 32-pixel images; `augment`'s `no_aug` switches that off, too.
+    With `reduced_decode` the first operation is a `ReducedCrop`.
     """
     check_augment(augment)
     keywords = {"interpolation": interpolation, **augment}
@@ -77,6 +129,13 @@ def train_transforms(
             transforms.Resize(image_size, interpolation=str_to_interp_mode(resize)),
             transforms.RandomCrop(image_size, padding=crop_padding),
         ]
+    if reduced_decode:
+        if not isinstance(ops[0], RandomResizedCropAndInterpolation):
+            raise UserError(
+                "data.reduced_decode is for timm's random-resized crop, which these settings of data.augment "
+                "and data.crop_padding leave out"
+            )
+        ops[0] = ReducedCrop(ops[0])
     cut = next(i for i, op in enumerate(ops) if isinstance(op, MaybeToTensor))
     return transforms.Compose([*ops[:cut], MaybePILToTensor()]), transforms.Compose(ops[cut + 2 :])
 

@@ -76,6 +76,22 @@ def test_training_views_do_not_depend_on_the_workers(tmp_path):
     assert torch.equal(here, there)
 
 
+def test_a_reduced_decoding_shows_the_same_views_but_for_a_few_grey_levels(tmp_path):
+    write_images(tmp_path, images=2)
+    noise = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for path in tmp_path.rglob("*.JPEG"):
+        Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(path)
+    settings = {"augment": {"color_jitter": None}, "seed": 3, "num_workers": 0}
+    usual, reduced = (
+        make(tmp_path, reduced_decode=on, **settings).train_dataloader() for on in (False, True)
+    )
+    for (images, targets), (others, again) in zip(usual, reduced, strict=True):
+        assert torch.equal(targets, again)
+        assert not torch.equal(images, others)
+        assert (images - others).abs().mean() * 0.225 * 255 < 3  # the standard deviation of a channel
+    assert repr(reduced.dataset.to_pixels.transforms[0]).startswith("ReducedCrop(RandomResizedCrop")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path / 'train'} is missing"):
         make(tmp_path)

@@ -1,13 +1,17 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.auto_augment import AugmentOp
+from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from distill_dynamics.data.image_folder import RECIPE
 from distill_dynamics.data.keyed import seed_generators
-from distill_dynamics.data.transforms import FLIP, eval_transform, normalise, train_transforms
+from distill_dynamics.data.sources import decoded
+from distill_dynamics.data.transforms import FLIP, ReducedCrop, eval_transform, normalise, train_transforms
 from distill_dynamics.errors import UserError
 
 IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
@@ -115,3 +119,58 @@ def test_posterize_at_its_extreme():
     op = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
     assert op.level_fn(10, {}) == (0,)
     assert not np.asarray(op(photo())).any()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "random"])
+def test_a_reduced_crop_is_timms_box_from_a_smaller_decoding(tmp_path, interpolation, monkeypatch):
+    path = tmp_path / "large.jpg"
+    photo(1200, 1603).save(path, quality=92)
+    theirs = RandomResizedCropAndInterpolation((96, 128), interpolation=interpolation)
+    ours = ReducedCrop(RandomResizedCropAndInterpolation((96, 128), interpolation=interpolation))
+    whole = Image.open(path).convert("RGB")
+    boxes, reduced = [], set()
+    draw = RandomResizedCropAndInterpolation.get_params
+    monkeypatch.setattr(
+        RandomResizedCropAndInterpolation,
+        "get_params",
+        staticmethod(lambda *args: boxes.append(draw(*args)) or boxes[-1]),
+    )
+    for number in range(40):
+        boxes.clear()
+        seed_generators(number)
+        expected, after = theirs(whole), random.random()
+        seed_generators(number)
+        image = decoded(path, "large.jpg", 0, ours.needed)
+        seed_generators(number)
+        view = ours(image)
+        assert random.random() == after  # what is drawn next is the same, too
+        assert boxes == [boxes[0]] * 3
+        _, _, height, width = boxes[0]
+        # Never enlarged where timm would not; and at the smallest scale of which that is true.
+        scale = round(1603 / image.width)
+        reduced.add(scale)
+        assert scale == max(s for s in (1, 2, 4) if s == 1 or (height / s >= 96 and width / s >= 128))
+        assert view.size == expected.size == (128, 96)
+        difference = np.abs(np.asarray(view, float) - np.asarray(expected, float)).mean()
+        assert difference == 0 if scale == 1 else difference < 2
+    assert reduced == {2, 4}
+
+
+def test_views_of_images_that_are_not_much_larger_than_a_view_are_timms_bit_for_bit(tmp_path):
+    path = tmp_path / "usual.jpg"
+    photo().save(path)
+    usual, _ = train_transforms(224, *IMAGENET.values(), "bicubic", 0, RECIPE)
+    reduced, _ = train_transforms(224, *IMAGENET.values(), "bicubic", 0, RECIPE, reduced_decode=True)
+    for number in range(5):
+        seed_generators(number)
+        expected = usual(Image.open(path).convert("RGB"))
+        seed_generators(number)
+        image = decoded(path, "usual.jpg", 0, reduced.transforms[0].needed)
+        seed_generators(number)
+        assert torch.equal(reduced(image), expected)
+
+
+@pytest.mark.parametrize(("padding", "augment"), [(4, RECIPE), (0, {"no_aug": True})])
+def test_a_reduced_decoding_without_a_random_resized_crop_is_one_line(padding, augment):
+    with pytest.raises(UserError, match=r"data\.reduced_decode is for timm's random-resized crop"):
+        train_transforms(224, *IMAGENET.values(), "bicubic", padding, augment, reduced_decode=True)

@@ -1,0 +1,193 @@
+"""SIGTERM and SIGUSR1: stop between two steps, with a checkpoint that goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+import wandb
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from distill_dynamics.checkpoints import last_checkpoint
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.signals import STOP
+
+EXIT_STATUS = 75
+"""EX_TEMPFAIL of sysexits.h, "try again": neither the end of the run, which is 0, nor an error."""
+
+SAME_SIGNAL_S = 5.0
+"""Seconds in which a signal that comes again is the same one: launchers pass on what all have got already."""
+
+LAST_UPLOAD_S = 30.0
+"""Seconds that W&B has to upload what it holds; what is left then is on disk, for `wandb sync`."""
+
+
+class Preempted(SystemExit):
+    """Ends a run that was asked to make room, with `EXIT_STATUS`."""
+
+
+class Preemption(Checkpoint):
+    """On SIGTERM or SIGUSR1 to any rank: all stop after the same step, with `last.ckpt` written there.
+
+    The checkpoint may be in the middle of an epoch. A run that is continued from it ends as if it had not
+    been stopped: see `Distiller.on_save_checkpoint`. Then run.json and W&B are closed, and every rank exits
+    with status 75 (those that Lightning started itself with 0: any other it takes for a crash of theirs).
+
+    How long that takes: the step in which the signal comes and, of several ranks, the next one, then the
+    writing. A signal in the last step of an epoch, in validation or at a probe waits for the epoch to be
+    recorded and saved; one before the first step waits for the teacher to be measured. After the last epoch
+    nothing is left to be continued: the run ends as it would have. A signal that comes more than 5 s after
+    the first ends the process at once, in the system's way, unless the checkpoint is already written.
+
+    Ranks agree over a process group of their own, on the CPU: each posts at the end of a step whether it was
+    asked to stop, and reads the answer at the end of the next, so that no rank waits. (Lightning would ask
+    with a broadcast before every batch, for which the device has to finish its work, and send another from
+    within its handler. Both are switched off here, as is its requeuing of SLURM jobs.)
+
+    It is a `Checkpoint` so that Lightning calls it after all other callbacks: what they change at the end of
+    a step, an average of weights for one, is then in the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None  # when the first signal came
+        self._agreed = False  # all ranks know of it
+        self._saved = False
+        self._step = 0
+        self._group: Any = None
+        self._posted: tuple[Tensor, Any] | None = None
+        self._before: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
+        """Listen; workers that load images are started after this and inherit it."""
+        if stage != "fit" or threading.current_thread() is not threading.main_thread():
+            return
+        connector: Any = trainer._signal_connector
+        loop: Any = trainer.fit_loop.epoch_loop
+        connector.register_signal_handlers = loop._broadcast_sigterm_tensor = lambda: None
+        for number in STOP:
+            self._before[number] = signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif now - self._asked_at > SAME_SIGNAL_S and not self._saved:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Make the group in which the ranks agree."""
+        self._step = trainer.global_step
+        if trainer.world_size > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Stop here if a signal came since the last step; the epoch before is in `last.ckpt`."""
+        self._read()
+        self._post()
+        self._read()
+        if self._agreed:
+            raise Preempted(_status(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Distiller, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if the ranks have agreed to, and if this batch was the last of an optimiser's step."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self._read()
+        if not self._agreed:
+            self._post()
+        if self._agreed and not trainer.is_last_batch:
+            path = last_checkpoint(trainer)
+            assert path is not None  # the command line gives every fit one
+            trainer.save_checkpoint(path)
+            raise Preempted(_status(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Leave nothing under way in the group."""
+        self._read()
+
+    def _post(self) -> None:
+        asked = self._asked_at is not None
+        if self._group is None:
+            self._agreed = asked
+        else:
+            flag = torch.tensor([int(asked)])
+            self._posted = (
+                flag,
+                torch.distributed.all_reduce(
+                    flag, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
+                ),
+            )
+
+    def _read(self) -> None:
+        if self._posted is not None:
+            flag, work = self._posted
+            self._posted = None
+            work.wait()
+            self._agreed = bool(flag.item())
+
+    def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
+        """Say how to go on, and close W&B. Other errors: put the handlers back."""
+        if not isinstance(exception, Preempted):
+            self._put_back()
+            return
+        # The handlers stay: a launcher that sees one rank end may send the others a signal, and their
+        # status is to be the same. So all end together, too.
+        self._saved = True
+        closing = _told(trainer) if trainer.is_global_zero else None
+        trainer.strategy.barrier()
+        if closing is not None and closing.is_alive():  # W&B would go on trying
+            os._exit(EXIT_STATUS)
+
+    def teardown(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
+        """Put the handlers back that were there before."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+
+def _status(trainer: Trainer) -> int:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+    return 0 if is_child else EXIT_STATUS
+
+
+def _told(trainer: Trainer) -> threading.Thread | None:
+    """Say how to go on and close W&B; what still does so after `LAST_UPLOAD_S`, if W&B was on."""
+    path = last_checkpoint(trainer)
+    saved = f"{path} holds it" if path is not None and path.exists() else "no step was made yet"
+    print(
+        f"asked to stop in epoch {trainer.current_epoch + 1} after step {trainer.global_step}: {saved}; "
+        f"go on with --config {trainer.default_root_dir}/config.yaml --ckpt_path auto",
+        file=sys.stderr,
+        flush=True,
+    )
+    if wandb.run is None:
+        return None
+    closing = threading.Thread(target=_close_wandb, daemon=True)
+    closing.start()
+    closing.join(LAST_UPLOAD_S)
+    return closing
+
+
+def _close_wandb() -> None:
+    with suppress(Exception):  # its own process may have been asked to stop, too
+        if wandb.run is not None:
+            wandb.run.mark_preempting()
+        wandb.finish(EXIT_STATUS)

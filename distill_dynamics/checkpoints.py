@@ -1,0 +1,95 @@
+"""Checkpoint files: written whole or not at all, and the newest whole one of a run found again."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.files import whole
+
+LAST = "last.ckpt"
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then moves it there in one step.
+
+    Lightning's own does so through the folder for temporary files, which may be on another file system, where
+    a move is a copy that can be cut short; and it does not wait until the file is on the disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it. Raises OSError, naming the file, where the disk is full for one; the old file is left."""
+        # In memory first: torch turns the OSError of a file into a RuntimeError without its reason.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with whole(path) as partial:
+            partial.write_bytes(content.getbuffer())
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, its tensors not yet read into memory.
+
+    Raises UserError, in a line, where the file was cut short or altered (torch keeps a checksum of every
+    part) or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise UserError(f"{path}: cut short or damaged ({_first_line(error)})") from error
+    if damaged is not None:
+        raise UserError(f"{path}: damaged (in {damaged})")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: no checkpoint, but a {type(content).__name__}")
+    return content
+
+
+def newest_whole(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run; None where there is none. One line on stderr for each left out.
+
+    That is `last.ckpt`, and where it is damaged the one of the most epochs and steps among the others.
+    """
+    folder = run_dir / "checkpoints"
+    others = sorted(path for path in folder.glob("*.ckpt") if path.name != LAST)
+    if (last := folder / LAST).is_file() and _position(last) is not None:
+        return last
+    found = {path: position for path in others if (position := _position(path)) is not None}
+    return max(found, key=lambda path: found[path], default=None)
+
+
+def _position(path: Path) -> tuple[int, int] | None:
+    """(epoch, step) of a checkpoint that `fit` can go on from; else None, and a line that says why."""
+    try:
+        content = read_whole(path)
+        if not {"epoch", "global_step", "loops", "optimizer_states", "distill_dynamics"} <= content.keys():
+            raise UserError(f"{path}: no checkpoint of fit")
+    except UserError as error:
+        print(f"left out {error}", file=sys.stderr)
+        return None
+    return content["epoch"], content["global_step"]
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """Where `fit` keeps its newest checkpoint, written or not; None for a Trainer made without one."""
+    for callback in trainer.checkpoint_callbacks:
+        if (
+            isinstance(callback, ModelCheckpoint)
+            and callback.filename == Path(LAST).stem
+            and callback.dirpath
+        ):
+            return Path(callback.dirpath) / LAST
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

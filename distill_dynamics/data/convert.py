@@ -1,0 +1,287 @@
+"""`convert`: an ImageFolder → chunks for StreamedImageFolder, on a disk or in object storage.
+
+Letters: N images.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, functional
+from tqdm import tqdm
+
+from distill_dynamics.data.chunks import DATASET, IMAGES, INDEX, is_url, reason
+from distill_dynamics.data.image_folder import ImageFolder
+from distill_dynamics.data.images import as_drawn
+from distill_dynamics.data.module import Split
+from distill_dynamics.data.sources import FileSource, UnreadableImage
+from distill_dynamics.errors import UserError
+from distill_dynamics.files import remove_partial, whole
+
+SCHEMA = 1
+"""Version of `dataset.json`."""
+
+SPLITS: tuple[Split, ...] = ("val", "train")
+
+
+def convert(
+    data_dir: str,
+    out: str,
+    *,
+    size: int | None = None,
+    quality: int = 95,
+    chunk_mb: float = 64,
+    num_workers: int = 0,
+    skip_unreadable: bool = False,
+) -> None:
+    """Write `train` and `val` of an image folder as chunks; see `chunks` for what is written.
+
+    Every image is decoded once, so that none that is broken gets in. `dataset.json` is written last: what a
+    stopped conversion leaves is not taken for data, and the next one begins anew in its place.
+
+    Args:
+        data_dir: as for `ImageFolder`.
+        out: a new folder, or a URL (s3://, gs://, r2://), to which each chunk goes as soon as it is full.
+        size: resize images whose shorter side is longer to this many pixels (bicubic, antialiased) and
+            encode them anew as JPEG; the other files, and without it all, are stored byte for byte.
+        quality: of these JPEG files, 1 to 100.
+        chunk_mb: size of a chunk, in 10^6 bytes.
+        num_workers: processes that read, decode and resize.
+        skip_unreadable: leave out images that cannot be decoded; otherwise the first one met is an error.
+
+    Raises:
+        UserError: what is wrong with a setting, an image, or the place to be written to.
+    """
+    if size is not None and size < 1:
+        raise UserError(f"--size is at least 1, not {size}")
+    if not 1 <= quality <= 100:
+        raise UserError(f"--quality is from 1 to 100, not {quality}")
+    if not 0 < chunk_mb <= 2000:  # litdata counts the bytes of a chunk in 32 bits
+        raise UserError(f"--chunk-mb is from 0 to 2000, not {chunk_mb}")
+    if num_workers < 0:
+        raise UserError(f"--num-workers is at least 0, not {num_workers}")
+    folder = ImageFolder(data_dir)
+    sources = {split: folder.load(split) for split in SPLITS}
+    with _output(out) as output:
+        facts: dict[str, Any] = {
+            "schema": SCHEMA,
+            "id": uuid.uuid4().hex[:16],
+            "classes": folder.classes,
+            "size": size,
+            "quality": None if size is None else quality,
+        }
+        for split, source in sources.items():
+            assert isinstance(source, FileSource)
+            facts[split] = _convert_split(
+                source, output, split, size, quality, chunk_mb, num_workers, skip_unreadable
+            )
+        output.keep(DATASET, json.dumps(facts, indent=1).encode())
+
+
+class _Output:
+    """A folder that files are written to; each goes on to object storage where `url` is given."""
+
+    def __init__(self, folder: Path, url: str | None):
+        self.folder, self.url = folder, url
+        self._storage = _storage(url) if url else None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file at the place to be written to."""
+        if self._storage is None:
+            return (self.folder / name).exists()
+        return self._storage.exists(f"{self.url}/{name}")
+
+    def keep(self, name: str, content: bytes | None = None) -> None:
+        """A file is done with; with `content` it is written first."""
+        path = self.folder / name
+        if content is not None:
+            with whole(path) as partial:
+                partial.write_bytes(content)
+        if self._storage is not None:
+            self._storage.upload_file(str(path), f"{self.url}/{name}")
+            path.unlink()
+
+
+def _storage(url: str) -> Any:
+    """litdata's way to write to object storage."""
+    from litdata.streaming.fs_provider import _get_fs_provider  # it has no public name for it
+
+    try:
+        return _get_fs_provider(url)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise UserError(f"--out: {url}: {reason(error)}") from error
+
+
+@contextmanager
+def _output(out: str) -> Iterator[_Output]:
+    """The place to be written to, free of what a stopped conversion left."""
+    try:
+        import litdata  # noqa: F401
+    except ImportError as error:
+        raise UserError("convert needs litdata: pip install 'distill_dynamics[streaming]'") from error
+    staging = tempfile.mkdtemp(prefix="convert-") if is_url(out) else None
+    try:
+        output = _Output(Path(staging or out).expanduser(), out.rstrip("/") if staging else None)
+        if output.exists(DATASET):
+            raise UserError(f"--out: {out} holds a finished conversion; name a new place, or remove it")
+        if staging is None:
+            _clear(output.folder)
+        yield output
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror or error}") from error
+    except _storage_errors() as error:
+        raise UserError(f"--out: {out} cannot be written: {reason(error)}") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    errors: list[type[Exception]] = [Boto3Error, BotoCoreError, ClientError]
+    try:
+        from google.api_core.exceptions import GoogleAPIError
+
+        errors.append(GoogleAPIError)
+    except ImportError:
+        pass
+    return tuple(errors)
+
+
+def _clear(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
+    for split in SPLITS:
+        left = list((folder / split).iterdir()) if (folder / split).is_dir() else []
+        for path in left:
+            if not (path.name.startswith("chunk-") or path.name in (IMAGES, INDEX, f"0.{INDEX}")):
+                raise UserError(f"--out: {path} is in the way; name a new folder")
+        for path in left:
+            path.unlink()
+    if other := sorted({path.name for path in folder.iterdir()} - set(SPLITS)):
+        raise UserError(f"--out: {folder} is not empty ({other[0]}); name a new folder")
+
+
+def _convert_split(
+    source: FileSource,
+    output: _Output,
+    split: str,
+    size: int | None,
+    quality: int,
+    chunk_mb: float,
+    num_workers: int,
+    skip_unreadable: bool,
+) -> dict[str, int]:
+    """Writes one split, and gives its numbers of images, chunks and bytes."""
+    from litdata.streaming.writer import BinaryWriter
+
+    # Files lie class by class; a chunk is to be a fair sample. Evaluation reads them in their own order.
+    count = len(source.targets)
+    order = np.random.default_rng(0).permutation(count) if split == "train" else np.arange(count)
+    writer = BinaryWriter(str(output.folder / split), chunk_bytes=int(chunk_mb * 1e6))
+    loader = DataLoader(
+        _Encoded(source, order, size, quality),
+        batch_size=32,
+        num_workers=min(num_workers, -(-count // 32)),
+        collate_fn=as_drawn,
+        generator=torch.Generator(),  # its own: the global one is left as it is
+    )
+    sizes = np.zeros(count, np.int64)
+    stored: list[int] = []
+    skipped: list[int] = []
+    chunks: list[str] = []
+    with tqdm(total=count, desc=f"converting {split}", unit=" images", leave=False) as bar:
+        for batch in loader:
+            for index, content in batch:
+                bar.update()
+                if isinstance(content, str):
+                    if not skip_unreadable:
+                        raise UserError(
+                            f"unreadable image {content} (--skip-unreadable leaves such images out)"
+                        )
+                    warnings.warn(f"left out unreadable image {content}", stacklevel=2)
+                    skipped.append(index)
+                    continue
+                if chunk := writer.add_item(len(stored), content):
+                    chunks.append(chunk)
+                    output.keep(f"{split}/{Path(chunk).name}")
+                sizes[index] = len(content)
+                stored.append(index)
+    if lost := set(range(int(source.targets.max()) + 1)) - set(source.targets[stored].tolist()):
+        first = source.path(int(np.flatnonzero(source.targets == min(lost))[0])).parent
+        raise UserError(f"no image in {first} can be read")
+    for chunk in writer.done():
+        chunks.append(chunk)
+        output.keep(f"{split}/{Path(chunk).name}")
+    writer.merge()
+    output.keep(f"{split}/{INDEX}")
+    kept = np.setdiff1d(np.arange(count), skipped)
+    output.keep(f"{split}/{IMAGES}", _arrays(source, kept, sizes, np.array(stored)))
+    before = sum(source.path(int(index)).stat().st_size for index in kept)
+    total = int(sizes.sum())
+    left_out = f", {len(skipped)} left out" if skipped else ""
+    print(
+        f"  {split}: {len(kept):,} images{left_out} in {len(chunks)} chunks, {total / 1e9:.3g} GB "
+        f"({total / before:.0%} of the files)"
+    )
+    return {"images": len(kept), "chunks": len(chunks), "bytes": total}
+
+
+def _arrays(
+    source: FileSource, kept: NDArray[np.int64], sizes: NDArray[np.int64], stored: NDArray[np.int64]
+) -> bytes:
+    """images.npz: of the images that were kept, in ImageFolder's order."""
+    place = np.empty(len(sizes), np.int64)
+    place[stored] = np.arange(len(stored))
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        targets=source.targets[kept],
+        names=source.names[kept],
+        sizes=sizes[kept],
+        places=place[kept],
+    )
+    return file.getvalue()
+
+
+class _Encoded(Dataset[list[tuple[int, bytes | str]]]):
+    """Batches of (index, file to be stored), or (index, a line about an image that cannot be read)."""
+
+    def __init__(self, source: FileSource, order: NDArray[np.int64], size: int | None, quality: int):
+        self.source, self.order, self.size, self.quality = source, order, size, quality
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitems__(self, turns: Sequence[int]) -> list[tuple[int, bytes | str]]:
+        indices = [int(self.order[turn]) for turn in turns]
+        return [(index, self._content(index)) for index in indices]
+
+    def _content(self, index: int) -> bytes | str:
+        try:
+            image = self.source.image(index)
+        except UnreadableImage as error:
+            return str(error)
+        if self.size is None or min(image.size) <= self.size:
+            path = self.source.path(index)
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                return f"{path}: {error.strerror}"
+        file = io.BytesIO()
+        image = functional.resize(image, [self.size], InterpolationMode.BICUBIC)
+        image.save(file, "JPEG", quality=self.quality)
+        return file.getvalue()

@@ -1,0 +1,115 @@
+"""An ImageFolder that `convert` has put into chunks: for object storage, or data larger than a disk."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distill_dynamics.data.chunks import (
+    DATASET,
+    IMAGES,
+    INDEX,
+    Chunks,
+    ChunkSampler,
+    ChunkSource,
+    downloader,
+    fetch,
+    is_url,
+    read_json,
+)
+from distill_dynamics.data.image_folder import ImageFolder
+from distill_dynamics.data.module import Split
+from distill_dynamics.errors import UserError
+
+
+class StreamedImageFolder(ImageFolder):
+    """What `python -m distill_dynamics convert` wrote, with ImageFolder's transforms, probe set and views.
+
+    Images come in the order of `ChunkSampler`, which keeps to a few chunks at a time; a converted data set
+    gives the probe set and the views of (seed, epoch, image, repeat) that the ImageFolder gives, unless
+    images were re-encoded.
+
+    Args:
+        data_dir: a folder, or a URL that litdata knows (s3://, gs://, r2://, azure://, hf://).
+        cache_dir: a folder on a local disk that chunks are copied to when first needed; shared by the ranks
+            of a node and by runs. Needed for a URL; a folder is read in place without it.
+        cache_gb: how large it may become, in 10^9 bytes; chunks read longest ago make room. None keeps all.
+        window: the images of so many chunks are shuffled with one another. A node's disk has to hold them.
+        skip_unreadable, reduced_decode, kwargs: of `ImageFolder`.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        cache_dir: str | None = None,
+        cache_gb: float | None = None,
+        window: int = 16,
+        skip_unreadable: bool = False,
+        reduced_decode: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(data_dir, skip_unreadable, reduced_decode, **kwargs)
+        if window < 1:
+            raise UserError(f"data.window: {window} must be at least 1")
+        if cache_dir is None and (is_url(data_dir) or cache_gb is not None):
+            raise UserError(f"data.cache_dir: name a folder on a local disk for the chunks of {data_dir}")
+        self.cache_dir = cache_dir
+        self.cache_gb = cache_gb
+        self.window = window
+        self._place = data_dir.rstrip("/") if is_url(data_dir) else str(Path(data_dir).expanduser())
+
+    @cached_property
+    def _cache(self) -> Path:
+        return Path(str(self.cache_dir)).expanduser()
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What dataset.json holds. Read anew by every run: the data may have been converted again."""
+        if not is_url(self._place):
+            path = Path(self._place, DATASET)
+            if not path.is_file():
+                raise UserError(
+                    f"data.data_dir: {path.parent.resolve()} holds no finished conversion ({DATASET} is "
+                    "missing); `python -m distill_dynamics convert` writes one"
+                )
+            return read_json(path)
+        path = self._cache / f"{os.getpid()}-{DATASET}"
+        path.unlink(missing_ok=True)
+        try:
+            fetch(downloader(self._place, self._cache, []), f"{self._place}/{DATASET}", path)
+            return read_json(path)
+        finally:
+            for leftover in (path, Path(f"{path}.fetch")):
+                leftover.unlink(missing_ok=True)
+
+    def load(self, split: Split) -> ChunkSource:
+        """Reads what is known of the split's images; chunks are fetched and images decoded when drawn.
+
+        Raises UserError where there is no finished conversion, where the storage cannot be reached, or for a
+        `cache_gb` that cannot hold the chunks that are drawn from at a time.
+        """
+        self.classes = self._facts["classes"]
+        place = f"{self._place}/{split}"
+        known = Path(place)
+        cache = None if self.cache_dir is None else self._cache / self._facts["id"] / split
+        if is_url(place):
+            assert cache is not None  # __init__ sees to it
+            known = cache
+            for name in (INDEX, IMAGES):
+                fetch(downloader(place, cache, []), f"{place}/{name}", known / name)
+        index = read_json(known / INDEX)
+        limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
+        if limit is not None:
+            least = 2 * self.window * max(file["chunk_bytes"] for file in index["chunks"])
+            if limit < least:
+                raise UserError(
+                    f"data.cache_gb: {self.cache_gb} is too little for data.window {self.window}, "
+                    f"which needs {least / 1e9:.3g}; or make the window smaller"
+                )
+        return ChunkSource(Chunks(place, index, cache, limit), known / IMAGES)
+
+    def _train_sampler(self, **settings: int) -> ChunkSampler:
+        source = self._source("train")
+        assert isinstance(source, ChunkSource)
+        nodes = 1 if self.trainer is None else self.trainer.num_nodes
+        return ChunkSampler(source, window=self.window, nodes=nodes, **settings)

@@ -1,0 +1,54 @@
+"""Files that are there whole or not at all."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives the name of a file to write beside `path`, and puts it in its place when the block ends.
+
+    Whoever reads `path` finds the old file or the new one, never half of one, also after a kill or a loss of
+    power: what was written is on the disk before the name is. After an error there is no new file, and the
+    old one is as it was. Only a process killed in between leaves a file, whose name ends in `.partial`. A
+    missing folder is made.
+
+    Raises OSError as the system does, but always with the name `path`: that of a full disk has none.
+    """
+    path = Path(path)
+    # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None:  # a library's own, with a text of its own
+            raise
+        raise OSError(error.errno, f"{error.strerror}{_space_left(error, path)}", str(path)) from error
+    finally:
+        _remove(partial)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed while writing left below `folder`."""
+    for partial in folder.rglob(".*.partial"):
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder that cannot be written: the error of the write says more
+        path.unlink(missing_ok=True)
+
+
+def _space_left(error: OSError, path: Path) -> str:
+    if error.errno != errno.ENOSPC:
+        return ""
+    return f": {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free; make room and start again"

@@ -1,0 +1,56 @@
+"""A teacher too large to stand whole beside the student: each device holds a part of it."""
+
+from __future__ import annotations
+
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.errors import UserError
+
+
+def shard(backbone: Backbone, strategy: Strategy) -> None:
+    """Spread a frozen backbone over the strategy's n devices, each of which keeps 1/n of every parameter.
+
+    A block's parameters are gathered when the block runs and let go after it (torch's FSDP2); those outside
+    all blocks (`Backbone.blocks`) are there for the whole forward pass. So a device holds 1/n of the model
+    and, while it runs, a block or two, and was never handed more. Nothing is cast: what autocast does with a
+    gathered weight is what it does with a whole one, and the numbers are those of the whole model. One that
+    is compiled is compiled in pieces, between the gatherings.
+
+    From here on a call of the backbone is collective: every rank must make as many, on as many layers, or
+    those that make more wait for ever.
+
+    Under Lightning's DDP, which knows nothing of it: the student, its gradients, checkpoints and averages
+    stay as they are. `ModelParallelStrategy` would have the student sharded or reduced by hand and rewrite
+    the checkpoints, all for a model that needs neither gradients nor a checkpoint.
+
+    What it takes on the host: each process has built the whole model in main memory before (27 GB for seven
+    billion parameters in float32, up to twice that while pretrained weights are read), and lets go of it
+    block by block. Untested on GPU.
+
+    Raises:
+        UserError: another strategy than DDP, a single device, or a model whose parts share parameters.
+    """
+    if isinstance(backbone, FSDPModule):
+        return  # of an earlier fit with the same Trainer
+    if not isinstance(strategy, DDPStrategy) or strategy.world_size < 2:
+        raise UserError(
+            "model.shard_teacher shares the teacher out over several devices: set trainer.strategy: ddp and "
+            "trainer.devices or trainer.num_nodes to 2 or more, or model.shard_teacher: false"
+        )
+    named = dict(backbone.named_parameters(remove_duplicate=False))
+    if len(named) > len(list(backbone.parameters())):
+        raise UserError(
+            f"model.shard_teacher: parts of {backbone.name} share parameters, and such a model cannot be "
+            "sharded; set model.shard_teacher: false"
+        )
+    mesh = init_device_mesh(strategy.root_device.type, (strategy.world_size,))
+    for module in [*backbone.blocks(), backbone]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(backbone: Backbone) -> bool:
+    """Whether a call of this backbone is collective (see `shard`)."""
+    return isinstance(backbone, FSDPModule)

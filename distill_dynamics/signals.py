@@ -1,0 +1,37 @@
+"""Signals that ask a job to stop, and the processes that prepare images, which are not to mind them.
+
+A scheduler may send them to every process of a job, as SLURM does. The training process is to finish its step
+and save; torch takes the death of a worker for a crash and would tear it down. So workers end at their
+parent's word only. (W&B's own process minds SIGTERM, and not SIGUSR1.)
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP = (signal.SIGTERM, signal.SIGUSR1)
+"""What a scheduler sends to a job that is to make room: SLURM either, Kubernetes and torchrun the first."""
+
+
+@contextmanager
+def deaf_from_birth() -> Iterator[None]:
+    """Processes that are started inside hold STOP back; this one hears it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_parent_alone(worker: int) -> None:
+    """End this process, a DataLoader's worker, when its parent asks it to, and at nobody else's signal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # inherited already, but from a server that forks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo(STOP).si_pid != os.getppid():
+        pass
+    os._exit(0)

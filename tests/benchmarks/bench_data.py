@@ -1,0 +1,136 @@
+"""Images a second and core through the recipe's training pipeline, and what makes it cheaper.
+
+    python tests/benchmarks/bench_data.py      about 3 minutes on two cores
+
+JPEG files like photographs are made in two sizes, 500 x 375 (ImageNet's usual one) and 1600 x 1200. One process
+with one thread then draws batches of 64 views: decoding, random-resized crop to 224, RandAugment, erasing,
+normalisation. The contestants take turns, A B C A B C, so that a busy machine slows all; the ratios are the result.
+The cores that a node of eight GPUs needs for 24,000 images a second are computed from the rate of one.
+"""
+
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+import timm
+import torch
+from PIL import Image
+from ratios import compare, seconds
+from timm.data import IMAGENET_DEFAULT_STD
+
+from distill_dynamics.data import ImageFolder, StreamedImageFolder
+from distill_dynamics.data.convert import convert
+from distill_dynamics.data.images import ImageLoader
+
+SIZES = {"500 x 375": (500, 375, 192), "1600 x 1200": (1600, 1200, 64)}
+"""Width, height, and how many files."""
+ROUNDS, BATCH = 5, 64
+NODE = 24_000
+"""Images a second that eight GPUs are to be fed with."""
+
+
+def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Noise whose amplitude falls with frequency as that of photographs does, and with their bytes a pixel."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1
+    channels = []
+    for strength in (55, 20, 20):  # brightness, and two colours that change less
+        noise = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.2
+        noise[0, 0] = 0
+        field = np.fft.irfft2(noise, (height, width))
+        channels.append(128 + strength * field / field.std())
+    pixels = np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels, "YCbCr").convert("RGB")
+
+
+def write_images(folder: Path, width: int, height: int, count: int) -> float:
+    """`count` training and 2 validation images, a class each for odd and even ones; mean size of a file in KB."""
+    rng = np.random.default_rng(0)
+    sizes = []
+    for number in range(count + 2):
+        path = folder / ("train" if number < count else "val") / str(number % 2) / f"{number:05d}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(rng, width, height).save(path, quality=90)
+        sizes.append(path.stat().st_size / 1000)
+    return statistics.mean(sizes)
+
+
+def drawn(loader: ImageLoader) -> Callable[[], None]:
+    """Draws an epoch, which is as many images for every contestant."""
+
+    def draw() -> None:
+        for _ in loader:
+            pass
+
+    return draw
+
+
+def measure(folder: Path, name: str) -> None:
+    """Print the table for one size of files."""
+    width, height, count = SIZES[name]
+    size = write_images(folder / "raw", width, height, count)
+    raw = str(folder / "raw")
+    convert(raw, str(folder / "chunks"), num_workers=2)
+    convert(raw, str(folder / "256"), size=256, num_workers=2)
+
+    def loader(data: ImageFolder) -> ImageLoader:
+        data.setup("fit")
+        return data.train_dataloader()
+
+    def folder_loader(num_workers: int = 0, **settings: bool) -> ImageLoader:
+        return loader(ImageFolder(raw, batch_size=BATCH, num_workers=num_workers, seed=0, **settings))
+
+    def chunk_loader(name: str, **settings: bool) -> ImageLoader:
+        path = str(folder / name)
+        return loader(StreamedImageFolder(path, batch_size=BATCH, num_workers=0, seed=0, **settings))
+
+    source = folder_loader().dataset.source
+    contestants = {
+        "image files": drawn(folder_loader()),
+        "decoding alone": lambda: [source.image(index) for index in range(count)],
+        "reduced_decode": drawn(folder_loader(reduced_decode=True)),
+        "chunks": drawn(chunk_loader("chunks")),
+        "chunks, --size 256": drawn(chunk_loader("256")),
+        "image files, 1 worker": drawn(folder_loader(1)),
+        "image files, 2 workers": drawn(folder_loader(2)),
+    }
+    for warm_up in contestants.values():
+        warm_up()
+    rounds = [[seconds(draw) for draw in contestants.values()] for _ in range(ROUNDS)]
+    print(f"\n{name}, {count} files of {size:.0f} KB: {ROUNDS} rounds")
+    print(f"{'':24}{'images/s':>10}   {'rate / that of image files':32}{f'cores for {NODE:,}/s':>20}")
+    for place, contestant in enumerate(contestants):
+        rate = count / statistics.median(times[place] for times in rounds)
+        cores = f"{NODE / rate:.0f}" if "worker" not in contestant else ""  # a core each, or less
+        print(f"{contestant:24}{rate:10.0f}   {compare(rounds, 0, place):32}{cores:>20}", flush=True)
+    views = [
+        np.concatenate([images for images, _ in folder_loader(reduced_decode=on)]) for on in (False, True)
+    ]
+    print(
+        f"reduced_decode changes a view by {grey_levels(*views):.2f} grey levels (mean absolute difference)"
+    )
+
+
+def grey_levels(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference of normalised images [N,3,H,W], in 1/255 of the range."""
+    return float((np.abs(one - other).mean(axis=(0, 2, 3)) * np.array(IMAGENET_DEFAULT_STD)).mean() * 255)
+
+
+def main() -> None:
+    """Print the results, and where they were taken."""
+    torch.set_num_threads(1)
+    for name in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), name)
+    print(
+        f"\n{platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"timm {timm.__version__}, Pillow {PIL.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+"""Runs that are stopped, killed and continued, against runs that are not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from conftest import ROOT, tiny_config
+from test_fit import assert_same, assert_same_run, checkpoint, fit, rows
+
+from distill_dynamics.callbacks.preemption import SAME_SIGNAL_S
+from distill_dynamics.checkpoints import newest_whole
+
+EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.8}}
+RECIPE = {
+    "trainer__limit_train_batches": 8,
+    "trainer__accumulate_grad_batches": 2,
+    "trainer__max_epochs": 3,
+    "data__init_args__repeats": 3,
+    "data__init_args__augment": {"re_prob": 0.5, "scale": [0.5, 1.0]},
+    "checkpoint_every_n_epochs": 2,
+}
+"""All that has a state or draws numbers: projector, average, accumulation, repeats, erasing, dropout."""
+
+AUTO = ["--name", "r", "--ckpt_path", "auto"]
+
+
+class Signalled(pl.Callback):
+    """Sends this process a signal at a place in training, the same every time."""
+
+    def __init__(self, when: str, epoch: int = 0, batch: int = 0, number: int = 15, rank: int = 0):
+        self.when, self.epoch, self.batch, self.number, self.rank = when, epoch, batch, number, rank
+
+    def send(self, trainer, when, batch=0):
+        position = trainer.current_epoch, batch, trainer.global_rank
+        if when == self.when and position == (self.epoch, self.batch, self.rank):
+            os.kill(os.getpid(), self.number)
+
+    def on_train_start(self, trainer, module):
+        self.send(trainer, "start")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.send(trainer, "batch", batch_idx)
+
+    def on_validation_start(self, trainer, module):
+        self.send(trainer, "validation")
+
+
+class Slow(pl.Callback):
+    """Gives whoever sends a signal the time to, and tells him in run.json's folder that training is on."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.is_global_zero:
+            Path(trainer.default_root_dir, "training").touch()
+        time.sleep(self.seconds)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupts(pl.Callback):
+    """Ends the run as a crash would, in its first epoch."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 3:
+            raise Interrupted
+
+
+@pytest.fixture(autouse=True)
+def _this_process_goes_on(monkeypatch):
+    """One that is preempted stays deaf to its end; and no test here is about the report."""
+    monkeypatch.setattr("distill_dynamics.callbacks.console.write_report", lambda *args: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of RECIPE that nothing interrupts, and a way to write configs of runs beside it."""
+    folder = tmp_path_factory.mktemp("restarts")
+
+    def write(*callbacks, average=True, **changes) -> Path:
+        path = folder / "tiny.yaml"
+        config = tiny_config(**RECIPE, **changes, trainer__callbacks=[*([EMA] * average), *callbacks])
+        path.write_text(yaml.safe_dump({**config, "runs_dir": str(folder)}))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill_dynamics.callbacks.console.write_report", lambda *args: None)
+        torch.set_num_threads(1)
+        fit(write(), "--name", "whole")
+    yield folder / "whole", write
+    assert not list(folder.rglob("*.partial"))
+
+
+@pytest.fixture
+def run_dir(whole):
+    """Of the run "r", beside the one that nothing interrupts."""
+    yield whole[0].with_name("r")
+    shutil.rmtree(whole[0].with_name("r"), ignore_errors=True)
+
+
+def signalled(**settings) -> dict:
+    return {"class_path": "test_restarts.Signalled", "init_args": settings}
+
+
+def preempted(config, *args):
+    with pytest.raises(SystemExit) as stop:
+        fit(config, *args)
+    assert stop.value.code == 75
+
+
+def starts(run_dir):
+    return json.loads((run_dir / "run.json").read_text())["starts"]
+
+
+def assert_as_uninterrupted(whole, run_dir):
+    assert_same_run(whole, run_dir)
+    assert_same(*(checkpoint(run)["callbacks"]["EMA"] for run in (whole, run_dir)))
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, run_dir)]
+    assert names[0] == names[1]
+    assert starts(run_dir)[-1]["ended"] == {"epoch": 3, "error": None}
+
+
+def test_a_run_preempted_in_the_middle_of_epochs_ends_as_an_uninterrupted_one(whole, run_dir, capsys):
+    uninterrupted, write = whole
+    preempted(write(signalled(when="batch", batch=2)), *AUTO)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "in epoch 1 after step 2" in line  # 2 batches a step
+    assert f"--config {run_dir}/config.yaml --ckpt_path auto" in line
+    assert checkpoint(run_dir)["global_step"] == 2
+    usr1 = signalled(when="batch", epoch=1, batch=5, number=int(signal.SIGUSR1))
+    preempted(write(usr1), *AUTO, "--data.num_workers", "2")
+    fit(write(), *AUTO)
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 0, 1]
+    ended = [start["ended"] for start in starts(run_dir)[:2]]
+    assert ended == [{"epoch": epoch, "error": None, "preempted": True} for epoch in (0, 1)]
+
+
+def test_a_signal_waits_for_what_cannot_be_cut_short(whole, run_dir, capsys):
+    uninterrupted, write = whole
+    preempted(write(signalled(when="start")), *AUTO)
+    assert "no step was made" in capsys.readouterr().err
+    preempted(write(signalled(when="validation", epoch=0)), *AUTO)
+    assert "after step 4" in capsys.readouterr().err
+    assert [row["epoch"] for row in rows(run_dir)] == ["0", "1"]
+    preempted(write(signalled(when="batch", epoch=1, batch=7)), *AUTO)  # its last
+    assert [row["epoch"] for row in rows(run_dir)] == ["0", "1", "2"]
+    fit(
+        write(signalled(when="validation", epoch=2)), *AUTO
+    )  # the run's last: nothing is left to be continued
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 0, 1, 2]
+
+
+def test_a_run_that_was_killed_in_its_first_epoch_begins_again_in_its_directory(whole, run_dir):
+    uninterrupted, write = whole
+    run_dir.mkdir()
+    (run_dir / "job.log").touch()  # that of the scheduler may be there first
+    with pytest.raises(Interrupted):
+        fit(write({"class_path": "test_restarts.Interrupts"}), *AUTO)
+    before = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "dynamics" / ".student_epoch_0001.npz.0.partial").touch()
+    assert [row["epoch"] for row in rows(run_dir)] == ["0"]
+    fit(write(), *AUTO)
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert json.loads((run_dir / "run.json").read_text())["id"] == before["id"]
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 0]
+
+
+def test_the_handlers_are_put_back(whole, run_dir):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    with pytest.raises(Interrupted):
+        fit(whole[1]({"class_path": "test_restarts.Interrupts"}), *AUTO)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def altered(path):
+    """One byte of the largest tensor is another: torch reads such a file without a word."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def half_a_header(path):
+    path.write_bytes(b"PK\x03\x04")
+
+
+def another(path):
+    torch.save({"state_dict": {}}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, altered, half_a_header, another])
+def test_a_damaged_checkpoint_is_left_out(whole, tmp_path, capsys, damage):
+    run_dir = tmp_path / "r"
+    shutil.copytree(whole[0], run_dir)
+    folder = run_dir / "checkpoints"
+    assert newest_whole(run_dir) == folder / "last.ckpt"
+    assert capsys.readouterr().err == ""
+    damage(folder / "last.ckpt")
+    (folder / "best.ckpt").unlink()
+    (folder / ".last.ckpt.1.partial").write_bytes(b"half")
+    assert newest_whole(run_dir) == folder / "epoch_0002.ckpt"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out {folder}/last.ckpt: ")
+    damage(folder / "epoch_0002.ckpt")
+    assert newest_whole(run_dir) is None
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, run_dir, tmp_path, capsys):
+    uninterrupted = whole[0]
+    shutil.copytree(uninterrupted, run_dir)
+    for name in ("last", "best"):
+        cut(run_dir / "checkpoints" / f"{name}.ckpt")
+    with pytest.raises(SystemExit):
+        fit(run_dir / "config.yaml", "--ckpt_path", "best")
+    assert f"error: {run_dir}/checkpoints/best.ckpt: cut short" in capsys.readouterr().err
+    fit(run_dir / "config.yaml", "--ckpt_path", "last")
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 2]
+
+
+def test_the_middle_of_an_epoch_goes_on_as_it_began_or_not_at_all(whole, run_dir, capsys):
+    config = whole[1](signalled(when="batch", epoch=1, batch=2))
+    preempted(config, *AUTO)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        fit(config, *AUTO, "--data.batch_size", "8")
+    assert "1 devices x 16 images x 2 batches a step; this is 1 devices x 8" in capsys.readouterr().err
+    assert checkpoint(run_dir)["epoch"] == 1
+
+
+def test_auto_needs_to_know_the_run(whole, capsys):
+    config = whole[1]()
+    for args, told in ((["fit"], "give --name"), (["validate", "--name", "whole"], "is for fit")):
+        with pytest.raises(SystemExit):
+            cli(args[0], config, *args[1:], "--ckpt_path", "auto")
+        assert told in capsys.readouterr().err
+
+
+def cli(command, config, *args):
+    from distill_dynamics.cli import main
+
+    main([command, "--config", str(config), *args])
+
+
+def started(config, *args, until="run.json") -> subprocess.Popen:
+    """A fit of "r" in a process of its own that has written that file: in the middle of its training."""
+    file = Path(yaml.safe_load(config.read_text())["runs_dir"]) / "r" / until
+
+    def written():
+        return file.stat().st_mtime_ns if file.exists() else 0
+
+    before = written()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, *args],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and written() == before:
+        time.sleep(0.02)
+    return process
+
+
+def descendants(pid: int) -> list[int]:
+    """Of a process, itself included: what a scheduler's signal to a job reaches."""
+    try:
+        children = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    except OSError:  # it has ended in the meantime
+        return []
+    return [pid, *(found for child in children for found in descendants(int(child)))]
+
+
+def kill(process: subprocess.Popen) -> None:
+    send(descendants(process.pid), signal.SIGKILL)
+    process.wait()
+
+
+def send(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_at_random_moments_ends_as_an_uninterrupted_one(whole, run_dir, ranks):
+    uninterrupted, write = whole
+    options = [*AUTO, "--wandb.mode", "offline"]
+    if ranks == 2:
+        devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+        options += devices
+        uninterrupted = run_dir.with_name("two")
+        process = started(write(), "--name", "two", *devices)
+        assert process.wait() == 0
+    moments = random.Random(ranks)
+    slow = write({"class_path": "test_restarts.Slow", "init_args": {"seconds": 0.1}})
+    for _ in range(4):
+        process = started(slow, *options)
+        time.sleep(moments.uniform(0, 3))
+        kill(process)
+    process = started(slow, *options)
+    assert process.wait(300) == 0, process.stderr.read()
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [row["epoch"] for row in rows(run_dir)] == ["0", "1", "2", "3"]
+    assert len(starts(run_dir)) == 5
+    assert [start["ended"] for start in starts(run_dir)[:-1]] == 4 * [None]
+    identity = json.loads((run_dir / "run.json").read_text())["id"]
+    offline = list((run_dir / "wandb").glob("offline-run-*"))
+    assert len(offline) == 5
+    assert all(path.name.endswith(f"r-{identity}") for path in offline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_to_every_process_of_a_job_is_survived(whole, run_dir, ranks):
+    uninterrupted, write = whole
+    options = [*AUTO, "--wandb.mode", "offline", "--data.num_workers", "2"]
+    if ranks == 2:
+        devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+        options += devices
+        uninterrupted = run_dir.with_name("two")
+        if not uninterrupted.exists():
+            assert started(write(), "--name", "two", *devices).wait() == 0
+    slow = write({"class_path": "test_restarts.Slow", "init_args": {"seconds": 0.2}})
+    for number, wait in ((signal.SIGTERM, 0.5), (signal.SIGUSR1, 1.0)):
+        process = started(slow, *options, until="training")
+        time.sleep(wait)
+        reached = descendants(process.pid)
+        assert len(reached) > 3 * ranks  # with the workers, and W&B's own process
+        send(reached, number)
+        time.sleep(0.3)
+        send(reached, number)  # a launcher that passes on what has come already
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 75, error
+        assert "--ckpt_path auto" in error
+        if number == signal.SIGUSR1:  # SIGTERM ends W&B's process, too, of which it complains
+            assert "Traceback" not in error
+        assert starts(run_dir)[-1]["ended"]["preempted"]
+    assert started(slow, *options).wait(300) == 0
+    assert_as_uninterrupted(uninterrupted, run_dir)
+
+
+@pytest.mark.slow
+def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(whole, run_dir):
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    process = started(whole[1](signalled(when="batch", epoch=1, batch=2, rank=1)), *AUTO, *devices)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, error
+    assert "in epoch 2 after step 7" in error  # asked in step 6; the ranks know of it after the next
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once(whole, run_dir):
+    stuck = whole[1]({"class_path": "test_restarts.Slow", "init_args": {"seconds": 60}})
+    process = started(stuck, *AUTO)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(SAME_SIGNAL_S + 1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+    assert not (run_dir / "checkpoints").exists()
