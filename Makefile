@@ -48,6 +48,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	touch $@
 
 UV_COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+# The larger set first: what its extras cannot live with must not be pinned for everyone.
 lock:
-	$(UV_COMPILE) --extra build --output-file requirements.lock
-	$(UV_COMPILE) --extra build --extra dashboard --extra notebooks --extra streaming --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV_COMPILE) --extra build --extra dashboard --extra notebooks --extra streaming --extra dev --output-file requirements-dev.lock
+	$(UV_COMPILE) --extra build --constraint requirements-dev.lock --output-file requirements.lock
