@@ -619,7 +619,7 @@ class Distiller(LightningModule):
             )
             raise UserError(
                 f"ckpt_path: it was saved in the middle of epoch {checkpoint['epoch'] + 1}, with {saved}; "
-                f"this is {now}. Give what it had, or go on from the end of an epoch (epoch_*.ckpt, best.ckpt)"
+                f"this is {now}. Give what it had, or go on from an epoch's end (epoch_*.ckpt, best.ckpt)"
             )
 
 

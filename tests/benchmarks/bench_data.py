@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_data.py      about 3 minutes on two cores
 
-JPEG files like photographs are made in two sizes, 500 x 375 (ImageNet's usual one) and 1600 x 1200. One process
-with one thread then draws batches of 64 views: decoding, random-resized crop to 224, RandAugment, erasing,
-normalisation. The contestants take turns, A B C A B C, so that a busy machine slows all; the ratios are the result.
-The cores that a node of eight GPUs needs for 24,000 images a second are computed from the rate of one.
+JPEG files like photographs are made in two sizes, 500 x 375 (ImageNet's usual one) and 1600 x 1200. One
+process with one thread then draws batches of 64 views: decoding, random-resized crop to 224, RandAugment,
+erasing, normalisation. The contestants take turns, A B C A B C, so that a busy machine slows all; the ratios
+are the result. The cores that a node of eight GPUs needs for 24,000 images a second follow from one's rate.
 """
 
 import platform
@@ -34,7 +34,7 @@ NODE = 24_000
 
 
 def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise whose amplitude falls with frequency as that of photographs does, and with their bytes a pixel."""
+    """Noise whose amplitude falls with frequency as a photograph's does, and with its bytes a pixel."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1
     channels = []
@@ -48,7 +48,7 @@ def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 
 def write_images(folder: Path, width: int, height: int, count: int) -> float:
-    """`count` training and 2 validation images, a class each for odd and even ones; mean size of a file in KB."""
+    """`count` training and 2 validation images, odd and even ones a class each; mean size of a file in KB."""
     rng = np.random.default_rng(0)
     sizes = []
     for number in range(count + 2):
