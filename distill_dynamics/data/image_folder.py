@@ -98,6 +98,10 @@ class ImageFolder(ImageData):
             )
         return FileSource(folder, names, targets)
 
+    def views_depend_on(self) -> dict[str, Any]:
+        """As in `ImageData`; how files are decoded is part of it."""
+        return {**super().views_depend_on(), "reduced_decode": self.reduced_decode}
+
 
 def _classes(folder: Path) -> list[str]:
     try:
