@@ -1,0 +1,123 @@
+"""The manifests: against the published API models of Kubernetes and Kubeflow Trainer, and the CLI."""
+
+import re
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from distill_dynamics import cli
+
+models = pytest.importorskip("kubeflow_trainer_api.models")
+MODELS = {
+    "Job": models.IoK8sApiBatchV1Job,
+    "PersistentVolumeClaim": models.IoK8sApiCoreV1PersistentVolumeClaim,
+    "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
+    "TrainJob": models.TrainerV1alpha1TrainJob,
+}
+FOLDER = ROOT / "docker" / "kubernetes"
+
+
+def manifests(name: str) -> list[dict]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+def pod_and_trainer(name: str) -> tuple[dict, dict, dict, int]:
+    """The Job's spec, the pod's, what is run (args, resources) and on how many nodes."""
+    if name == "job.yaml":
+        (job,) = manifests(name)
+        pod = job["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        return job["spec"], pod, {"args": container["args"], **container["resources"]}, 1
+    runtime, job = manifests(name)
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    trainer = job["spec"]["trainer"]
+    spec = replicated["template"]["spec"]
+    run = {"args": trainer["args"], **trainer["resourcesPerNode"]}
+    return spec, spec["template"]["spec"], run, trainer["numNodes"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
+def test_manifests_are_what_the_apis_know(path):
+    """A field the models do not know, or one of another type, does not come back as it was given."""
+    for manifest in manifests(path.name):
+        model = MODELS[manifest["kind"]].from_dict(manifest)
+        assert model.to_dict() == manifest
+
+
+def test_the_comparison_sees_a_misspelt_field():
+    (job,) = manifests("job.yaml")
+    job["spec"]["backofLimit"] = job["spec"].pop("backoffLimit")
+    assert MODELS["Job"].from_dict(job).to_dict() != job
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
+def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
+    """And its paths, its devices and its memory are those of the pod that it runs in."""
+    monkeypatch.chdir(ROOT)
+    _, pod, run, nodes = pod_and_trainer(name)
+    args = run["args"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*args[args.index("distill_dynamics") + 1 :], "--print_config"])
+    assert not stopped.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
+    data = config["data"]["init_args"]
+    assert config["ckpt_path"] == "auto"
+    assert config["name"]
+    assert config["trainer"]["num_nodes"] == nodes
+
+    gpus = int(run["limits"]["nvidia.com/gpu"])
+    assert config["trainer"]["devices"] == "auto"
+    assert data["global_batch"] % (gpus * nodes) == 0
+    assert int(run["requests"]["cpu"]) >= gpus * (data["num_workers"] + 1)
+
+    (container,) = pod["containers"]
+    assert "command" not in container  # it would replace the entry point
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {
+        "imagenet": f"/work/{data['data_dir']}",
+        "runs": f"/work/{config['runs_dir']}",
+        "shm": "/dev/shm",
+    }
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    claims = {claim["metadata"]["name"] for claim in manifests("storage.yaml")}
+    assert {volumes[name]["persistentVolumeClaim"]["claimName"] for name in ("imagenet", "runs")} == claims
+    # float32 batches, four of them ahead in each worker
+    batch = min(data["batch_size"], data["global_batch"] // (gpus * nodes))
+    ahead = gpus * data["num_workers"] * 4 * batch * 3 * data["image_size"] ** 2 * 4
+    shm = volumes["shm"]["emptyDir"]
+    assert shm["medium"] == "Memory"
+    room, memory = (
+        int(size.removesuffix("Gi")) * 2**30 for size in (shm["sizeLimit"], run["limits"]["memory"])
+    )
+    assert ahead < room < memory  # what is in it counts as the container's memory
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
+def test_a_pod_leaves_its_restart_to_the_job(name):
+    """podFailurePolicy is refused by the API server beside any other restartPolicy."""
+    spec, pod, _, _ = pod_and_trainer(name)
+    assert pod["restartPolicy"] == "Never"
+    assert pod["terminationGracePeriodSeconds"] > 30  # the default: too short for a running validation
+    rules = spec["podFailurePolicy"]["rules"]
+    assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    names = {container["name"] for container in pod["containers"]}
+    assert {rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule} <= names
+
+
+def test_a_stopped_run_is_tried_again_and_a_mistake_is_not():
+    (job,) = manifests("job.yaml")
+    exits = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    actions = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in exits}
+    assert actions == {(75,): "Ignore", (2,): "FailJob"}
+
+
+def test_the_trainjob_runs_what_its_runtime_is_called():
+    runtime, job = manifests("trainjob.yaml")
+    reference = job["spec"]["runtimeRef"]
+    assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
+    assert reference["apiGroup"] == runtime["apiVersion"].split("/")[0]
+    trainer = job["spec"]["trainer"]
+    assert trainer["numProcPerNode"] == int(trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"])
+    assert f"--trainer.num_nodes={trainer['numNodes']}" in trainer["args"]
+    assert re.fullmatch(r"[a-z0-9-]{1,63}", job["metadata"]["name"])
