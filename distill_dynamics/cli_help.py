@@ -65,6 +65,7 @@ CACHE_TEACHER = {
     "description": f"{PLAIN_COMMANDS['cache-teacher']} Training then goes without it: "
     "fit --model.teacher_cache DIR.",
     "usage": f"{PROGRAM} cache-teacher --config FILE --out DIR [--verify] [--KEY VALUE ...]",
+    "epilog": f"Example: {PROGRAM} cache-teacher --config X.yaml --data.init_args.views 10 --out cache",
 }
 
 

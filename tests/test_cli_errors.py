@@ -184,11 +184,11 @@ def test_something_required_is_missing(capsys, edits, words):
         (["fitt"], ["'fitt'", "'fit'"]),
         (
             ["--trainer.max_epochs", "3", "fit"],
-            ["command (fit, validate, test, predict, analyze, report, dashboard) comes first"],
+            ["command (fit, validate, test, predict, analyze, report, dashboard, convert, cache-teacher) comes first"],
         ),
         (
             ["--config", "experiment.yaml", "fit"],
-            ["command (fit, validate, test, predict, analyze, report, dashboard) comes first"],
+            ["command (fit, validate, test, predict, analyze, report, dashboard, convert, cache-teacher) comes first"],
         ),
         (["fit"], ["model.student and data", "--config"]),
         (["fit", "experiment.yaml"], ["did you mean --config experiment.yaml"]),

@@ -236,7 +236,7 @@ def test_a_step_is_2048_images(recipe):
 
 
 def test_a_checkpoint_every_30_epochs_and_the_best_by_top_1(recipe):
-    every, best, last = recipe().trainer.checkpoint_callbacks
+    best, every, last, *_ = recipe().trainer.checkpoint_callbacks
     assert (every._every_n_epochs, every.save_top_k, every.monitor) == (30, -1, None)
     assert (best.monitor, best.mode, best.save_top_k, best._every_n_epochs) == ("val/acc1", "max", 1, 1)
     assert last._every_n_epochs == 1
