@@ -2,47 +2,54 @@
 # Looks at what a run needs of its container, says in one line each what is missing and what mends it, and
 # becomes the command (exec: signals reach Python, and its exit status is the container's).
 #
-# Only `fit` is refused, with status 78 (EX_CONFIG of sysexits.h), and only where it could not do what was
-# asked: it cannot write, or GPUs were asked for and there is none.
+# Only `fit` is refused, with status 78 (EX_CONFIG of sysexits.h), and only where the command line itself asks for
+# what cannot be had: a --runs_dir that cannot be written, a --trainer.accelerator that is not there. The rest are
+# notes: a configuration may say otherwise, and `fit` itself refuses a run directory that it cannot write.
 set -eu
+
+# Several of a node's processes may each come through here: the first one speaks for all of them.
+[ "${SLURM_LOCALID:-0}" = 0 ] || exec "$@"
 
 say() { echo "container: $*" >&2; }
 
-fit=no runs=runs accelerator=auto previous=
+fit='' runs='' accelerator='' before='' previous=''
 for word in "$@"; do
-    case $word in
-        fit) fit=yes ;;
-        --runs_dir=*) runs=${word#*=} ;;
-        --trainer.accelerator=*) accelerator=${word#*=} ;;
+    case "$before $previous $word" in
+        "-m distill_dynamics fit") fit=yes ;;
     esac
     case $previous in
         --runs_dir) runs=$word ;;
         --trainer.accelerator) accelerator=$word ;;
     esac
-    previous=$word
+    case $word in
+        --runs_dir=*) runs=${word#*=} ;;
+        --trainer.accelerator=*) accelerator=${word#*=} ;;
+        --config | --config=*) runs='' accelerator='' ;; # what comes later wins
+    esac
+    before=$previous previous=$word
 done
 
-refused=no
-wrong() {
+refused=''
+wrong() { # what the command line says about it, or nothing; what is wrong
+    [ -z "$1" ] || refused=$fit
+    shift
     say "$@"
-    [ "$fit" = no ] || refused=yes
 }
-
-# Several of a node's processes may each come through here: the first one speaks for all of them.
-[ "${SLURM_LOCALID:-0}" = 0 ] || exec "$@"
 
 # --- writable paths: a file is made, since permissions alone do not tell of a read-only or a full disk
 writable() {
-    place=$1
-    while [ ! -e "$place" ]; do place=$(dirname -- "$place"); done
-    file=$(mktemp "$place/.writable.XXXXXX" 2>/dev/null) || return 1
+    there=$1
+    while [ ! -e "$there" ]; do there=$(dirname -- "$there"); done
+    file=$(mktemp "$there/.writable.XXXXXX" 2>/dev/null) || return 1
     rm -f -- "$file"
 }
 
 who="uid $(id -u)"
-writable "$runs" || wrong "the runs go to $runs, where $who cannot write: mount a folder of that user's there" \
-    "(docker run -v DIR:$(realpath -m -- "$runs")), or start as the folder's owner (--user UID)"
-writable "${TMPDIR:-/tmp}" || wrong "$who cannot write to ${TMPDIR:-/tmp}, which the data workers need:" \
+writable "${runs:-runs}" || wrong "$runs" \
+    "$who cannot write to ${runs:-runs, where the runs go unless a configuration says otherwise}:" \
+    "mount a folder of that user's there (docker run -v DIR:$(realpath -m -- "${runs:-runs}"))," \
+    "or start as its owner (--user UID)"
+writable "${TMPDIR:-/tmp}" || say "$who cannot write to ${TMPDIR:-/tmp}, which the data workers need:" \
     "mount a folder there, or set TMPDIR to one that is writable"
 writable "${HOME:-/}" || say "$who cannot write to HOME=${HOME:-}: downloaded weights are not kept;" \
     "set HOME to a folder that is writable"
@@ -52,35 +59,26 @@ shm=$(df -k --output=size /dev/shm 2>/dev/null | tail -n 1) || shm=0
 [ "${shm:-0}" -ge 1048576 ] || say "/dev/shm has $((${shm:-0} / 1024)) MiB, and data workers stop with a bus error" \
     "where it is full: docker run --shm-size 64g (Kubernetes: an emptyDir with medium Memory on /dev/shm)"
 
-# --- GPUs
-asked=
+# --- GPUs: none is a note (the run is then on the CPU), unless the command line asks for them
 case $accelerator in
-    gpu | cuda) asked="--trainer.accelerator $accelerator" ;;
-    auto)
-        for name in NVIDIA_VISIBLE_DEVICES CUDA_VISIBLE_DEVICES SLURM_GPUS_ON_NODE; do
-            value=$(printenv "$name" || true)
-            case $name=$value in
-                *= | *=void | *=none | *=-1 | SLURM_GPUS_ON_NODE=0) continue ;;
-            esac
-            asked="$name=$value"
-            break
-        done
-        ;;
+    '' | auto) asked='' look=yes ;;
+    gpu | cuda) asked="--trainer.accelerator $accelerator, but " look=yes ;;
+    *) look='' ;;
 esac
-if [ -z "$asked" ]; then
-    say "no GPU was asked for: this runs on the CPU"
+if [ -z "$look" ]; then
+    :
 elif ! command -v nvidia-smi >/dev/null; then
-    wrong "GPUs were asked for ($asked), but the container has no NVIDIA driver: install the NVIDIA Container" \
-        "Toolkit on the host and use docker run --gpus all (for the CPU: --trainer.accelerator cpu)"
+    wrong "$asked" "${asked}no GPU: the container has no NVIDIA driver, which comes with docker run --gpus all" \
+        "(apptainer run --nv) and the NVIDIA Container Toolkit on the host"
 elif ! gpus=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1); then
-    wrong "GPUs were asked for ($asked), but nvidia-smi fails:" \
-        "$(echo "$gpus" | head -n 1) Mend the driver of the host, or take another host"
+    wrong "$asked" "${asked}no GPU: nvidia-smi fails ($(echo "$gpus" | head -n 1)):" \
+        "mend the driver of the host, or take another host"
 elif ! reason=$(python -W ignore -c 'import torch; torch.cuda.init()' 2>&1); then
-    wrong "GPUs were asked for ($asked), but PyTorch cannot use them (driver $(echo "$gpus" | head -n 1 | cut -d, -f 2)):" \
+    wrong "$asked" "${asked}no GPU: PyTorch cannot use it (driver $(echo "$gpus" | head -n 1 | cut -d, -f 2)):" \
         "$(echo "$reason" | tail -n 1)"
 else
     say "$(echo "$gpus" | wc -l) x $(echo "$gpus" | head -n 1)"
 fi
 
-[ "$refused" = no ] || exit 78
+[ -z "$refused" ] || exit 78
 exec "$@"

@@ -37,7 +37,6 @@ class Container:
         self.fake("df", f"echo 'Size'; echo '{int(gib * 2**20)}'")
 
     def gpus(self, count: int) -> None:
-        self.environment["NVIDIA_VISIBLE_DEVICES"] = "all"
         self.fake("nvidia-smi", "\n".join([f'echo "{GPU}"'] * count))
 
     def run(self, *command: str) -> tuple[int, str, list[str]]:
@@ -61,31 +60,47 @@ def test_a_whole_container_says_what_it_has_and_runs_the_command(container):
     assert list((container.work / "runs").iterdir()) == []  # nothing is left of the looking
 
 
-def test_a_run_on_the_cpu_is_a_note(container):
+def test_no_gpu_is_a_note(container):
     status, out, lines = container.run(*FIT)
     assert status == 0
     assert out.startswith(SAID)
-    assert lines == ["container: no GPU was asked for: this runs on the CPU"]
+    (line,) = lines
+    assert line.startswith("container: no GPU: the container has no NVIDIA driver")
+    assert "--gpus all" in line
 
 
-@pytest.mark.parametrize("options", [["--runs_dir", "there/runs"], ["--runs_dir=there/runs"], []])
-def test_runs_that_cannot_be_written_stop_fit_and_nothing_else(container, options):
+@pytest.mark.parametrize("options", [["--runs_dir", "there/runs"], ["--runs_dir=there/runs"]])
+def test_runs_that_are_sent_where_nothing_can_be_written_stop_fit_and_nothing_else(container, options):
     """A file where the folder would be: root cannot write there either."""
-    place = container.work / ("there" if options else "runs")
-    shutil.rmtree(container.work / "runs")
-    place.write_text("")
+    container.gpus(1)
+    (container.work / "there").write_text("")
     status, out, lines = container.run(*FIT, *options)
     assert (status, out) == (78, "")
-    named = options[-1].removeprefix("--runs_dir=") if options else "runs"
-    said = [line for line in lines if f"the runs go to {named}, where uid {os.getuid()} cannot write" in line]
-    assert len(said) == 1
-    assert str(container.work / named) in said[0]  # where to mount a folder
+    line, _ = lines
+    assert f"uid {os.getuid()} cannot write to there/runs: " in line
+    assert f"-v DIR:{container.work / 'there/runs'}" in line
 
-    status, out, _ = container.run("python", "report", *options)
-    assert (status, out) == (0, " ".join([SAID, "report", *options]) + "\n")
+    for other in (["report", "fit"], ["analyze", "--config", "fit"]):  # fit is a run's name here, or a file's
+        command = ["python", "-m", "distill_dynamics", *other, *options]
+        assert container.run(*command) == (0, f"{SAID} {' '.join(command[1:])}\n", lines)
+
+
+def test_where_runs_go_is_a_note_where_the_configuration_may_say_otherwise(container):
+    container.gpus(1)
+    shutil.rmtree(container.work / "runs")
+    (container.work / "runs").write_text("")
+    for options in ([], ["--runs_dir", "runs", "--config", "later.yaml"], ["--config=x", "--config=y"]):
+        status, out, lines = container.run(*FIT, *options)
+        assert status == 0
+        assert out.startswith(SAID)
+        line, _ = lines
+        assert "cannot write to runs, where the runs go unless a configuration says otherwise" in line
+    assert container.run(*FIT, "--runs_dir", "runs")[0] == 78
+    assert len(container.run(*FIT, "--runs_dir", str(container.work))[2]) == 1  # nothing is wrong with that
 
 
 def test_runs_that_a_run_will_make_are_looked_for_above(container):
+    container.gpus(1)
     status, _, lines = container.run(*FIT, "--runs_dir", str(container.work / "a" / "b"))
     assert status == 0
     assert len(lines) == 1
@@ -101,7 +116,7 @@ def test_a_folder_of_another_users_is_not_writable(container):
         runs = Path(place, "runs")
         runs.mkdir(mode=0o755)
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}
-        command = [f"{place}/entrypoint.sh", "echo", "fit"]
+        command = [f"{place}/entrypoint.sh", "echo", "-m", "distill_dynamics", "fit", "--runs_dir=runs"]
 
         def run():
             return subprocess.run(
@@ -110,10 +125,10 @@ def test_a_folder_of_another_users_is_not_writable(container):
 
         done = run()
         assert (done.returncode, done.stdout) == (78, "")
-        assert "the runs go to runs, where uid 65534 cannot write" in done.stderr
+        assert "uid 65534 cannot write to runs" in done.stderr
         runs.chmod(0o777)
         done = run()
-        assert (done.returncode, done.stdout) == (0, "fit\n")
+        assert (done.returncode, done.stdout) == (0, "-m distill_dynamics fit --runs_dir=runs\n")
 
 
 def test_little_shared_memory_is_a_warning_with_its_remedy(container):
@@ -129,61 +144,68 @@ def test_little_shared_memory_is_a_warning_with_its_remedy(container):
     assert "medium Memory" in line
 
 
-@pytest.mark.parametrize(
-    ("asked", "named"),
-    [
-        ({"NVIDIA_VISIBLE_DEVICES": "all"}, "NVIDIA_VISIBLE_DEVICES=all"),
-        ({"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES=0"),
-        ({"CUDA_VISIBLE_DEVICES": "", "SLURM_GPUS_ON_NODE": "8"}, "SLURM_GPUS_ON_NODE=8"),
-        (["--trainer.accelerator", "gpu"], "--trainer.accelerator gpu"),
-        (["--trainer.accelerator=cuda"], "--trainer.accelerator cuda"),
-    ],
-)
-def test_gpus_that_were_asked_for_and_are_not_there_stop_fit(container, asked, named):
-    options = asked if isinstance(asked, list) else []
-    container.environment |= asked if isinstance(asked, dict) else {}
+ASKED = ["--trainer.accelerator", "gpu"]
+
+
+@pytest.mark.parametrize("asked", [ASKED, ["--trainer.accelerator=cuda"]])
+def test_gpus_that_are_asked_for_and_are_not_there_stop_fit(container, asked):
     if shutil.which("nvidia-smi", path="/usr/bin:/bin"):
         pytest.skip("this machine has a driver of its own")
-    status, out, lines = container.run(*FIT, *options)
+    status, out, lines = container.run(*FIT, *asked)
     assert (status, out) == (78, "")
     assert len(lines) == 1
-    assert f"({named})" in lines[0]
+    assert f"{' '.join(asked).replace('=', ' ')}, but no GPU" in lines[0]
     assert "--gpus all" in lines[0]
 
-    assert container.run("python", "report", *options)[0] == 0
+    assert container.run("python", "report", *asked)[0] == 0
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"NVIDIA_VISIBLE_DEVICES": "none"}, {"CUDA_VISIBLE_DEVICES": "-1"}, {"SLURM_GPUS_ON_NODE": "0"}],
-)
-def test_no_gpu_is_not_asked_for(container, environment):
-    container.environment |= environment
-    assert container.run(*FIT)[0] == 0
-    container.environment["NVIDIA_VISIBLE_DEVICES"] = "all"
-    assert container.run(*FIT, "--trainer.accelerator", "cpu")[0] == 0
+@pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"])
+def test_what_an_image_has_in_its_environment_asks_for_nothing(container, name):
+    """CUDA's base images say NVIDIA_VISIBLE_DEVICES=all; the configuration may say accelerator: cpu."""
+    container.environment[name] = "all"
+    status, out, lines = container.run(*FIT)
+    assert status == 0
+    assert out.startswith(SAID)
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("options", [["--trainer.accelerator", "cpu"], ["--trainer.accelerator=cpu"]])
+def test_a_run_that_is_to_be_on_the_cpu_hears_nothing_of_gpus(container, options):
+    assert container.run(*FIT, *options)[::2] == (0, [])
+    assert container.run(*FIT, *ASKED, *options)[::2] == (0, [])  # the last one counts
+
+
+def failing(container, asked):
+    """What is said where the GPU cannot be used: a note, and with `asked` a reason to refuse."""
+    status, out, lines = container.run(*FIT)
+    assert status == 0
+    assert out.startswith(SAID)
+    (note,) = lines
+    status, out, lines = container.run(*FIT, *asked)
+    assert (status, out) == (78, "")
+    assert lines == [note.replace("no GPU", "--trainer.accelerator gpu, but no GPU", 1)]
+    return note
 
 
 def test_a_driver_that_fails_is_told_in_its_own_words(container):
-    container.gpus(1)
     words = "Failed to initialize NVML: Driver/library version mismatch"
     container.fake("nvidia-smi", f"echo '{words}'\necho more\nexit 18")
-    status, out, lines = container.run(*FIT)
-    assert (status, out) == (78, "")
-    assert len(lines) == 1
-    assert words in lines[0]
-    assert "more" not in lines[0]
+    line = failing(container, ASKED)
+    assert words in line
+    assert "more" not in line
 
 
 def test_gpus_that_pytorch_cannot_use_are_told_in_its_words(container):
     container.gpus(8)
     reason = "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."
-    container.fake("python", f'echo Traceback >&2; echo "{reason}" >&2; exit 1')
-    status, _, lines = container.run(*FIT)
-    assert status == 78
-    assert len(lines) == 1
-    assert lines[0].endswith(reason)
-    assert "580.65.06" in lines[0]
+    container.fake(
+        "python",
+        f'case "$*" in *torch.cuda*) echo Traceback >&2; echo "{reason}" >&2; exit 1 ;; esac\necho "ran: $*"',
+    )
+    line = failing(container, ASKED)
+    assert line.endswith(reason)
+    assert "580.65.06" in line
 
 
 def test_of_a_nodes_tasks_the_first_speaks(container):
