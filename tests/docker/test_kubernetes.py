@@ -5,10 +5,11 @@ import re
 import pytest
 import yaml
 from conftest import ROOT
+from kubeflow_trainer_api import models
+from torch.distributed.launcher.api import LaunchConfig
 
 from distill_dynamics import cli
 
-models = pytest.importorskip("kubeflow_trainer_api.models")
 MODELS = {
     "Job": models.IoK8sApiBatchV1Job,
     "PersistentVolumeClaim": models.IoK8sApiCoreV1PersistentVolumeClaim,
@@ -68,6 +69,7 @@ def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
 
     gpus = int(run["limits"]["nvidia.com/gpu"])
     assert config["trainer"]["devices"] == "auto"
+    assert config["trainer"]["accelerator"] == "gpu"  # or a pod without one would run on its CPUs
     assert data["global_batch"] % (gpus * nodes) == 0
     assert int(run["requests"]["cpu"]) >= gpus * (data["num_workers"] + 1)
 
@@ -94,11 +96,23 @@ def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
-def test_a_pod_leaves_its_restart_to_the_job(name):
+def test_a_pod_leaves_its_restart_to_the_job(name, monkeypatch):
     """podFailurePolicy is refused by the API server beside any other restartPolicy."""
     spec, pod, _, _ = pod_and_trainer(name)
     assert pod["restartPolicy"] == "Never"
-    assert pod["terminationGracePeriodSeconds"] > 30  # the default: too short for a running validation
+    grace = pod["terminationGracePeriodSeconds"]
+    assert grace > 30  # the default: too short for a running validation
+    if name == "trainjob.yaml":
+        # torchrun waits as long for its workers, and is not killed before it has.
+        (container,) = pod["containers"]
+        (patience,) = [
+            int(variable["value"])
+            for variable in container["env"]
+            if variable["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+        ]
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(patience))
+        assert LaunchConfig(1, 1, 1).shutdown_timeout == patience
+        assert 30 < patience < grace
     rules = spec["podFailurePolicy"]["rules"]
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     names = {container["name"] for container in pod["containers"]}
@@ -109,7 +123,30 @@ def test_a_stopped_run_is_tried_again_and_a_mistake_is_not():
     (job,) = manifests("job.yaml")
     exits = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     actions = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in exits}
-    assert actions == {(75,): "Ignore", (2,): "FailJob"}
+    assert actions == {(75,): "Ignore", (2, 78): "FailJob"}
+
+
+def test_a_failed_trainjob_starts_again_a_bounded_number_of_times():
+    """The reason that is not counted is one that only a preempted pod's rule gives."""
+    runtime, _ = manifests("trainjob.yaml")
+    policy = runtime["spec"]["template"]["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    (rule,) = policy["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == (
+        "RestartJobSetAndIgnoreMaxRestarts",
+        ["PodFailurePolicy"],
+    )
+    spec, _, _, _ = pod_and_trainer("trainjob.yaml")
+    assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["FailJob"]
+    assert "onPodConditions" in spec["podFailurePolicy"]["rules"][0]
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
+def test_pods_run_as_the_images_user(name):
+    (user, group) = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "docker" / "Dockerfile").read_text(), re.M)[0]
+    context = pod_and_trainer(name)[1]["securityContext"]
+    assert {context["runAsUser"]} == {int(user)}
+    assert {context["runAsGroup"], context["fsGroup"]} == {int(group)}
 
 
 def test_the_trainjob_runs_what_its_runtime_is_called():
