@@ -224,7 +224,20 @@ class Backbone(nn.Module):
         metadata = {key: json.dumps(value) for key, value in {**self.description(), **(notes or {})}.items()}
         content = safetensors.torch.save(state, metadata={"format": "pt", **metadata})
         with whole(path) as partial:
-            partial.write_bytes(content)  # safetensors' own save_file would let nobody else read the file
+            # safetensors' own save_file would let nobody else read the file.
+            partial.write_bytes(_in_order(content))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes them in another order each time.
+
+    The file begins with the length of its header in 8 bytes, and the header, JSON filled up with blanks.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
