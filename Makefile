@@ -16,7 +16,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m distill_dynamics fit --config configs/quickstart.yaml
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
