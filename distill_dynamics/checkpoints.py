@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,15 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole
+from distill_dynamics.ranks import is_first_rank
 
 LAST = "last.ckpt"
+"""Of the end of the last epoch."""
+
+PREEMPTED = "preempted.ckpt"
+"""Of the middle of an epoch that a signal cut short; gone when that epoch ends after all."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -46,7 +53,7 @@ def read_whole(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise UserError(f"{path}: cut short or damaged ({_first_line(error)})") from error
+        raise UserError(f"{path}: cut short or damaged ({first_line(error)})") from error
     if damaged is not None:
         raise UserError(f"{path}: damaged (in {damaged})")
     if not isinstance(content, dict):
@@ -54,17 +61,26 @@ def read_whole(path: Path) -> dict[str, Any]:
     return content
 
 
-def newest_whole(run_dir: Path) -> Path | None:
+def newest_whole(run_dir: Path, begun: bool = True) -> Path | None:
     """The newest whole checkpoint of a run; None where there is none. One line on stderr for each left out.
 
-    That is `last.ckpt`, and where it is damaged the one of the most epochs and steps among the others.
+    Of the end of an epoch that is `last.ckpt`, and where it is damaged the one of the most epochs and steps
+    among the others. With `begun` it may be `preempted.ckpt`, if that was written since.
     """
     folder = run_dir / "checkpoints"
-    others = sorted(path for path in folder.glob("*.ckpt") if path.name != LAST)
-    if (last := folder / LAST).is_file() and _position(last) is not None:
-        return last
-    found = {path: position for path in others if (position := _position(path)) is not None}
+    last, preempted = folder / LAST, folder / PREEMPTED
+    found = _positions([last])
+    if not found:
+        found = _positions(sorted({*folder.glob("*.ckpt")} - {last, preempted}))
+    if begun:
+        found |= _positions([preempted])
     return max(found, key=lambda path: found[path], default=None)
+
+
+def _positions(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Those of the files that are there and whole."""
+    there = {path: _position(path) for path in paths if path.is_file()}
+    return {path: position for path, position in there.items() if position is not None}
 
 
 def _position(path: Path) -> tuple[int, int] | None:
@@ -74,7 +90,8 @@ def _position(path: Path) -> tuple[int, int] | None:
         if not {"epoch", "global_step", "loops", "optimizer_states", "distill_dynamics"} <= content.keys():
             raise UserError(f"{path}: no checkpoint of fit")
     except UserError as error:
-        print(f"left out {error}", file=sys.stderr)
+        if is_first_rank():
+            print(f"left out {error}", file=sys.stderr)
         return None
     return content["epoch"], content["global_step"]
 
@@ -91,5 +108,17 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def begin_from(trainer: Trainer) -> None:
+    """Make the checkpoint that a run goes on from its `last.ckpt`, where it is an older one or another's.
+
+    What is in `last.ckpt` and `preempted.ckpt` is given up then. If they stayed, the next start after a kill
+    would go on from them, and the record lacks their epochs by now.
+    """
+    given, last = trainer.ckpt_path, last_checkpoint(trainer)
+    if given is None or last is None:
+        return
+    preempted = last.with_name(PREEMPTED)
+    if Path(given).resolve() not in (last.resolve(), preempted.resolve()):
+        with whole(last) as partial:
+            shutil.copyfile(given, partial)
+        preempted.unlink(missing_ok=True)

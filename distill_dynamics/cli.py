@@ -26,16 +26,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from distill_dynamics import commands, run
 from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
-from distill_dynamics.checkpoints import WholeCheckpointIO, newest_whole, read_whole
+from distill_dynamics.checkpoints import PREEMPTED, WholeCheckpointIO, newest_whole, read_whole
 from distill_dynamics.cli_errors import OneLineParser, told_in_one_line
 from distill_dynamics.cli_help import CACHE_TEACHER, NOT_FOR_CACHE_TEACHER, PARSER_KWARGS, describe
 from distill_dynamics.data import ImageData
 from distill_dynamics.distiller import Distiller
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.ranks import is_first_rank
 from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
 
 
@@ -88,6 +89,7 @@ class DistillCLI(LightningCLI):
     def __init__(self, model_class: type[Distiller] = Distiller, **kwargs: Any) -> None:
         self.run_dir: Path | None = None
         self.new_run = False  # whether this process made run_dir
+        self._newest = False  # whether to go on from the newest checkpoint, not from one that was named
         super().__init__(
             model_class,
             ImageData,
@@ -150,22 +152,34 @@ class DistillCLI(LightningCLI):
             path = run_dir / "checkpoints" / f"{given}.ckpt"
             if given == "auto":
                 # The other ranks look only for checkpoints, which the first one cannot write without them.
-                if run_dir.exists() or not _is_first_rank():
+                if run_dir.exists() or not is_first_rank():
                     self.run_dir = run_dir
             else:
                 self.run_dir = run_dir
-                if not path.is_file():
+                if given == "best" and not path.is_file():
                     raise UserError(f"--ckpt_path {given}: there is no {path}; give the --config of a run")
             if given != "best":
-                newest = newest_whole(run_dir)
+                # Others than fit want one that the record tells of.
+                self._newest = self.subcommand == "fit"
+                newest = newest_whole(run_dir, begun=self._newest)
                 if given == "last" and newest is None:
-                    raise UserError(f"--ckpt_path last: no checkpoint in {path.parent} is whole")
+                    raise UserError(
+                        f"--ckpt_path last: there is no whole checkpoint in {path.parent}; "
+                        "give the --config of a run"
+                    )
                 config.ckpt_path = None if newest is None else str(newest)
                 return
         else:
             path = Path(given)
             if not path.is_file():
                 raise UserError(f"--ckpt_path: no such file: {given} (or say auto, last or best)")
+            of_run = path.resolve().parents[1]
+            if (
+                self.subcommand == "fit"
+                and config.name == of_run.name
+                and self._given_run_dir(config).resolve() == of_run
+            ):
+                self.run_dir = self._given_run_dir(config)  # else a new run begins from it
         read_whole(path)
         config.ckpt_path = str(path)
 
@@ -190,11 +204,11 @@ class DistillCLI(LightningCLI):
         stem = Path(str(config.config[-1])).stem if config.config else "run"
         if self.run_dir is None:
             # The other ranks write nothing; what they need to know of the directory is broadcast to them.
-            self.new_run = _is_first_rank()
+            self.new_run = is_first_rank()
             self.run_dir = (
                 run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
             )
-        elif _is_first_rank():
+        elif is_first_rank():
             run.take_up(self.run_dir)
         wandb_settings = self.config_init.fit.wandb
         config.wandb.group = wandb_settings.group = wandb_settings.group or stem
@@ -235,6 +249,27 @@ class DistillCLI(LightningCLI):
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
             made.strategy.checkpoint_io = WholeCheckpointIO()
         return made
+
+    def before_fit(self) -> None:
+        """Repeat an epoch that was begun on other devices: which images are left of it depends on them."""
+        config = self.config_init.fit
+        if not self._newest or Path(config.ckpt_path or "").name != PREEMPTED:
+            return
+        path, trainer = Path(config.ckpt_path), self.trainer
+        content = read_whole(path)
+        was = content["distill_dynamics"]["begun_epoch"]["layout"]
+        now = {"devices": trainer.world_size, "nodes": trainer.num_nodes}
+        now = {name: number for name, number in now.items() if name in was}
+        if was == was | now:
+            return
+        end = newest_whole(path.parents[1], begun=False)
+        config.ckpt_path = None if end is None else str(end)
+        if is_first_rank():
+            print(
+                f"{path} is of the middle of epoch {content['epoch'] + 1}, begun on {_told(was)}; "
+                f"on {_told(now)} that epoch is made anew, from {end or 'the start of the run'}",
+                file=sys.stderr,
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; Lightning's, but for a mistake of the user's."""
@@ -324,9 +359,8 @@ class CacheTeacherCLI(DistillCLI):
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
 
 
-def _is_first_rank() -> bool:
-    """Known from the launcher's environment, before the ranks have met."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def _told(layout: dict[str, Any]) -> str:
+    return f"{layout['devices']} devices" + (f" of {layout['nodes']} nodes" if "nodes" in layout else "")
 
 
 WANDB_TIMEOUT_S = 30
@@ -344,11 +378,11 @@ class RunWandb(WandbLogger):
             return super().experiment
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise UserError(
-                f"wandb.mode online: {_one_line(error)} (or take --wandb.mode offline)"
+                f"wandb.mode online: {first_line(error)} (or take --wandb.mode offline)"
             ) from error
         except wandb.errors.CommError as error:
             rank_zero_warn(
-                f"W&B did not take the run up ({_one_line(error)}): it is recorded offline; "
+                f"W&B did not take the run up ({first_line(error)}): it is recorded offline; "
                 f"`wandb sync {self.save_dir}/wandb/offline-run-*` uploads it later",
             )
         wandb.teardown()  # or the run's id would still be in use
@@ -356,13 +390,9 @@ class RunWandb(WandbLogger):
         return super().experiment
 
 
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
     mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
-    if mode == "disabled" or not _is_first_rank():
+    if mode == "disabled" or not is_first_rank():
         return []
     logger = RunWandb(
         name=run_dir.name,

@@ -564,8 +564,7 @@ class Distiller(LightningModule):
 
         With the last, and as order, augmentation and dropout are functions of where training is, a run that
         is continued in the middle of an epoch equals one that was not interrupted: to the bit on a CPU. Its
-        loader skips what was seen (`ImageLoader.load_state_dict`). It takes the same number of devices,
-        images a batch and batches a step.
+        loader skips what was seen (`ImageLoader.load_state_dict`). It takes the same `_layout`.
 
         Raises UserError instead of saving weights that are not finite, or that such a loss was seen with.
         """
@@ -591,15 +590,20 @@ class Distiller(LightningModule):
             "layout": self._layout(),
         }
 
-    def _layout(self) -> list[int]:
-        """Devices, images a batch, batches a step."""
-        trainer = self.trainer
-        return [trainer.world_size, datamodule(trainer).batch_size, trainer.accumulate_grad_batches]
+    def _layout(self) -> dict[str, Any]:
+        """By name, what decides which images of an epoch are left after a number of steps."""
+        trainer, data = self.trainer, datamodule(self.trainer)
+        return {
+            "devices": trainer.world_size,
+            "images a batch": data.batch_size,
+            "batches a step": trainer.accumulate_grad_batches,
+            **getattr(data, "order_depends_on", dict)(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the teacher's accuracy from the checkpoint: it is not measured twice. And the begun epoch.
 
-        Raises UserError where that was begun with other numbers of devices, images a batch or batches a step.
+        Raises UserError where that was begun with another `_layout`.
         """
         if "distill_dynamics" not in checkpoint:
             raise UserError(
@@ -608,19 +612,16 @@ class Distiller(LightningModule):
             )
         self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
         self._begun = checkpoint["distill_dynamics"].get("begun_epoch")
-        if (
-            self._begun is not None
-            and self.trainer.state.fn == "fit"
-            and self._begun["layout"] != self._layout()
-        ):
-            saved, now = (
-                f"{devices} devices x {batch} images x {accumulated} batches a step"
-                for devices, batch, accumulated in (self._begun["layout"], self._layout())
-            )
-            raise UserError(
-                f"ckpt_path: it was saved in the middle of epoch {checkpoint['epoch'] + 1}, with {saved}; "
-                f"this is {now}. Give what it had, or go on from an epoch's end (epoch_*.ckpt, best.ckpt)"
-            )
+        if self._begun is not None and self.trainer.state.fn == "fit":
+            was, now = self._begun["layout"], self._layout()
+            both = {name: (was.get(name), now.get(name)) for name in was | now}
+            others = [f"{name} {a}, now {b}" for name, (a, b) in both.items() if a != b]
+            if others:
+                raise UserError(
+                    f"ckpt_path: it was saved in the middle of epoch {checkpoint['epoch'] + 1}, with other "
+                    f"images left of it: {'; '.join(others)}. Give what it had, or go on from the end of an "
+                    "epoch (last.ckpt, epoch_*.ckpt)"
+                )
 
 
 def datamodule(trainer: Trainer) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import remove_partial, whole
 
 PACKAGES = ("distill_dynamics", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "wandb")
@@ -121,8 +121,7 @@ def record_end(
     content = json.loads(path.read_text())
     told = None
     if error is not None:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        told = type(error).__name__ + (f": {reason}" if reason else "")
+        told = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
     content["starts"][-1]["ended"] = {"epoch": epoch, "error": told}
     if preempted:
         content["starts"][-1]["ended"]["preempted"] = True

@@ -97,7 +97,7 @@ def whole(tmp_path_factory):
 
     def write(*callbacks, average=True, **changes) -> Path:
         path = folder / "tiny.yaml"
-        config = tiny_config(**RECIPE, **changes, trainer__callbacks=[*([EMA] * average), *callbacks])
+        config = tiny_config(**RECIPE | changes, trainer__callbacks=[*([EMA] * average), *callbacks])
         path.write_text(yaml.safe_dump({**config, "runs_dir": str(folder)}))
         return path
 
@@ -144,9 +144,11 @@ def test_a_run_preempted_in_the_middle_of_epochs_ends_as_an_uninterrupted_one(wh
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "in epoch 1 after step 2" in line  # 2 batches a step
     assert f"--config {run_dir}/config.yaml --ckpt_path auto" in line
-    assert checkpoint(run_dir)["global_step"] == 2
+    assert f"{run_dir}/checkpoints/preempted.ckpt holds it" in line
+    assert checkpoint(run_dir, "preempted")["global_step"] == 2
     usr1 = signalled(when="batch", epoch=1, batch=5, number=int(signal.SIGUSR1))
     preempted(write(usr1), *AUTO, "--data.num_workers", "2")
+    assert [checkpoint(run_dir, name)["global_step"] for name in ("last", "preempted")] == [4, 7]
     fit(write(), *AUTO)
     assert_as_uninterrupted(uninterrupted, run_dir)
     assert [start["from_epoch"] for start in starts(run_dir)] == [0, 0, 1]
@@ -245,10 +247,45 @@ def test_the_middle_of_an_epoch_goes_on_as_it_began_or_not_at_all(whole, run_dir
     config = whole[1](signalled(when="batch", epoch=1, batch=2))
     preempted(config, *AUTO)
     capsys.readouterr()
-    with pytest.raises(SystemExit):
-        fit(config, *AUTO, "--data.batch_size", "8")
-    assert "1 devices x 16 images x 2 batches a step; this is 1 devices x 8" in capsys.readouterr().err
-    assert checkpoint(run_dir)["epoch"] == 1
+    for option, told in (
+        (("--data.batch_size", "8"), "images a batch 16, now 8. Give"),
+        (("--data.seed", "7"), "seed 1, now 7. Give"),
+        (("--data.repeats", "1", "--data.batch_size", "8"), "a batch 16, now 8; repeats 3, now 1. Give"),
+    ):
+        with pytest.raises(SystemExit):
+            fit(config, *AUTO, *option)
+        assert told in capsys.readouterr().err
+    assert checkpoint(run_dir, "preempted")["epoch"] == 1
+
+
+def test_an_epoch_begun_on_other_devices_is_made_anew(whole, run_dir, capsys):
+    uninterrupted, write = whole
+    preempted(write(signalled(when="batch", epoch=1, batch=4)), *AUTO)
+    path = run_dir / "checkpoints" / "preempted.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["distill_dynamics"]["begun_epoch"]["layout"]["nodes"] = 2
+    torch.save(saved, path)
+    capsys.readouterr()
+    fit(write(), *AUTO)
+    error = capsys.readouterr().err
+    assert f"{path} is of the middle of epoch 2, begun on 1 devices of 2 nodes; on 1 devices of 1" in error
+    assert f"nodes that epoch is made anew, from {run_dir}/checkpoints/last.ckpt" in error
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 1]
+
+
+def test_a_run_that_fell_back_to_an_older_checkpoint_stays_there(whole, run_dir):
+    uninterrupted, write = whole
+    shutil.copytree(uninterrupted, run_dir)
+    older = run_dir / "checkpoints" / "epoch_0002.ckpt"
+    again = ["--name", "r", "--ckpt_path", str(older)]
+    with pytest.raises(Interrupted):  # before the end of the epoch that it makes anew
+        fit(write({"class_path": "test_restarts.Interrupts"}), *again)
+    assert checkpoint(run_dir)["epoch"] + 1 == 2
+    assert [row["epoch"] for row in rows(run_dir)] == ["0", "1", "2"]
+    fit(write(), *AUTO)
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 2, 2]
 
 
 def test_auto_needs_to_know_the_run(whole, capsys):
@@ -363,6 +400,30 @@ def test_a_signal_to_every_process_of_a_job_is_survived(whole, run_dir, ranks):
         assert starts(run_dir)[-1]["ended"]["preempted"]
     assert started(slow, *options).wait(300) == 0
     assert_as_uninterrupted(uninterrupted, run_dir)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_two_devices(whole, run_dir):
+    """A global batch then holds the same images; without dropout and ProjectorKD the steps are the same."""
+    _, write = whole
+    plain = {"model__terms": {}, "trainer__accumulate_grad_batches": 1}
+    plain |= {f"data__init_args__{name}": 32 for name in ("batch_size", "global_batch")}
+    for rate in ("proj_drop_rate", "drop_path_rate"):
+        plain[f"model__student__timm_kwargs__{rate}"] = 0.0
+    fit(write(**plain), "--name", "one")
+    preempted(write(signalled(when="batch", epoch=1, batch=4), **plain), *AUTO)
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    process = started(write(**plain), *AUTO, *devices)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, error
+    assert error.count("epoch 2, begun on 1 devices; on 2 devices that epoch is made anew") == 1
+    assert [(start["from_epoch"], start["devices"]) for start in starts(run_dir)] == [
+        (0, "1 x cpu"), (1, "2 x cpu"),
+    ]  # fmt: skip
+    for ours, theirs in zip(rows(run_dir), rows(run_dir.with_name("one")), strict=True):
+        for name in ("epoch", "step", "train/loss", "train/loss_kd", "train/lr"):
+            assert float(ours[name] or 0) == pytest.approx(float(theirs[name] or 0), rel=1e-4), name
+    assert not (run_dir / "checkpoints" / "preempted.ckpt").exists()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from distill_dynamics.checkpoints import last_checkpoint
+from distill_dynamics.checkpoints import PREEMPTED, last_checkpoint
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.signals import STOP
 
@@ -38,11 +39,12 @@ class Preempted(SystemExit):
 
 
 class Preemption(Checkpoint):
-    """On SIGTERM or SIGUSR1 to any rank: all stop after the same step, with `last.ckpt` written there.
+    """On SIGTERM or SIGUSR1 to any rank: all stop after the same step, with `preempted.ckpt` written there.
 
-    The checkpoint may be in the middle of an epoch. A run that is continued from it ends as if it had not
-    been stopped: see `Distiller.on_save_checkpoint`. Then run.json and W&B are closed, and every rank exits
-    with status 75 (those that Lightning started itself with 0: any other it takes for a crash of theirs).
+    A run that is continued from that, in the middle of an epoch, ends as if it had not been stopped: see
+    `Distiller.on_save_checkpoint`. When the epoch ends, the file is removed; `last.ckpt` is of the end of the
+    epoch before until then. Then run.json and W&B are closed, and every rank exits with status 75 (those that
+    Lightning started itself with 0: any other it takes for a crash of theirs).
 
     How long that takes: the step in which the signal comes and, of several ranks, the next one, then the
     writing. A signal in the last step of an epoch, in validation or at a probe waits for the epoch to be
@@ -111,10 +113,16 @@ class Preemption(Checkpoint):
         if not self._agreed:
             self._post()
         if self._agreed and not trainer.is_last_batch:
-            path = last_checkpoint(trainer)
+            path = _preempted_checkpoint(trainer)
             assert path is not None  # the command line gives every fit one
             trainer.save_checkpoint(path)
             raise Preempted(_status(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Remove what was saved in the middle of this epoch, now that its end is."""
+        path = _preempted_checkpoint(trainer)
+        if path is not None and trainer.is_global_zero:
+            path.unlink(missing_ok=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Leave nothing under way in the group."""
@@ -168,10 +176,16 @@ def _status(trainer: Trainer) -> int:
     return 0 if is_child else EXIT_STATUS
 
 
+def _preempted_checkpoint(trainer: Trainer) -> Path | None:
+    last = last_checkpoint(trainer)
+    return last and last.with_name(PREEMPTED)
+
+
 def _told(trainer: Trainer) -> threading.Thread | None:
     """Say how to go on and close W&B; what still does so after `LAST_UPLOAD_S`, if W&B was on."""
-    path = last_checkpoint(trainer)
-    saved = f"{path} holds it" if path is not None and path.exists() else "no step was made yet"
+    paths = (_preempted_checkpoint(trainer), last_checkpoint(trainer))
+    path = next((path for path in paths if path is not None and path.exists()), None)
+    saved = f"{path} holds it" if path is not None else "no step was made yet"
     print(
         f"asked to stop in epoch {trainer.current_epoch + 1} after step {trainer.global_step}: {saved}; "
         f"go on with --config {trainer.default_root_dir}/config.yaml --ckpt_path auto",

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.preemption import Preempted
+from distill_dynamics.checkpoints import begin_from
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.errors import UserError
 from distill_dynamics.run import RunLogger, has_ended, record, record_end
@@ -29,6 +30,8 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Record the start; a continued run's metrics go on after the epoch that is continued."""
+        if trainer.is_global_zero:
+            begin_from(trainer)  # before the record gives up the epochs after that
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.continue_from(trainer.current_epoch)

@@ -160,6 +160,13 @@ class ImageData(pl.LightningDataModule):
             if split not in self.sources:
                 self.sources[split] = self.load(split)
 
+    def order_depends_on(self) -> dict[str, Any]:
+        """By name, what the order of the training images depends on beside the ranks and their batches.
+
+        The data must be loaded.
+        """
+        return {"seed": self._seed(), "repeats": self.repeats, "data": fingerprint(self._source("train"))}
+
     def _source(self, split: Split) -> Source:
         if split not in self.sources:
             raise RuntimeError(f"the {split} images are not loaded: call setup() first")
@@ -202,6 +209,9 @@ class ImageData(pl.LightningDataModule):
     def _train_sampler(self, **settings: int) -> KeyedSampler:
         return KeyedSampler(len(self._source("train").targets), **settings)
 
+    def _seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
     def _share(self) -> dict[str, int]:
         """This process's place among the ranks."""
         if self.trainer is None:
@@ -224,7 +234,7 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Augmented views in the order of (seed, epoch). Raises UserError if they do not fill one batch."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        seed = self._seed()
         sampler = self._train_sampler(
             seed=seed,
             repeats=self.repeats,

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole
 
 SCHEMA = 2
@@ -177,9 +177,9 @@ class Profile:
         except FileNotFoundError:
             raise UserError(f"{path}: no such Profile") from None
         except _DAMAGE as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{path}: not a readable Profile, it may be cut short or be another kind of file ({reason})"
+                f"{path}: not a readable Profile, it may be cut short or be another kind of file "
+                f"({first_line(error)})"
             ) from error
 
 
