@@ -36,7 +36,7 @@ from distill_dynamics.cli_help import CACHE_TEACHER, NOT_FOR_CACHE_TEACHER, PARS
 from distill_dynamics.data import ImageData
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.ranks import is_first_rank
+from distill_dynamics.ranks import failing_as_one, is_first_rank, watch_others
 from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
 
 
@@ -199,7 +199,9 @@ class DistillCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; for `fit` with a run directory, its files and W&B."""
         if self.subcommand != "fit":
-            return super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
+            made = super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
+            watch_others(made, lambda error: None)
+            return made
         config, trainer = self.config.fit, self.config_init.fit.trainer
         stem = Path(str(config.config[-1])).stem if config.config else "run"
         if self.run_dir is None:
@@ -239,13 +241,15 @@ class DistillCLI(LightningCLI):
             checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
             Preemption(),
         ]
+        written = RunRecord()
         made = super().instantiate_trainer(
             **kwargs,
             # First of all: it tells the loggers from where the run is continued.
-            callbacks=[RunRecord(), *(callbacks if isinstance(callbacks, list) else [callbacks])],
+            callbacks=[written, *(callbacks if isinstance(callbacks, list) else [callbacks])],
             logger=loggers,
             default_root_dir=self.run_dir,
         )
+        watch_others(made, lambda error: written.on_exception(made, self.model, error))
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
             made.strategy.checkpoint_io = WholeCheckpointIO()
         return made
@@ -431,7 +435,7 @@ def main(args: list[str] | None = None) -> None:
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     words = sys.argv[1:] if args is None else args
-    with told_in_one_line():
+    with failing_as_one(), told_in_one_line():
         if words and words[0] in commands.COMMANDS:
             commands.run(words)
         elif words and words[0] == "cache-teacher":

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill_dynamics.cli_places import place
 from distill_dynamics.cli_reasons import reason_of
 from distill_dynamics.errors import UserError
+from distill_dynamics.ranks import tell
 
 
 class OneLineParser(LightningArgumentParser):
@@ -67,7 +68,7 @@ def told_in_one_line() -> Iterator[None]:
         line = _line(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        tell(f"error: {line}")
         raise SystemExit(2) from None
 
 

@@ -68,6 +68,21 @@ class Slow(pl.Callback):
         time.sleep(self.seconds)
 
 
+class EndsSlowly(pl.Callback):
+    """Gives whoever sends a signal the time to when the interpreter has put down its handlers."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def on_train_start(self, trainer, module):
+        global _kept_to_the_end
+        _kept_to_the_end = self
+
+    def __del__(self, touch=Path.touch, path=Path, sleep=time.sleep):
+        touch(path(self.file))
+        sleep(3)
+
+
 class Interrupted(Exception):
     pass
 
@@ -433,6 +448,20 @@ def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(whole, run_di
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 75, error
     assert "in epoch 2 after step 7" in error  # asked in step 6; the ranks know of it after the next
+
+
+@pytest.mark.slow
+def test_a_signal_to_an_interpreter_that_is_ending_changes_nothing(whole, run_dir):
+    """As SLURM's to all tasks when the first of them has left."""
+    ending = run_dir.with_name("ending")
+    slow = {"class_path": "test_restarts.EndsSlowly", "init_args": {"file": str(ending)}}
+    process = started(whole[1](slow, signalled(when="batch", batch=4)), *AUTO)
+    while process.poll() is None and not ending.exists():
+        time.sleep(0.02)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
 
 
 @pytest.mark.slow

@@ -76,6 +76,8 @@ class Preemption(Checkpoint):
             return
         connector: Any = trainer._signal_connector
         loop: Any = trainer.fit_loop.epoch_loop
+        assert hasattr(connector, "register_signal_handlers")
+        assert hasattr(loop, "_broadcast_sigterm_tensor")
         connector.register_signal_handlers = loop._broadcast_sigterm_tensor = lambda: None
         for number in STOP:
             self._before[number] = signal.signal(number, self._hear)
@@ -158,6 +160,11 @@ class Preemption(Checkpoint):
         self._saved = True
         closing = _told(trainer) if trainer.is_global_zero else None
         trainer.strategy.barrier()
+        if self._before:
+            # Until the process is gone: an interpreter that ends puts down handlers, but not this.
+            for number in STOP:
+                signal.signal(number, signal.SIG_IGN)
+            self._before.clear()
         if closing is not None and closing.is_alive():  # W&B would go on trying
             os._exit(EXIT_STATUS)
 

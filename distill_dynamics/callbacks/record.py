@@ -16,6 +16,7 @@ from distill_dynamics.callbacks.preemption import Preempted
 from distill_dynamics.checkpoints import begin_from
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.errors import UserError
+from distill_dynamics.ranks import end_others
 from distill_dynamics.run import RunLogger, has_ended, record, record_end
 
 BEST_STUDENT = "student_best.safetensors"
@@ -95,6 +96,8 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
         """Record on which error it stopped; Ctrl-C is one, a preemption none."""
+        if not isinstance(exception, Preempted):
+            end_others()  # before they lose the connection to this process, and tell of that
         if self._started and trainer.is_global_zero:
             preempted = isinstance(exception, Preempted)
             with suppress(
