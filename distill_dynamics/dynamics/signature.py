@@ -111,7 +111,7 @@ def _read(curve: FloatArray, resampled: FloatArray, images: int) -> _Reading:
     scale = np.sqrt(images / (images - 1))
     depths = resampled[:, [0, -1]] - resampled.min(axis=1, keepdims=True)
     errors = depths.std(axis=0) * scale
-    t = _student_t(0.025 / max(1, len(curve) - 2), images - 1)
+    t = student_t(0.025 / max(1, len(curve) - 2), images - 1)
     back = _largest_rise(curve[: nadir + 1]), _largest_rise(curve[: nadir - len(curve) - 1 : -1])
     return _Reading(
         nadir,
@@ -132,7 +132,7 @@ def _largest_rise(curve: FloatArray) -> float:
     return float((curve - np.minimum.accumulate(curve)).max())
 
 
-def _student_t(tail: float, freedom: int) -> float:
+def student_t(tail: float, freedom: int) -> float:
     """Quantile of Student's distribution at 1 - `tail`, after Wallace (1959).
 
     Within 1 % from 10 degrees of freedom on; too large, so on the careful side, for fewer.
@@ -199,7 +199,7 @@ def spectrum_signature(profile: Profile) -> SpectrumSignature:
     error = _flatness_se(profile)
     bound = {phase: error[rows].mean() if len(error[rows]) else np.nan for phase, rows in phases.items()}
     images = len(profile.entropy_images)
-    t = _student_t(0.025, images - 1) if images > 1 else np.nan
+    t = student_t(0.025, images - 1) if images > 1 else np.nan
     low_pass_between = all(
         found[f"flatness_{end}"] - found["flatness_middle"] > t * (bound[end] + bound["middle"])
         and found["low_middle"] > found[f"low_{end}"]

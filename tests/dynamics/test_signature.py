@@ -5,7 +5,6 @@ import scipy.stats
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import (
     _flatness_se,
-    _student_t,
     band_energy,
     bootstrap_interval,
     evolution,
@@ -16,6 +15,7 @@ from distill_dynamics.dynamics.signature import (
     signature,
     spectral_flatness,
     spectrum_signature,
+    student_t,
 )
 
 
@@ -139,8 +139,8 @@ def test_two_dips_are_no_u(curve):
 def test_students_quantile_is_scipys_or_more_careful(tail):
     for freedom in (1, 3, 10, 31, 999):
         theirs = scipy.stats.t.isf(tail, freedom)
-        assert theirs <= _student_t(tail, freedom)
-        assert freedom < 10 or _student_t(tail, freedom) < 1.01 * theirs
+        assert theirs <= student_t(tail, freedom)
+        assert freedom < 10 or student_t(tail, freedom) < 1.01 * theirs
 
 
 def test_depth_se_is_the_spread_over_images():
