@@ -361,7 +361,7 @@ def _convert_parser() -> OneLineParser:
         "--out",
         required=True,
         metavar="DIR_OR_URL",
-        help="a new folder, or a place in object storage (s3://, gs://, r2://)",
+        help="a new folder, or a place in object storage (s3://, gs://)",
     )
     parser.add_argument(
         "--size",

@@ -12,6 +12,12 @@ An image's index is that of ImageFolder, so probe sets and augmented views are t
 it lies in the chunks, counted through. Training images lie in random order, so that every chunk is a fair
 sample of the classes.
 
+litdata writes the chunks and talks to the storage; its StreamingDataset (0.2.76) does not read them. Its
+order changes with the number of workers (tried: 1 and 2), and an image goes to one worker, so that its
+copies (repeated augmentation) cannot go to several ranks. By index it asks the storage twice an image, or,
+under a limit of the cache, waits for what it has just removed (300 images from a folder: 31 s). And it
+cannot read from an http:// endpoint, such as MinIO's.
+
 Letters: N images, P chunks.
 """
 
@@ -19,13 +25,12 @@ import errno
 import io
 import json
 import os
+import shutil
 import struct
-import threading
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -35,15 +40,11 @@ from PIL import Image
 
 from distill_dynamics.data.keyed import Key, KeyedSampler, mixed
 from distill_dynamics.data.sources import Needed, UnreadableImage, decoded
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
 
 DATASET, IMAGES, INDEX = "dataset.json", "images.npz", "index.json"
-TRIES = 3
-"""How often a file is asked for before the storage is given up on; its own client repeats requests, too."""
-THREADS = 4
-"""How many chunks a rank fetches at once, ahead of its workers."""
-AHEAD = 2
-"""How many chunks before it is needed, in the order of their first images, a chunk is fetched."""
+ATTEMPTS = 12
+"""How often a storage is asked before it is given up on: about half a minute, as the waits double."""
 
 
 def is_url(place: str) -> bool:
@@ -54,34 +55,24 @@ def is_url(place: str) -> bool:
 class Chunks:
     """The chunk files of one split: read where they are, or copied to a cache when they are first needed.
 
-    litdata's downloaders bring them. Processes and ranks of a node share a cache; each file is fetched by one
-    of them. Where a limit is given, chunks that have not been read for the longest time make room for new
-    ones; one that is needed after all is fetched again.
+    Processes and ranks of a node share a cache; each file is fetched by one of them. Where a limit is given,
+    chunks that have not been read for the longest time make room for new ones; one that is needed after all
+    is fetched again.
 
     Args:
         place: of the split: a folder or a URL.
         index: of litdata, what index.json holds.
-        cache: folder for copies; None reads the chunks in place.
-        limit: bytes of all chunks in the cache and beside it, those of the other split.
+        cache: folder for copies, `cache_dir/<data set>/<split>`; None reads the chunks in place.
+        limit: bytes of all chunks in `cache_dir`.
     """
 
     def __init__(
-        self,
-        place: str,
-        index: dict[str, Any],
-        cache: Path | None = None,
-        limit: int | None = None,
+        self, place: str, index: dict[str, Any], cache: Path | None = None, limit: int | None = None
     ):
         self.place, self.cache, self.limit = place, cache, limit
-        self.files = index["chunks"]
-        self.names = [file["filename"] for file in self.files]
-        self.bounds = np.cumsum([0] + [file["chunk_size"] for file in self.files])
+        self.names = [file["filename"] for file in index["chunks"]]
+        self.bounds = np.cumsum([0] + [file["chunk_size"] for file in index["chunks"]])
         """[P + 1], the places at which the chunks begin, and N."""
-        self._downloader: tuple[int, Any] | None = None
-        self._announced: tuple[int, SimpleQueue[int]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_downloader": None, "_announced": None}  # they are the process's own
 
     def path(self, chunk: int) -> Path:
         """Where it is, or will be, on a disk."""
@@ -114,29 +105,9 @@ class Chunks:
     def fetch(self, chunk: int) -> None:
         """Brings a chunk to the cache unless it is there. Raises UserError if that cannot be done."""
         path = self.path(chunk)
-        if path.exists():
-            return
-        if self._downloader is None or self._downloader[0] != os.getpid():
-            self._downloader = os.getpid(), downloader(self.place, path.parent, self.files)
-        fetch(self._downloader[1], f"{self.place}/{self.names[chunk]}", path)
+        fetch(f"{self.place}/{self.names[chunk]}", path)
         if self.limit is not None:
-            make_room(path.parent.parent, self.limit)
-
-    def announce(self, chunk: int) -> None:
-        """Lets a thread fetch a chunk that will be needed; an error is left to whoever needs it."""
-        if self.cache is None or self.path(chunk).exists():
-            return
-        if self._announced is None or self._announced[0] != os.getpid():
-            queue: SimpleQueue[int] = SimpleQueue()
-            self._announced = os.getpid(), queue
-            for _ in range(THREADS):
-                threading.Thread(target=self._fetch_announced, args=(queue,), daemon=True).start()
-        self._announced[1].put(chunk)
-
-    def _fetch_announced(self, queue: "SimpleQueue[int]") -> None:
-        while True:
-            with suppress(UserError):
-                self.fetch(queue.get())
+            make_room(path.parents[2], self.limit)
 
 
 class ChunkSource:
@@ -173,8 +144,6 @@ class ChunkSampler(KeyedSampler):
     random place within the next `window` chunks. A node's ranks then take turns, as in a KeyedSampler: the
     order is a function of (seed, epoch, number of nodes), and any number of ranks on one node draws the same
     images in the same steps. Copies (`repeats`) of an image lie side by side and so come on different ranks.
-
-    As it goes along it announces the chunks that will be needed; the ranks of a node take turns at that, too.
     """
 
     def __init__(self, source: ChunkSource, *, window: int, nodes: int = 1, **settings: int):
@@ -199,68 +168,96 @@ class ChunkSampler(KeyedSampler):
 
     def __iter__(self) -> Iterator[Key]:
         epoch, seen = self.seen
+        order = self._order()
         among = self.rank % self.of_node  # the node's ranks
-        views = range(among, len(self) * self.of_node, self.of_node)[seen if epoch == self.epoch else 0 :]
-        if not views:
-            return
-        chunks, order = self.source.chunks, self._order()
-        begin = views[0] // self.repeats
-        chunk_of = np.searchsorted(chunks.bounds, self.source.places[order[begin:]], side="right") - 1
-        first = np.sort(np.unique(chunk_of, return_index=True)[1])  # where a chunk's first image comes
-        when = np.concatenate([np.zeros(AHEAD, np.int64), begin + first])
-        told = 0
-        for view in views:
-            while told < len(first) and when[told] <= view // self.repeats:
-                if told % self.of_node == among:
-                    chunks.announce(int(chunk_of[first[told]]))
-                told += 1
+        views = range(among, len(self) * self.of_node, self.of_node)
+        for view in views[seen if epoch == self.epoch else 0 :]:
             yield Key(self.epoch, int(order[view // self.repeats]), view % self.repeats)
 
 
-def downloader(place: str, folder: Path, files: list[dict[str, Any]]) -> Any:
-    """litdata's, for what lies at `place`. Raises UserError if litdata is not installed."""
+def storage(url: str, setting: str) -> Any:
+    """litdata's client of an object storage: `upload_file`, `download_file`, `exists`.
+
+    Raises UserError, which names the setting, if there is none.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in ("s3", "gs"):
+        raise UserError(f"{setting}: {url}: s3:// and gs:// are known, {scheme}:// is not")
     try:
-        from litdata.streaming.downloader import get_downloader
+        return _client(scheme, os.getpid())
     except ImportError as error:
+        more = " google-cloud-storage" if scheme == "gs" else ""
         raise UserError(
-            f"data.data_dir: {place} is read with litdata: pip install 'distill_dynamics[streaming]'"
+            f"{setting}: {url} needs litdata: pip install 'distill_dynamics[streaming]'{more}"
         ) from error
-    return get_downloader(place, str(folder), files)
+    except Exception as error:  # Google's asks for credentials at once
+        raise UserError(f"{setting}: {url} cannot be reached: {first_line(error)}") from error
 
 
-def fetch(downloader: Any, remote: str, local: Path) -> None:
+@cache
+def _client(scheme: str, process: int) -> Any:
+    """One a process: a forked one must not use its parent's connections."""
+    from litdata.streaming.fs_provider import GCPFsProvider, S3FsProvider
+
+    if scheme == "gs":
+        return GCPFsProvider()
+    from botocore.config import Config
+
+    # litdata itself would try 1,000 times: hours, where an address is wrong.
+    patience = Config(connect_timeout=10, retries={"total_max_attempts": ATTEMPTS, "mode": "standard"})
+    return S3FsProvider({"config": patience})
+
+
+def is_stored(url: str, setting: str) -> bool:
+    """Whether there is such an object. Raises UserError, which names the setting, if that cannot be known."""
+    client = storage(url, setting)
+    with told_as(f"{setting}: {url} cannot be reached"):
+        return client.exists(url)
+
+
+@contextmanager
+def told_as(line: str) -> Iterator[None]:
+    """Makes a UserError of what a storage's client raises, whose kinds are many: `line`, and the reason."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{line}: {first_line(error)}") from error
+
+
+def fetch(remote: str, local: Path) -> None:
     """Brings one file to a folder, whole or not at all; of several processes one fetches, the others wait.
 
     Raises UserError with the storage's reason.
     """
-    for attempt in range(1, TRIES + 1):
-        try:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{local}.fetch"):
-                if not local.exists():
-                    downloader.download_file(remote, str(local))
-                if local.exists():
-                    return
-            raise FileNotFoundError("no such file")
-        except Exception as error:  # whatever the storage's own client raises
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"data.cache_dir: no space left in {local.parent} (data.cache_gb limits the cache)"
-                ) from error
-            if isinstance(error, PermissionError) or attempt == TRIES:
-                raise UserError(f"data.data_dir: {remote} cannot be fetched: {reason(error)}") from error
-        time.sleep(2**attempt)
-
-
-def reason(error: Exception) -> str:
-    """What a storage's client says, without the pages that some add."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    try:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{local}.fetch"):
+            if not local.exists():
+                partial = Path(f"{local}.partial")
+                try:
+                    if is_url(remote):
+                        storage(remote, "data.data_dir").download_file(remote, str(partial))
+                    else:
+                        shutil.copyfile(remote, partial)
+                    partial.replace(local)
+                finally:
+                    partial.unlink(missing_ok=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the storage's own client raises
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"data.cache_dir: no space left in {local.parent} (data.cache_gb limits the cache)"
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None and error.filename != remote:
+            raise UserError(f"data.cache_dir: {local.parent}: {error.strerror}") from error
+        raise UserError(f"data.data_dir: {remote} cannot be fetched: {first_line(error)}") from error
 
 
 def make_room(folder: Path, limit: int) -> None:
-    """Removes chunks in a folder and those in it, the longest unread first, until `limit` bytes are left."""
+    """Removes chunks in a `cache_dir`, the longest unread first, until `limit` bytes are left."""
     found = []
-    for path in folder.rglob("*.bin"):
+    for path in folder.glob("*/*/chunk-*.bin"):
         with suppress(FileNotFoundError):  # another process makes room, too
             stat = path.stat()
             found.append((stat.st_mtime_ns, stat.st_size, path))

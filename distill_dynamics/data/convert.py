@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, functional
 from tqdm import tqdm
 
-from distill_dynamics.data.chunks import DATASET, IMAGES, INDEX, is_url, reason
+from distill_dynamics.data.chunks import DATASET, IMAGES, INDEX, is_stored, is_url, storage, told_as
 from distill_dynamics.data.image_folder import ImageFolder
 from distill_dynamics.data.images import as_drawn
 from distill_dynamics.data.module import Split
@@ -52,7 +52,7 @@ def convert(
 
     Args:
         data_dir: as for `ImageFolder`.
-        out: a new folder, or a URL (s3://, gs://, r2://), to which each chunk goes as soon as it is full.
+        out: a new folder, or a URL (s3://, gs://), to which each chunk goes as soon as it is full.
         size: resize images whose shorter side is longer to this many pixels (bicubic, antialiased) and
             encode them anew as JPEG; the other files, and without it all, are stored byte for byte.
         quality: of these JPEG files, 1 to 100.
@@ -94,13 +94,11 @@ class _Output:
 
     def __init__(self, folder: Path, url: str | None):
         self.folder, self.url = folder, url
-        self._storage = _storage(url) if url else None
+        self._storage = storage(url, "--out") if url else None
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file at the place to be written to."""
-        if self._storage is None:
-            return (self.folder / name).exists()
-        return self._storage.exists(f"{self.url}/{name}")
+        return is_stored(f"{self.url}/{name}", "--out") if self.url else (self.folder / name).exists()
 
     def keep(self, name: str, content: bytes | None = None) -> None:
         """A file is done with; with `content` it is written first."""
@@ -109,18 +107,9 @@ class _Output:
             with whole(path) as partial:
                 partial.write_bytes(content)
         if self._storage is not None:
-            self._storage.upload_file(str(path), f"{self.url}/{name}")
+            with told_as(f"--out: {self.url} cannot be written"):
+                self._storage.upload_file(str(path), f"{self.url}/{name}")
             path.unlink()
-
-
-def _storage(url: str) -> Any:
-    """litdata's way to write to object storage."""
-    from litdata.streaming.fs_provider import _get_fs_provider  # it has no public name for it
-
-    try:
-        return _get_fs_provider(url)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UserError(f"--out: {url}: {reason(error)}") from error
 
 
 @contextmanager
@@ -140,25 +129,9 @@ def _output(out: str) -> Iterator[_Output]:
         yield output
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror or error}") from error
-    except _storage_errors() as error:
-        raise UserError(f"--out: {out} cannot be written: {reason(error)}") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def _storage_errors() -> tuple[type[Exception], ...]:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    errors: list[type[Exception]] = [Boto3Error, BotoCoreError, ClientError]
-    try:
-        from google.api_core.exceptions import GoogleAPIError
-
-        errors.append(GoogleAPIError)
-    except ImportError:
-        pass
-    return tuple(errors)
 
 
 def _clear(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """An ImageFolder that `convert` has put into chunks: for object storage, or data larger than a disk."""
 
-import os
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from distill_dynamics.data.chunks import (
     Chunks,
     ChunkSampler,
     ChunkSource,
-    downloader,
     fetch,
+    is_stored,
     is_url,
     read_json,
 )
@@ -30,10 +30,13 @@ class StreamedImageFolder(ImageFolder):
     images were re-encoded.
 
     Args:
-        data_dir: a folder, or a URL that litdata knows (s3://, gs://, r2://, azure://, hf://).
+        data_dir: a folder, or a URL (s3://, or gs://, which is untested). Server and credentials are those of
+            the environment: AWS_ENDPOINT_URL names any that speaks S3.
         cache_dir: a folder on a local disk that chunks are copied to when first needed; shared by the ranks
-            of a node and by runs. Needed for a URL; a folder is read in place without it.
-        cache_gb: how large it may become, in 10^9 bytes; chunks read longest ago make room. None keeps all.
+            of a node, by runs and by data sets. Needed for a URL; a folder is read in place without it. A
+            worker waits for its chunk, without using its core: more `num_workers` than cores hide the wait.
+        cache_gb: how large it may become, all data sets together, in 10^9 bytes; chunks read longest ago make
+            room. None keeps all.
         window: the images of so many chunks are shuffled with one another. A node's disk has to hold them.
         skip_unreadable, reduced_decode, kwargs: of `ImageFolder`.
     """
@@ -56,47 +59,39 @@ class StreamedImageFolder(ImageFolder):
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
         self.window = window
+        self._cache = None if cache_dir is None else Path(cache_dir).expanduser()
         self._place = data_dir.rstrip("/") if is_url(data_dir) else str(Path(data_dir).expanduser())
-
-    @cached_property
-    def _cache(self) -> Path:
-        return Path(str(self.cache_dir)).expanduser()
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """What dataset.json holds. Read anew by every run: the data may have been converted again."""
-        if not is_url(self._place):
-            path = Path(self._place, DATASET)
-            if not path.is_file():
-                raise UserError(
-                    f"data.data_dir: {path.parent.resolve()} holds no finished conversion ({DATASET} is "
-                    "missing); `python -m distill_dynamics convert` writes one"
-                )
-            return read_json(path)
-        path = self._cache / f"{os.getpid()}-{DATASET}"
-        path.unlink(missing_ok=True)
-        try:
-            fetch(downloader(self._place, self._cache, []), f"{self._place}/{DATASET}", path)
-            return read_json(path)
-        finally:
-            for leftover in (path, Path(f"{path}.fetch")):
-                leftover.unlink(missing_ok=True)
+        path = f"{self._place}/{DATASET}"
+        remote = is_url(path)
+        if not (is_stored(path, "data.data_dir") if remote else Path(path).is_file()):
+            raise UserError(
+                f"data.data_dir: {self._place if remote else Path(self._place).resolve()} holds no finished "
+                f"conversion ({DATASET} is missing); `python -m distill_dynamics convert` writes one"
+            )
+        if not remote:
+            return read_json(Path(path))
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, DATASET)
+            fetch(path, local)
+            return read_json(local)
 
     def load(self, split: Split) -> ChunkSource:
         """Reads what is known of the split's images; chunks are fetched and images decoded when drawn.
 
-        Raises UserError where there is no finished conversion, where the storage cannot be reached, or for a
-        `cache_gb` that cannot hold the chunks that are drawn from at a time.
+        Raises UserError where there is no finished conversion, where the storage cannot be reached or
+        `cache_dir` not be written, or for a `cache_gb` that cannot hold the chunks drawn from at a time.
         """
         self.classes = self._facts["classes"]
         place = f"{self._place}/{split}"
-        known = Path(place)
-        cache = None if self.cache_dir is None else self._cache / self._facts["id"] / split
-        if is_url(place):
-            assert cache is not None  # __init__ sees to it
-            known = cache
+        cache = None if self._cache is None else self._cache / self._facts["id"] / split
+        if cache is not None:
             for name in (INDEX, IMAGES):
-                fetch(downloader(place, cache, []), f"{place}/{name}", known / name)
+                fetch(f"{place}/{name}", cache / name)
+        known = cache or Path(place)
         index = read_json(known / INDEX)
         limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
         if limit is not None:
@@ -108,8 +103,16 @@ class StreamedImageFolder(ImageFolder):
                 )
         return ChunkSource(Chunks(place, index, cache, limit), known / IMAGES)
 
+    def order_depends_on(self) -> dict[str, Any]:
+        """Of any data, and what `ChunkSampler` adds."""
+        own = {"nodes": self._nodes, "window": self.window, "conversion": self._facts["id"]}
+        return super().order_depends_on() | own
+
+    @property
+    def _nodes(self) -> int:
+        return 1 if self.trainer is None else self.trainer.num_nodes
+
     def _train_sampler(self, **settings: int) -> ChunkSampler:
         source = self._source("train")
         assert isinstance(source, ChunkSource)
-        nodes = 1 if self.trainer is None else self.trainer.num_nodes
-        return ChunkSampler(source, window=self.window, nodes=nodes, **settings)
+        return ChunkSampler(source, window=self.window, nodes=self._nodes, **settings)

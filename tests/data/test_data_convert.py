@@ -182,5 +182,5 @@ def test_the_command_says_how_large_the_data_became(tmp_path, capsys):
 
 
 def test_storage_of_an_unknown_kind_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="--out: ftp://host/data: Unsupported scheme: ftp"):
+    with pytest.raises(UserError, match="--out: ftp://host/data: s3:// and gs:// are known"):
         small(write_images(tmp_path / "raw"), "ftp://host/data")

@@ -1,4 +1,7 @@
+import errno
 import os
+import shutil
+import sys
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -129,6 +132,31 @@ def test_the_order_is_a_function_of_seed_epoch_and_nodes(folders):
     assert len(list(sampler)) == 30
 
 
+def test_what_the_order_depends_on_is_known_by_name(folders, tmp_path):
+    """Or a run could be continued in the middle of an epoch with images that it has seen."""
+    convert(str(folders / "raw"), str(tmp_path), chunk_mb=0.02)
+
+    def named(folder=folders / "out", **settings):
+        depends = streamed(folder, **settings).order_depends_on()
+        return keys(folder, **settings), {k: v for k, v in depends.items() if k != "conversion"}
+
+    order, depends = named()
+    for name, settings in {
+        "seed": {"seed": 1}, "window": {"window": 3}, "repeats": {"repeats": 3},
+        "nodes": {"nodes": 2, "world": 2},
+    }.items():  # fmt: skip
+        other = named(**settings)
+        assert other[0] != order
+        assert {k for k in depends if depends[k] != other[1][k]} == {name}
+    assert named(num_workers=1, batch_size=3) == (order, depends)
+    other = streamed(tmp_path)
+    assert keys(tmp_path) != order
+    assert other.order_depends_on()["data"] == depends["data"]
+    assert (
+        other.order_depends_on()["conversion"] != streamed(folders / "out").order_depends_on()["conversion"]
+    )
+
+
 def spread(sampler):
     """From the first to the last image of a chunk, how many images are drawn, at most over the chunks."""
     places = [sampler.source.places[key.image] for key in sampler]
@@ -141,7 +169,7 @@ class Made:
 
     targets = np.zeros(10_000, np.int64)
     places = np.random.default_rng(0).permutation(10_000)
-    chunks = SimpleNamespace(bounds=np.arange(0, 10_001, 100), announce=lambda chunk: None)
+    chunks = SimpleNamespace(bounds=np.arange(0, 10_001, 100))
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -181,22 +209,16 @@ def test_repeats_come_as_timm_lays_them_out(world, nodes):
 
 
 def fetches(monkeypatch):
-    """Counts how often each chunk is brought from the storage."""
+    """Counts how often each chunk is copied to a cache."""
     counts = {}
-    original = chunks.downloader
+    copy = shutil.copyfile
 
-    def counting(*args):
-        theirs = original(*args)
-        download = theirs.download_file
-
-        def download_file(remote, local):
+    def counting(remote, local):
+        if remote.endswith(".bin"):
             counts[remote] = counts.get(remote, 0) + 1
-            download(remote, local)
+        copy(remote, local)
 
-        theirs.download_file = download_file
-        return theirs
-
-    monkeypatch.setattr(chunks, "downloader", counting)
+    monkeypatch.setattr(chunks.shutil, "copyfile", counting)
     return counts
 
 
@@ -224,6 +246,14 @@ def test_a_cache_smaller_than_the_data_keeps_to_its_limit_and_fetches_a_chunk_on
         assert size_of(cache) <= 0.4 * whole
         # Once each, but for what the end of the last epoch left, and one that may have been let go too early.
         assert 0.6 * len(names) <= sum(counts.values()) <= 1.2 * len(names)
+    # The limit is that of the folder, whatever data sets it is for; what else is there is left alone.
+    (cache / "other" / "train").mkdir(parents=True)
+    (cache / "other" / "train" / "mine.bin").write_bytes(bytes(whole))
+    convert(str(tmp_path / "raw"), str(tmp_path / "again"), chunk_mb=0.03)
+    data = streamed(tmp_path / "again", cache_dir=str(cache), cache_gb=0.4 * whole / 1e9)
+    list(data.val_dataloader())
+    assert 0.3 * whole < size_of(cache) - whole <= 0.4 * whole
+    assert (cache / "other" / "train" / "mine.bin").exists()
     with pytest.raises(UserError, match=r"data\.cache_gb: .* is too little for data\.window 2"):
         streamed(out, cache_dir=str(cache), cache_gb=0.1 * whole / 1e9)
 
@@ -241,9 +271,8 @@ def test_all_is_kept_without_a_limit_and_a_second_run_fetches_nothing(folders, t
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_chunk_that_is_not_to_be_had_is_one_line_even_if_unreadable_images_are_skipped(
-    folders, tmp_path, monkeypatch, num_workers
+    folders, tmp_path, num_workers
 ):
-    monkeypatch.setattr(chunks, "TRIES", 1)
     out = tmp_path / "out"
     convert(str(folders / "raw"), str(out), chunk_mb=0.01)
     (out / "val" / "chunk-0-1.bin").unlink()
@@ -264,6 +293,22 @@ def test_a_chunk_that_is_cut_off_is_named_with_its_image(folders, tmp_path):
     assert message.startswith(f"unreadable image {out}/val/cat/9.JPEG: {last.name} is cut off")
 
 
+def test_a_cache_that_cannot_take_a_chunk_is_one_line(folders, tmp_path, monkeypatch):
+    data = streamed(folders / "out", cache_dir=str(tmp_path / "cache"))
+
+    def full(remote, local):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(local))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks.shutil, "copyfile", full)
+        message = error_of(data.train_dataloader())
+    assert message.startswith(f"data.cache_dir: no space left in {tmp_path}/cache/")
+    assert message.endswith("(data.cache_gb limits the cache)")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^data\.cache_dir: {tmp_path}/file/.*: Not a directory$"):
+        streamed(folders / "out", cache_dir=str(tmp_path / "file"))
+
+
 def test_what_is_missing_is_one_line(folders, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"data\.cache_dir: name a folder on a local disk"):
         StreamedImageFolder("s3://bucket/data")
@@ -271,7 +316,8 @@ def test_what_is_missing_is_one_line(folders, tmp_path, monkeypatch):
         streamed(folders / "raw")
     with pytest.raises(UserError, match=r"data\.window: 0"):
         StreamedImageFolder(str(folders / "out"), window=0)
-    monkeypatch.setitem(__import__("sys").modules, "litdata.streaming.downloader", None)
-    streamed(folders / "out").probe_set(2)  # chunks on a disk need no litdata
-    with pytest.raises(UserError, match=r"distill_dynamics\[streaming\]"):
-        streamed(folders / "out", cache_dir=str(tmp_path / "cache")).probe_set(2)
+    for name in [name for name in sys.modules if name.startswith("litdata")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    streamed(folders / "out", cache_dir=str(tmp_path / "cache")).probe_set(2)  # folders need no litdata
+    with pytest.raises(UserError, match=r"data\.data_dir: s3://bucket.*distill_dynamics\[streaming\]"):
+        streamed("s3://bucket/data", cache_dir=str(tmp_path / "cache"))
