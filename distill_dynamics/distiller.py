@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -86,7 +87,8 @@ class Distiller(LightningModule):
         temperature: T of SoftKD.
         label_smoothing: of the cross-entropy.
         optimizer: makes the optimiser from parameter groups. Its weight decay spares biases, norms,
-            and what the student's architecture names (position and class tokens).
+            and what the student's architecture names (position and class tokens). AdamW's `fused: true`
+            updates all weights in one call, several times faster; what is computed is the same.
         scheduler: makes the schedule, stepped once an epoch; null for a constant rate.
         lr_images: the linear rule: the optimiser's rate is for this many images a step, and is
             scaled to the global batch (batch × devices × accumulated batches); null takes it as it is.
@@ -118,7 +120,7 @@ class Distiller(LightningModule):
         temperature: float = 1.0,
         label_smoothing: float = 0.1,
         optimizer: Callable[[Iterable], Optimizer] = lambda params: torch.optim.AdamW(
-            params, lr=5e-4, weight_decay=0.05
+            params, lr=5e-4, weight_decay=0.05, fused=True
         ),
         scheduler: Callable[[Optimizer], LRScheduler] | None = lambda optimizer: WarmupCosine(optimizer),
         lr_images: int | None = 512,
@@ -543,6 +545,12 @@ class Distiller(LightningModule):
                 bare = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
                 (no_decay if bare else decay).append(parameter)
         optimizer = self.make_optimizer([{"params": decay}, {"params": no_decay, "weight_decay": 0.0}])
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        if mixed and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
+            raise UserError(
+                "trainer.gradient_clip_val: in mixed precision, gradients cannot be clipped for a fused "
+                "optimiser; set model.optimizer.init_args.fused: false"
+            )
         if self.lr_images is not None:
             factor = self.global_batch / self.lr_images
             for group in optimizer.param_groups:

@@ -184,3 +184,14 @@ def test_compiled_models_train_as_they_are_and_keep_their_names(experiment, tmp_
         one, two = ((runs / run / "dynamics" / f"{name}.npz").read_bytes() for run in ("eager", "compiled"))
         assert one == two
     assert_same(eager["distill_dynamics"]["student"], other["distill_dynamics"]["student"])
+
+
+def test_clipping_in_mixed_precision_needs_an_optimiser_that_can(experiment, capsys):
+    """Lightning's own answer is a traceback, after the first step."""
+    clipped = {"trainer__precision": "bf16-mixed", "trainer__gradient_clip_val": 1.0}
+    with pytest.raises(SystemExit) as stopped:
+        fit(experiment(**clipped))
+    assert stopped.value.code == 2
+    assert "model.optimizer.init_args.fused: false" in capsys.readouterr().err
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "fused": False}}
+    fit(experiment(**clipped, model__optimizer=adam))

@@ -118,7 +118,7 @@ def test_the_optimiser_is_adamw_with_its_defaults(recipe):
     (optimizer,) = built.trainer.optimizers
     assert type(optimizer) is torch.optim.AdamW
     default = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(()))]).defaults
-    assert optimizer.defaults == {**default, "lr": 5e-4, "weight_decay": 0.05, "eps": 1e-8}
+    assert optimizer.defaults == {**default, "lr": 5e-4, "weight_decay": 0.05, "eps": 1e-8, "fused": True}
     assert built.trainer.gradient_clip_val is None
     assert (built.model.alpha, built.model.soft_kd.temperature, built.model.label_smoothing) == (
         0.9,
