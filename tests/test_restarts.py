@@ -20,6 +20,9 @@ from test_fit import assert_same, assert_same_run, checkpoint, fit, rows
 
 from distill_dynamics.callbacks.preemption import SAME_SIGNAL_S
 from distill_dynamics.checkpoints import newest_whole
+from distill_dynamics.dynamics import Profile
+from distill_dynamics.dynamics.signature import evolution
+from distill_dynamics.report.fit_run import read_fit
 
 EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.8}}
 RECIPE = {
@@ -294,7 +297,7 @@ def test_an_epoch_begun_on_other_devices_is_made_anew(whole, run_dir, capsys):
     assert [start["from_epoch"] for start in starts(run_dir)] == [0, 1]
 
 
-def test_a_run_that_fell_back_to_an_older_checkpoint_stays_there(whole, run_dir):
+def test_a_run_that_fell_back_to_an_older_checkpoint_stays_there(whole, run_dir, monkeypatch):
     uninterrupted, write = whole
     shutil.copytree(uninterrupted, run_dir)
     older = run_dir / "checkpoints" / "epoch_0002.ckpt"
@@ -303,7 +306,22 @@ def test_a_run_that_fell_back_to_an_older_checkpoint_stays_there(whole, run_dir)
         fit(write({"class_path": "test_restarts.Interrupts"}), *again)
     assert checkpoint(run_dir)["epoch"] + 1 == 2
     assert [row["epoch"] for row in rows(run_dir)] == ["0", "1", "2"]
+    # What is of later epochs has not happened: neither the report nor a probe knows it.
+    later = Profile.load(run_dir / "dynamics" / "student_epoch_0003.npz")
+    later.epoch = 9
+    later.save(run_dir / "dynamics" / "student_epoch_0009.npz")
+    known = read_fit(run_dir).profiles
+    assert ([profile.epoch for profile in known.students], known.best) == ([0, 1, 2], None)
+    seen = []
+
+    def watched(profiles):
+        seen.append([profile.epoch for profile in profiles])
+        return evolution(profiles)
+
+    monkeypatch.setattr("distill_dynamics.callbacks.probe.evolution", watched)
     fit(write(), *AUTO)
+    assert seen == [[0, 1, 2, 3]]
+    (run_dir / "dynamics" / "student_epoch_0009.npz").unlink()
     assert_as_uninterrupted(uninterrupted, run_dir)
     assert [start["from_epoch"] for start in starts(run_dir)] == [0, 2, 2]
 

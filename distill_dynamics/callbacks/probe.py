@@ -19,7 +19,7 @@ from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
-from distill_dynamics.report.fit_run import load_profiles
+from distill_dynamics.report.fit_run import load_profiles, up_to
 from distill_dynamics.sharding import is_sharded
 
 
@@ -105,7 +105,7 @@ class DynamicsProbe(Callback):
         self._write(trainer, best_profile, "student_best")
         if trainer.is_global_zero:
             for logger in _wandb(trainer):
-                drawn = figures.of_run(*load_profiles(self._folder))
+                drawn = figures.of_run(*up_to(load_profiles(self._folder), trainer.current_epoch))
                 logger.log_metrics(_pictures(drawn), step=trainer.global_step)
 
     def _active(self, pl_module: Distiller) -> bool:
@@ -116,7 +116,7 @@ class DynamicsProbe(Callback):
         self._probed = epoch
         self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
-            profiles = load_profiles(self._folder)
+            profiles = up_to(load_profiles(self._folder), epoch)
             metrics = _measures("student", profile) | _named("evolution", evolution(profiles.students))
             if profiles.teacher is not None:
                 metrics |= _named("gap", gap(profile, profiles.teacher))

@@ -41,12 +41,24 @@ def load_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, float]]:
     return _metrics(Path(run_dir))[0]
 
 
+def up_to(profiles: RunProfiles, epoch: float) -> RunProfiles:
+    """Those of no later epoch: a run that went back to an older checkpoint has yet to make these again."""
+    best = profiles.best
+    known = best is not None and best.epoch is not None
+    return profiles._replace(
+        students=[profile for profile in profiles.students if (profile.epoch or 0) <= epoch],
+        best=None if known and best.epoch > epoch else best,
+    )
+
+
 def read_fit(path: Path) -> Run:
     """Everything in the directory that can be read, and a sentence for each thing that cannot."""
     starts, warnings = _starts(path)
     config, said = _config(path)
     metrics, more = _metrics(path)
     profiles, unreadable = _profiles(path / "dynamics")
+    if metrics:
+        profiles = up_to(profiles, max(row["epoch"] for row in metrics))
     run = Run(
         name=path.resolve().name,
         path=path,
