@@ -28,7 +28,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from distill_dynamics import commands, run
+from distill_dynamics import commands, lease, run
 from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
 from distill_dynamics.checkpoints import PREEMPTED, WholeCheckpointIO, newest_whole, read_whole
 from distill_dynamics.cli_errors import OneLineParser, told_in_one_line
@@ -210,7 +210,10 @@ class DistillCLI(LightningCLI):
             self.run_dir = (
                 run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
             )
+            if self.new_run:
+                lease.hold(self.run_dir)
         elif is_first_rank():
+            lease.hold(self.run_dir)
             run.take_up(self.run_dir)
         wandb_settings = self.config_init.fit.wandb
         config.wandb.group = wandb_settings.group = wandb_settings.group or stem
@@ -249,10 +252,14 @@ class DistillCLI(LightningCLI):
             logger=loggers,
             default_root_dir=self.run_dir,
         )
-        watch_others(made, lambda error: written.on_exception(made, self.model, error))
+        watch_others(made, partial(self._record_failure, made, written))
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
             made.strategy.checkpoint_io = WholeCheckpointIO()
         return made
+
+    def _record_failure(self, trainer: Trainer, written: RunRecord, error: Exception) -> None:
+        written.on_exception(trainer, self.model, error)
+        lease.release()
 
     def before_fit(self) -> None:
         """Repeat an epoch that was begun on other devices: which images are left of it depends on them."""
@@ -441,4 +448,7 @@ def main(args: list[str] | None = None) -> None:
         elif words and words[0] == "cache-teacher":
             CacheTeacherCLI(words[1:])
         else:
-            DistillCLI(args=args)
+            try:
+                DistillCLI(args=args)
+            finally:
+                lease.release()

@@ -20,6 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from distill_dynamics import lease
 from distill_dynamics.checkpoints import PREEMPTED, last_checkpoint
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.signals import STOP
@@ -166,6 +167,7 @@ class Preemption(Checkpoint):
                 signal.signal(number, signal.SIG_IGN)
             self._before.clear()
         if closing is not None and closing.is_alive():  # W&B would go on trying
+            lease.release()
             os._exit(EXIT_STATUS)
 
     def teardown(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:

@@ -44,10 +44,10 @@ def load_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, float]]:
 def up_to(profiles: RunProfiles, epoch: float) -> RunProfiles:
     """Those of no later epoch: a run that went back to an older checkpoint has yet to make these again."""
     best = profiles.best
-    known = best is not None and best.epoch is not None
+    if best is not None and best.epoch is not None and best.epoch > epoch:
+        best = None
     return profiles._replace(
-        students=[profile for profile in profiles.students if (profile.epoch or 0) <= epoch],
-        best=None if known and best.epoch > epoch else best,
+        students=[profile for profile in profiles.students if (profile.epoch or 0) <= epoch], best=best
     )
 
 
