@@ -33,9 +33,8 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python tests/benchmarks/bench_step.py
-	$(BIN)/python tests/benchmarks/bench_profile.py
-	$(BIN)/python tests/benchmarks/bench_analyze.py
+	$(BIN)/python tests/benchmarks/bench.py
+	$(BIN)/python tests/benchmarks/bench_data.py
 
 # Locked and hashed: what is installed is what was tested. The project itself is installed editable.
 $(VENV)/installed: requirements.lock pyproject.toml
