@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import safetensors
 import torch
 import yaml
 from conftest import ROOT, tiny_config
@@ -22,6 +23,7 @@ from distill_dynamics.callbacks.preemption import SAME_SIGNAL_S
 from distill_dynamics.checkpoints import newest_whole
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import evolution
+from distill_dynamics.files import whole as whole_file
 from distill_dynamics.report.fit_run import read_fit
 
 EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.8}}
@@ -324,6 +326,63 @@ def test_a_run_that_fell_back_to_an_older_checkpoint_stays_there(whole, run_dir,
     (run_dir / "dynamics" / "student_epoch_0009.npz").unlink()
     assert_as_uninterrupted(uninterrupted, run_dir)
     assert [start["from_epoch"] for start in starts(run_dir)] == [0, 2, 2]
+
+
+def test_the_best_student_is_exported_with_the_score_of_its_own_checkpoint(whole, run_dir):
+    """Killed between the best and the last, a run remembers the best before."""
+    uninterrupted, write = whole
+    shutil.copytree(uninterrupted, run_dir)
+    shutil.copy(run_dir / "checkpoints" / "epoch_0002.ckpt", run_dir / "checkpoints" / "last.ckpt")
+    (run_dir / "checkpoints" / "student_best.safetensors").unlink()
+    fit(write(), *AUTO, "--trainer.max_epochs", "2")
+    with safetensors.safe_open(run_dir / "checkpoints" / "student_best.safetensors", "pt") as file:
+        said = {name: json.loads(file.metadata()[name]) for name in ("epoch", "val_acc1")}
+    assert said["epoch"] == checkpoint(run_dir, "best")["epoch"] + 1 == 3
+    assert said["val_acc1"] == float(rows(uninterrupted)[3]["val/acc1"])
+
+
+class Dies(pl.Callback):
+    """Kills this process while it writes the checkpoint of an epoch: halfway, or before it gets its name."""
+
+    def __init__(self, epoch: int, written: float):
+        self.epoch, self.written = epoch, written
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == self.epoch:
+            self.save, self.replace = trainer.strategy.checkpoint_io.save_checkpoint, os.replace
+            trainer.strategy.checkpoint_io.save_checkpoint = self.save_half
+            os.replace = self.replace_never
+
+    def save_half(self, content, path, storage_options=None):
+        if Path(path).name != "last.ckpt" or self.written == 1:
+            return self.save(content, path)
+        with whole_file(path) as partial:
+            torch.save(content, partial)
+            os.truncate(partial, int(partial.stat().st_size * self.written))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace_never(self, partial, path):
+        if Path(path).name == "last.ckpt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.replace(partial, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [0.0, 0.5, 1.0])
+def test_a_run_that_was_killed_while_it_wrote_a_checkpoint_goes_on_from_the_one_before(
+    whole, run_dir, written
+):
+    uninterrupted, write = whole
+    dies = {"class_path": "test_restarts.Dies", "init_args": {"epoch": 1, "written": written}}
+    process = started(write(dies), *AUTO)
+    assert process.wait(120) == -signal.SIGKILL, process.stderr.read()
+    (half,) = (run_dir / "checkpoints").glob(".last.ckpt.*.partial")
+    assert checkpoint(run_dir)["epoch"] == 0
+    if written == 1:
+        assert torch.load(half, weights_only=True)["epoch"] == 1
+    fit(write(), *AUTO)
+    assert_as_uninterrupted(uninterrupted, run_dir)
+    assert [start["from_epoch"] for start in starts(run_dir)] == [0, 1]
 
 
 def test_auto_needs_to_know_the_run(whole, capsys):

@@ -86,12 +86,13 @@ class RunRecord(Callback):
 
     def _export(self, trainer: Trainer, student: Backbone) -> None:
         best = best_checkpoint(trainer)
-        if best is None or best.best_model_score is None:
+        if best is None:
             return
+        epoch, score = read_best(best)
         backbone = Backbone(student.name, checkpoint=best.best_model_path, timm_kwargs=student.timm_kwargs)
         backbone.export(
             Path(best.best_model_path).with_name(BEST_STUDENT),
-            notes={"epoch": completed_epochs(best), "val_acc1": best.best_model_score.item()},
+            notes={"epoch": epoch, "val_acc1": score},
         )
 
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
@@ -127,6 +128,10 @@ def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     return None
 
 
-def completed_epochs(best: ModelCheckpoint) -> int:
-    """After how many epochs the best checkpoint was written."""
-    return torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"] + 1
+def read_best(best: ModelCheckpoint) -> tuple[int, float]:
+    """After how many epochs the best checkpoint was written, and its top-1.
+
+    As the file has it: the callback remembers another, where the run was killed before the next `last.ckpt`.
+    """
+    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    return saved["epoch"] + 1, saved["callbacks"][best.state_key]["best_model_score"].item()
