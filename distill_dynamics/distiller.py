@@ -35,7 +35,13 @@ from distill_dynamics.losses.logits import TopClasses, soft_kd_top
 from distill_dynamics.losses.maps import at_least_float32
 from distill_dynamics.schedule import WarmupCosine
 from distill_dynamics.sharding import is_sharded, shard
-from distill_dynamics.teacher_cache.cache import TeacherCache, identity, stored_name
+from distill_dynamics.teacher_cache.cache import (
+    TeacherCache,
+    field_of,
+    identity,
+    teacher_part,
+    validated_on,
+)
 
 _NEVER = torch.iinfo(torch.int64).max
 """The step in which nothing happened that has not happened."""
@@ -175,11 +181,13 @@ class Distiller(LightningModule):
         everything = [pair for pairs in self.pairs.values() for pair in pairs]
         self.student_layers = sorted({s for s, _ in everything})
         self.teacher_layers = sorted({t for _, t in everything})
-        self.cache = TeacherCache.read(teacher_cache) if teacher_cache else None
+        self.teacher_cache = teacher_cache
+        self.cache: TeacherCache | None = None  # read when training is set up: nothing else needs it
 
         self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
         self.val_loss = MeanMetric()
         self.teacher_accuracy: dict[str, float] = {}
+        self.latest_loss: Tensor | None = None
         self._epoch_sum: Tensor | None = None
         self._epoch_steps = self._epoch_images = 0
         self._begun: dict[str, Any] | None = None  # what a checkpoint says of the epoch it was saved in
@@ -208,18 +216,15 @@ class Distiller(LightningModule):
             with torch.no_grad():
                 found = self.teacher(self.for_teacher(images), layers, logits=head)
         at = dict(zip(layers, found.maps, strict=True))
+        pairs = [(name, i, t) for name, pairs in self.pairs.items() for i, (_, t) in enumerate(pairs)]
+        if row is None:
+            return Taught(found.logits, {(name, i): at[t] for name, i, t in pairs})
+        assert self.cache is not None
         maps = {
-            (name, i): at[t]
-            if row is None or (name, i) not in self._cached
-            # Stored in half precision, which a loss of the user's may not take.
-            else row[self._cached[name, i]].float()
-            for name, pairs in self.pairs.items()
-            for i, (_, t) in enumerate(pairs)
+            (name, i): self.cache.part(row, self._cached[name, i]) if (name, i) in self._cached else at[t]
+            for name, i, t in pairs
         }
-        if row is not None and self.alpha > 0:
-            assert self.cache is not None
-            return Taught(self.cache.top(row), maps)
-        return Taught(found.logits, maps)
+        return Taught(self.cache.top(row, self.soft_kd.temperature) if self.alpha > 0 else None, maps)
 
     def losses(self, student: Features, teacher: Taught | None, targets: Tensor) -> dict[str, Tensor]:
         """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
@@ -257,7 +262,8 @@ class Distiller(LightningModule):
             self._watch(values, batch_idx)
         self._epoch_steps += 1
         self._epoch_images += len(images)
-        self.log("loss", total.detach(), prog_bar=True, logger=False)
+        # Not self.log, for which Lightning asks a GPU for the number at every step.
+        self.latest_loss = total.detach()
         return total
 
     def _watch(self, values: Tensor, batch_idx: int) -> None:
@@ -269,10 +275,10 @@ class Distiller(LightningModule):
             self._check_finite()
 
     def _looks_now(self, batch_idx: int) -> bool:
-        """To look is to wait for a GPU: there every `log_every_n_steps`, and before validation and probes."""
+        """To look is to wait, for a GPU or ranks: every `log_every_n_steps`, before validation and probes."""
         trainer: Any = self.trainer
         due = trainer.is_last_batch or (batch_idx + 1) % trainer.log_every_n_steps == 0
-        return due or self.device.type == "cpu"
+        return due or (self.device.type == "cpu" and trainer.world_size == 1)
 
     def _check_finite(self) -> None:
         """Raise UserError, on every rank, if a part of the loss was not finite on any of them."""
@@ -337,7 +343,9 @@ class Distiller(LightningModule):
             self._epoch_began = time.perf_counter() - self._begun["seconds"]
             self._begun = None
         if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
-            known = self.cache.accuracy if self.cache is not None else None
+            cache, known = self.cache, None
+            if cache is not None and cache.validated_on == validated_on(datamodule(self.trainer)):
+                known = cache.accuracy
             self.teacher_accuracy = known or self._measure_teacher(self.teacher)
             self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
 
@@ -456,29 +464,29 @@ class Distiller(LightningModule):
                     backbone.check_input(len(data.mean), data.image_size)
                 except UserError as error:
                     raise UserError(f"model.{role}: {error}") from error
-        self._student_affine = _affine(data, self.student)
-        self._teacher_affine = _affine(data, self.teacher) if self.teacher is not None else None
-        if self.teacher is not None and self.cache is not None and stage == "fit":
-            self.cache.check(identity(self.teacher, data))
+        self._renormalise_student = _Renormalise(data, self.student)
+        if self.teacher is not None:
+            self._renormalise_teacher = _Renormalise(data, self.teacher)
+        if self.teacher is not None and self.teacher_cache is not None and stage == "fit":
+            self.cache = TeacherCache.read(self.teacher_cache)
+            self.cache.check(identity(self.teacher, data, self.trainer.precision))
             self.cache.check_whole()
-            self.use(self.cache)
-            data.answers = self.cache.answers()
+            fields = self.use(self.cache)
+            data.answers = self.cache.answers(fields) if fields else None
         if self.teacher is not None and self.shard_teacher and stage == "fit":
             shard(self.teacher, self.trainer.strategy)
 
-    def use(self, cache: TeacherCache) -> None:
-        """Settle which maps come from a cache. UserError where it lacks one that is not cheap to compute."""
-        if self.alpha > 0 and "log_probs" not in cache.layout.fields:
+    def use(self, cache: TeacherCache) -> list[str]:
+        """Settle what comes from a cache; its fields. UserError where it lacks what is not cheap to compute."""
+        if self.alpha > 0 and not cache.logit_fields():
             raise UserError(f"teacher_cache: {cache.folder} holds no logits, and alpha is {self.alpha}")
-        if self.alpha > 0 and cache.temperature != self.soft_kd.temperature:
-            raise UserError(
-                f"teacher_cache: {cache.folder} was made with model.temperature {cache.temperature}, and "
-                f"here it is {self.soft_kd.temperature}"
-            )
-        fields = {
-            (name, i): stored_name(self.pairs[name][i][1], shape)
-            for (name, i), shape in self.part_shapes().items()
-        }
+        if self.alpha > 0 and "classes" in cache.logit_fields():
+            if cache.temperature != self.soft_kd.temperature:
+                raise UserError(
+                    f"teacher_cache: {cache.folder} was made with model.temperature {cache.temperature}, and "
+                    f"here it is {self.soft_kd.temperature}, for which it would have to hold all classes"
+                )
+        fields = {pair: name for pair, (name, _) in self.part_fields().items()}
         self._cached = {pair: name for pair, name in fields.items() if name in cache.layout.fields}
         self._uncached = sorted({self.pairs[name][i][1] for name, i in fields.keys() - self._cached.keys()})
         if self._uncached and self._uncached[-1] > cache.online:
@@ -486,9 +494,11 @@ class Distiller(LightningModule):
                 f"teacher_cache: {cache.folder} holds no map of the teacher's block {self._uncached[-1]} as "
                 "the terms here need it; build one with this config"
             )
+        logits = cache.logit_fields() if self.alpha > 0 else []
+        return [*logits, *dict.fromkeys(self._cached.values())]
 
-    def part_shapes(self) -> dict[tuple[str, int], tuple[int, ...]]:
-        """[C, H, W] of what each pair's loss sees of the teacher's map; runs both models on one image."""
+    def part_fields(self) -> dict[tuple[str, int], tuple[str, tuple[int, ...]]]:
+        """A cache's field, name and shape, for what each pair's loss sees; runs both models on one image."""
         assert self.teacher is not None
         data = datamodule(self.trainer)
         image = torch.zeros(1, len(data.mean), data.image_size, data.image_size, device=self.device)
@@ -499,31 +509,33 @@ class Distiller(LightningModule):
             }
         with undisturbed(self.teacher):
             found = self.teacher(self.for_teacher(image), self.teacher_layers, logits=False)
-        parts = self.teacher_parts(dict(zip(self.teacher_layers, found.maps, strict=True)))
-        return {pair: tuple(part.shape[1:]) for pair, part in parts.items()}
+        at = dict(zip(self.teacher_layers, found.maps, strict=True))
+        return {
+            (name, i): field_of(t, self._loss(name, i), self._student_shapes[s], at[t])
+            for name, pairs in self.pairs.items()
+            for i, (s, t) in enumerate(pairs)
+        }
 
     def teacher_parts(self, maps: dict[int, Tensor]) -> dict[tuple[str, int], Tensor]:
-        """What each pair's loss sees of the teacher's map [B, C, H, W]; of the blocks given alone.
+        """What each pair's loss sees of the teacher's map [B, C, H, W]; of the blocks given alone."""
+        return {
+            (name, i): teacher_part(self._loss(name, i), self._student_shapes[s], maps[t])
+            for name, pairs in self.pairs.items()
+            for i, (s, t) in enumerate(pairs)
+            if t in maps
+        }
 
-        Its `teacher_part(student_map, teacher_map)` if it has one, as a loss may pool the map first.
-        """
-        parts = {}
-        for name, pairs in self.pairs.items():
-            losses: Any = self.terms[name]
-            for i, (loss, (s, t)) in enumerate(zip(losses, pairs, strict=True)):
-                if t in maps:
-                    shape = self._student_shapes[s]
-                    part = getattr(loss, "teacher_part", lambda _, teacher_map: teacher_map)
-                    parts[name, i] = part(maps[t].new_empty(1).expand(len(maps[t]), *shape), maps[t])
-        return parts
+    def _loss(self, term: str, pair: int) -> nn.Module:
+        losses: Any = self.terms[term]
+        return losses[pair]
 
     def for_student(self, images: Tensor) -> Tensor:
         """A batch as the DataModule gives it, normalised and laid out as the student takes it."""
-        return _apply_affine(images, self._student_affine).contiguous(memory_format=self.memory_format)
+        return self._renormalise_student(images).contiguous(memory_format=self.memory_format)
 
     def for_teacher(self, images: Tensor) -> Tensor:
         """A batch as the DataModule gives it, normalised and laid out as the teacher takes it."""
-        return _apply_affine(images, self._teacher_affine).contiguous(memory_format=self.memory_format)
+        return self._renormalise_teacher(images).contiguous(memory_format=self.memory_format)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Distiller:
         """Moves to a device or dtype take the teacher along, though it is no submodule.
@@ -652,24 +664,32 @@ def accuracies(classes: int) -> MetricCollection:
     return MetricCollection(
         {
             f"acc{k}": 100.0
-            * MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", ignore_index=IGNORED)
+            * MulticlassAccuracy(
+                classes,
+                top_k=min(k, classes),
+                average="micro",
+                ignore_index=IGNORED,
+                validate_args=False,  # it would ask a GPU for the targets of every batch
+            )
             for k in (1, 5)
         }
     )
 
 
-def _affine(data: Any, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
-    """From the data's normalisation to the backbone's: x ↦ scale·x + shift, None where they are equal."""
-    if tuple(data.mean) == backbone.mean and tuple(data.std) == backbone.std:
-        return None
-    data_mean, data_std, mean, std = (
-        torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std, backbone.mean, backbone.std)
-    )
-    return data_std / std, (data_mean - mean) / std
+class _Renormalise:
+    """From the data's normalisation to the backbone's: x ↦ scale·x + shift; x itself where they are equal."""
 
+    def __init__(self, data: Any, backbone: Backbone) -> None:
+        self.same = tuple(data.mean) == backbone.mean and tuple(data.std) == backbone.std
+        data_mean, data_std, mean, std = (
+            torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std, backbone.mean, backbone.std)
+        )
+        self.scale, self.shift = data_std / std, (data_mean - mean) / std
 
-def _apply_affine(images: Tensor, affine: tuple[Tensor, Tensor] | None) -> Tensor:
-    if affine is None:
-        return images
-    scale, shift = affine
-    return images * scale.to(images) + shift.to(images)
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.same:
+            return images
+        if self.scale.device != images.device or self.scale.dtype != images.dtype:
+            # Once: a copy to a GPU at every step would wait for it.
+            self.scale, self.shift = self.scale.to(images), self.shift.to(images)
+        return torch.addcmul(self.shift, images, self.scale)

@@ -1,5 +1,6 @@
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill_dynamics import Backbone, Distiller
 from distill_dynamics.backbone import Features
 from distill_dynamics.callbacks import EMA
+from distill_dynamics.distiller import _Renormalise
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.losses import spectral
 
@@ -141,7 +143,9 @@ def test_channels_last_trains_as_channels_first(experiment, tmp_path):
 def test_channels_last_is_of_both_models_and_their_images():
     models = [Backbone(name, timm_kwargs={"num_classes": 10}) for name in ("test_resnet", "test_resnet")]
     distiller = Distiller(*models, channels_last=True)
-    distiller._student_affine, distiller._teacher_affine = None, (torch.ones(3, 1, 1), torch.zeros(3, 1, 1))
+    other = types.SimpleNamespace(mean=models[0].mean, std=(0.5, 0.5, 0.5))
+    distiller._renormalise_student = _Renormalise(models[0], models[0])
+    distiller._renormalise_teacher = _Renormalise(other, models[1])
     for model, images in zip(models, (distiller.for_student, distiller.for_teacher), strict=True):
         assert model.model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
         assert images(torch.rand(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,33 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.record import BEST_STUDENT
+from distill_dynamics.cli_help import PROGRAM
 from distill_dynamics.distiller import Distiller, datamodule
+from distill_dynamics.errors import first_line
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.tables import accuracy_rows, aligned, signature_rows
 
+REFRESH_S = 0.2
+"""How long the bar stands still: to show the loss is to wait for a GPU."""
+
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, without the logger's version in it."""
+    """Lightning's progress bar, without the logger's version in it, drawn a few times a second."""
+
+    _drawn = 0.0
 
     def get_metrics(self, trainer: Trainer, pl_module: Distiller) -> dict:
         """Loss and accuracy."""
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        loss = pl_module.latest_loss
+        return metrics if loss is None else {"loss": f"{loss.item():.3f}", **metrics}
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Draw it, if it is time or the epoch's end."""
+        if trainer.is_last_batch or time.monotonic() - self._drawn > REFRESH_S:
+            super().on_train_batch_end(trainer, *args)
+            self._drawn = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         """Show an epoch that is continued in its middle, of which Lightning calls no start."""
@@ -67,12 +83,22 @@ class Console(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Write report.html; print accuracies, each probed epoch's signature, and where everything is."""
+        """Write report.html; print accuracies, each probed epoch's signature, and where everything is.
+
+        The run has come to its end: what goes wrong here, or Ctrl-C, is a line and no end of `fit`.
+        """
         run_dir = Path(trainer.default_root_dir)
-        write_report([run_dir], run_dir / "report.html")
-        (run,) = load_runs([run_dir])
-        tables = [accuracy_rows(run.metrics), signature_rows(run.named())]
-        lines = [line for rows in tables if rows for line in [*aligned(rows), ""]] + _files(run_dir)
+        lines: list[str] = []
+        try:
+            (run,) = load_runs([run_dir])
+            tables = [accuracy_rows(run.metrics), signature_rows(run.named())]
+            lines += [line for rows in tables if rows for line in [*aligned(rows), ""]]
+            write_report([run_dir], run_dir / "report.html")
+        except (Exception, KeyboardInterrupt) as error:
+            reason = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
+            again = f"{PROGRAM} report {run_dir} --out {run_dir / 'report.html'}"
+            lines += [f"no report was made ({reason}); make it with: {again}", ""]
+        lines += _files(run_dir)
         print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
 
 
