@@ -38,6 +38,7 @@ from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.ranks import failing_as_one, is_first_rank, watch_others
 from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
+from distill_dynamics.wandb_end import UPLOAD_S, close_wandb, wandb_closed_in_time
 
 
 @dataclass
@@ -259,6 +260,7 @@ class DistillCLI(LightningCLI):
 
     def _record_failure(self, trainer: Trainer, written: RunRecord, error: Exception) -> None:
         written.on_exception(trainer, self.model, error)
+        close_wandb(2 if isinstance(error, UserError) else 1, UPLOAD_S)
         lease.release()
 
     def before_fit(self) -> None:
@@ -303,11 +305,6 @@ class DistillCLI(LightningCLI):
             if self.new_run and self.run_dir is not None and not run.has_started(self.run_dir):
                 shutil.rmtree(self.run_dir)
             raise
-
-    def after_fit(self) -> None:
-        """Close W&B's record, so that it is whole on disk when the run is said to be over."""
-        if wandb.run is not None:
-            wandb.finish()
 
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Write the student's answer for each validation image to `--predictions`."""
@@ -442,13 +439,10 @@ def main(args: list[str] | None = None) -> None:
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     words = sys.argv[1:] if args is None else args
-    with failing_as_one(), told_in_one_line():
+    with lease.released(), wandb_closed_in_time(), failing_as_one(), told_in_one_line():
         if words and words[0] in commands.COMMANDS:
             commands.run(words)
         elif words and words[0] == "cache-teacher":
             CacheTeacherCLI(words[1:])
         else:
-            try:
-                DistillCLI(args=args)
-            finally:
-                lease.release()
+            DistillCLI(args=args)

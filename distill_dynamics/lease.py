@@ -8,7 +8,8 @@ import platform
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,15 @@ def release() -> None:
         over.set()
         with suppress(OSError):  # it is found dead then
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """Around a whole command: `release` at its end."""
+    try:
+        yield
+    finally:
+        release()
 
 
 def _beat(path: Path, over: threading.Event) -> None:

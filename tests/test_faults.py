@@ -4,10 +4,16 @@ import errno
 import json
 import os
 import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from test_fit import checkpoint, fit, rows
 
@@ -132,6 +138,69 @@ def test_a_full_disk_leaves_what_was_written(experiment, tmp_path, capsys, large
         assert [row["epoch"] for row in rows(run_dir)] == ["0", "1", "2", "3"]
 
 
+class FillsDisk(pl.Callback):
+    """From an epoch on the run's file system has room for so many bytes."""
+
+    def __init__(self, epoch: int, left: int):
+        self.epoch, self.left = epoch, left
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == self.epoch:
+            root = Path(trainer.default_root_dir).parent
+            with (root / "filler").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(root).free - self.left)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_leaves_what_was_written(experiment, small_disk):
+    def fit(*callbacks):
+        config = experiment(
+            trainer__max_epochs=3, probe__every_n_epochs=1, trainer__callbacks=list(callbacks)
+        )
+        command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", "r"]
+        command += ["--ckpt_path", "auto", "--runs_dir", small_disk, "--wandb.mode", "offline"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    full = {"class_path": "test_faults.FillsDisk", "init_args": {"epoch": 1, "left": 30_000}}
+    done = fit(full)
+    assert done.returncode == 2, done.stderr
+    run_dir = small_disk / "r"
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{run_dir}/" in line
+    assert "No space left on device: 0.0 MiB are free; make room and start again" in line
+    assert [row["epoch"] for row in rows(run_dir)][:2] == ["0", "1"]
+    assert checkpoint(run_dir)["global_step"] == 3
+    assert not list(run_dir.rglob("*.partial"))
+    # W&B's process holds its latest rows back, and had no room for them; what it had written can be read.
+    assert {row["dynamics/epoch"] for row in wandb_rows(run_dir) if "dynamics/epoch" in row} >= {0}
+    (small_disk / "filler").unlink()
+    done = fit()
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in rows(run_dir)] == ["0", "1", "2", "3"]
+
+
+def wandb_rows(run_dir):
+    """What the run's first record holds of each step, as W&B's own tool reads it."""
+    folder = min((run_dir / "wandb").glob("offline-run-*"))
+    tool = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
+    out = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    records = [json.loads(line) for line in out.splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
 def test_a_full_disk_is_told_with_the_room_that_is_left(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
@@ -172,6 +241,33 @@ def test_without_its_server_wandb_goes_on_offline(experiment, tmp_path, monkeypa
     identity = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())["id"]
     assert folder.name.endswith(f"r-{identity}")
     assert [row["epoch"] for row in rows(tmp_path / "runs" / "r")] == ["0", "1"]
+
+
+@pytest.mark.parametrize(("epochs", "status"), [(1, 0), (2, 2)])
+def test_a_wandb_server_that_went_away_does_not_keep_a_run_from_ending(
+    experiment, monkeypatch, capsys, epochs, status
+):
+    def ended(number):
+        raise Ended(number)
+
+    ends = Event()
+    monkeypatch.setattr("distill_dynamics.wandb_end.UPLOAD_S", 0.1)
+    monkeypatch.setattr("wandb.run", object())
+    monkeypatch.setattr("wandb.finish", lambda status: ends.wait())  # tries for as long as it takes
+    monkeypatch.setattr("os._exit", ended)
+    broken = {"class_path": "test_faults.BreaksDown", "init_args": {"call": 5}}
+    config = experiment(model__terms={"odd": {"loss": broken, "last": 1}}, trainer__max_epochs=epochs)
+    with pytest.raises(Ended) as stop:
+        fit(config)
+    ends.set()
+    assert stop.value.args == (status,)
+    error = capsys.readouterr().err
+    assert "wandb sync" in error.splitlines()[-1]
+    assert ("is not finite: odd" in error) == (status == 2)
+
+
+class Ended(BaseException):
+    """In the place of the end of the process."""
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -359,7 +359,7 @@ class Dies(pl.Callback):
         with whole_file(path) as partial:
             torch.save(content, partial)
             os.truncate(partial, int(partial.stat().st_size * self.written))
-            os.kill(os.getpid(), signal.SIGKILL)
+            return os.kill(os.getpid(), signal.SIGKILL)
 
     def replace_never(self, partial, path):
         if Path(path).name == "last.ckpt":
@@ -451,11 +451,13 @@ def test_a_run_killed_at_random_moments_ends_as_an_uninterrupted_one(whole, run_
         uninterrupted = run_dir.with_name("two")
         process = started(write(), "--name", "two", *devices)
         assert process.wait() == 0
-    moments = random.Random(ranks)
-    slow = write({"class_path": "test_restarts.Slow", "init_args": {"seconds": 0.1}})
-    for _ in range(4):
+    drawn = random.Random(ranks)
+    moments, epoch = [drawn.uniform(0, 3) for _ in range(4)], 8 * 0.2
+    assert sum(moment // epoch for moment in moments) == 2  # of 3 epochs, on a machine that takes no time
+    slow = write({"class_path": "test_restarts.Slow", "init_args": {"seconds": epoch / 8}})
+    for moment in moments:
         process = started(slow, *options)
-        time.sleep(moments.uniform(0, 3))
+        time.sleep(moment)
         kill(process)
     process = started(slow, *options)
     assert process.wait(300) == 0, process.stderr.read()

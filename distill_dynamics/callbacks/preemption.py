@@ -7,14 +7,12 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed
-import wandb
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -24,6 +22,7 @@ from distill_dynamics import lease
 from distill_dynamics.checkpoints import PREEMPTED, last_checkpoint
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.signals import STOP
+from distill_dynamics.wandb_end import close_wandb
 
 EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h, "try again": neither the end of the run, which is 0, nor an error."""
@@ -159,14 +158,14 @@ class Preemption(Checkpoint):
         # The handlers stay: a launcher that sees one rank end may send the others a signal, and their
         # status is to be the same. So all end together, too.
         self._saved = True
-        closing = _told(trainer) if trainer.is_global_zero else None
+        closed = not trainer.is_global_zero or _told(trainer)
         trainer.strategy.barrier()
         if self._before:
             # Until the process is gone: an interpreter that ends puts down handlers, but not this.
             for number in STOP:
                 signal.signal(number, signal.SIG_IGN)
             self._before.clear()
-        if closing is not None and closing.is_alive():  # W&B would go on trying
+        if not closed:  # W&B would go on trying
             lease.release()
             os._exit(EXIT_STATUS)
 
@@ -190,8 +189,8 @@ def _preempted_checkpoint(trainer: Trainer) -> Path | None:
     return last and last.with_name(PREEMPTED)
 
 
-def _told(trainer: Trainer) -> threading.Thread | None:
-    """Say how to go on and close W&B; what still does so after `LAST_UPLOAD_S`, if W&B was on."""
+def _told(trainer: Trainer) -> bool:
+    """Say how to go on, and close W&B; whether that was done in time."""
     paths = (_preempted_checkpoint(trainer), last_checkpoint(trainer))
     path = next((path for path in paths if path is not None and path.exists()), None)
     saved = f"{path} holds it" if path is not None else "no step was made yet"
@@ -201,16 +200,4 @@ def _told(trainer: Trainer) -> threading.Thread | None:
         file=sys.stderr,
         flush=True,
     )
-    if wandb.run is None:
-        return None
-    closing = threading.Thread(target=_close_wandb, daemon=True)
-    closing.start()
-    closing.join(LAST_UPLOAD_S)
-    return closing
-
-
-def _close_wandb() -> None:
-    with suppress(Exception):  # its own process may have been asked to stop, too
-        if wandb.run is not None:
-            wandb.run.mark_preempting()
-        wandb.finish(EXIT_STATUS)
+    return close_wandb(EXIT_STATUS, LAST_UPLOAD_S, preempted=True)
