@@ -1,12 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 import types
 
 import pytest
 import torch
-from conftest import ROOT
 from test_fit import checkpoint, fit, rows
 
 from distill_dynamics import UserError
@@ -114,16 +110,6 @@ def test_accumulated_parts_train_as_the_whole_batch(experiment, tmp_path):
     fit(one_after_three_steps(experiment, "whole", 16), "--name", "whole")
     fit(one_after_three_steps(experiment, "parts", 4), "--name", "parts")
     assert_same_training(runs / "whole", runs / "parts")
-
-
-@pytest.mark.slow
-def test_two_ranks_train_as_one_with_the_whole_batch(experiment, tmp_path):
-    runs = tmp_path / "runs"
-    fit(one_after_three_steps(experiment, "whole", 16), "--name", "whole")
-    config = one_after_three_steps(experiment, "ranks", 4, devices=2)
-    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", "ranks"]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=300, env={**os.environ})
-    assert_same_training(runs / "whole", runs / "ranks")
 
 
 @pytest.mark.parametrize(
