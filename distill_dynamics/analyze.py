@@ -31,11 +31,9 @@ from distill_dynamics.dynamics.signature import (
 )
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.page import write_report
+from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
 from distill_dynamics.report.tables import aligned, side_intervals, signature_rows, spectrum_rows
 from distill_dynamics.run import PACKAGES, write_whole
-
-SCHEMA = 1
-"""Version of `analysis.json`."""
 
 UNFINISHED = {"profiles", "table.csv", "curves.csv"}
 """What an analysis that was stopped may have left in its folder."""
@@ -190,7 +188,7 @@ def analyze(
         _write_csv(folder / "curves.csv", [row for curve in curves for row in _blocks(curve, bootstrap)])
         files = images.names(indices)
         record = {
-            "schema": SCHEMA,
+            "schema": ANALYSIS_SCHEMA,
             "command": command,
             "versions": {name: metadata.version(name) for name in PACKAGES},
             "device": str(where),
@@ -208,13 +206,6 @@ def analyze(
     write_report([folder], folder / "report.html", folder / "figures")
     print(f"  written to {folder}: Profiles, table.csv, curves.csv, figures, report.html\n")
     return folder
-
-
-def range_name(value_range: Range) -> str:
-    """ "global", "layer", or "0,1" for two numbers."""
-    if isinstance(value_range, str):
-        return value_range
-    return ",".join(str(int(limit)) if limit == int(limit) else repr(limit) for limit in value_range)
 
 
 def _device(name: str) -> torch.device:

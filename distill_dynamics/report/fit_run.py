@@ -16,7 +16,16 @@ import yaml
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.report.methods import described
-from distill_dynamics.report.records import Run, RunProfiles, fitting, listed, planned_epochs, readable
+from distill_dynamics.report.records import (
+    Run,
+    RunProfiles,
+    counted,
+    fitting,
+    listed,
+    planned_epochs,
+    range_name,
+    readable,
+)
 
 
 def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
@@ -31,14 +40,6 @@ def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
         for path in (folder / "teacher.npz", folder / "student_best.npz")
     )
     return RunProfiles(students, teacher, best)
-
-
-def load_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv, one an epoch, without the empty cells; [] without the file.
-
-    A row that was cut short is left out.
-    """
-    return _metrics(Path(run_dir))[0]
 
 
 def up_to(profiles: RunProfiles, epoch: float) -> RunProfiles:
@@ -58,9 +59,16 @@ def read_fit(path: Path) -> Run:
     metrics, more = _metrics(path)
     profiles, unreadable = _profiles(path / "dynamics")
     if metrics:
-        profiles = up_to(profiles, max(row["epoch"] for row in metrics))
+        reached, probed = max(row["epoch"] for row in metrics), profiles.students
+        profiles = up_to(profiles, reached)
+        if len(profiles.students) < len(probed):
+            unreadable.append(
+                f"Profiles go on to epoch {probed[-1].epoch}, metrics.csv ends at {reached:g}: the run was "
+                "continued from an earlier epoch, and those of the part that is run again are left out."
+            )
     run = Run(
         name=path.resolve().name,
+        label=path.resolve().name,
         path=path,
         kind="fit",
         profiles=profiles,
@@ -100,6 +108,7 @@ def _config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+    """The rows of metrics.csv, one an epoch, without empty cells; what was cut short is left out and told."""
     file = path / "metrics.csv"
     if not file.exists():
         return [], []
@@ -136,7 +145,7 @@ _OTHERS = ("teacher.npz", "student_best.npz")
 def _end(run: Run) -> list[str]:
     """What to know about how the run ended."""
     planned = planned_epochs(run.config)
-    done = f"{run.epochs} of {planned} epochs" if planned else f"{run.epochs} epochs"
+    done = f"{run.epochs} of {counted(planned, 'epoch')}" if planned else counted(run.epochs, "epoch")
     said = []
     last = run.last_start
     if "ended" in last and last["ended"] is None:
@@ -191,7 +200,7 @@ def _inner(run: Run) -> list[str]:
         said.append("The Profiles are of different probe images: they differ by these, too.")
     if len({profile.range_mode for profile in named}) > 1 or len({profile.bins for profile in named}) > 1:
         said.append("The Profiles have different bins: their entropies do not compare.")
-    best, students = run.profiles.best, run.profiles.students
+    best = run.profiles.best
     scored = [row for row in run.metrics if math.isfinite(row.get("val/acc1", math.nan))]
     if best is not None and scored:  # continued after its end, not ended again
         epoch = int(max(scored, key=lambda row: row["val/acc1"])["epoch"])
@@ -200,12 +209,6 @@ def _inner(run: Run) -> list[str]:
                 f"The Profile of the best student is of epoch {best.epoch}, the best now is epoch {epoch}: "
                 "fit has not ended since."
             )
-    reached = max((int(row["epoch"]) for row in run.metrics), default=None)
-    if students and reached is not None and (students[-1].epoch or 0) > reached:
-        said.append(
-            f"Profiles go on to epoch {students[-1].epoch}, metrics.csv ends at {reached}: the run was "
-            "continued from an earlier epoch, and the later Profiles are of the part that is run again."
-        )
     return said
 
 
@@ -236,4 +239,4 @@ def _range(profiles: list[Profile]) -> str:
     if not profiles:
         return ""
     first = profiles[0]
-    return first.range_mode if first.range_mode != "explicit" else "{:g},{:g}".format(*first.value_range[0])
+    return range_name(first.range_mode if first.range_mode != "explicit" else first.value_range[0].tolist())

@@ -1,7 +1,7 @@
 """Which figures a report of these runs shows, under which names, and with which captions."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
+from distill_dynamics.report.figures.look import Looks, run_looks
 from distill_dynamics.report.figures.order import distinct
-from distill_dynamics.report.methods import methods_by_run
-from distill_dynamics.report.records import Run, curve_labels, listed
+from distill_dynamics.report.methods import labels, methods, methods_by_run
+from distill_dynamics.report.records import Run, RunProfiles, counted, listed
+from distill_dynamics.report.tables import measured
 
 _PRINT = {"pdf.fonttype": 42}  # text stays text, as publishers ask
 
@@ -52,8 +54,13 @@ _RANGES = (
 
 def gallery(runs: Sequence[Run]) -> list[Picture]:
     """The figures for which these runs have something to show, in the order of a report."""
-    drawn = _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
+    drawn = _of_one(runs[0]) if len(runs) == 1 else _of_several(runs, _looks(runs))
     return _uniquely_named(list(drawn))
+
+
+def _looks(runs: Sequence[Run]) -> Looks:
+    """One look a run in all figures, whichever of them it is in."""
+    return run_looks([*dict.fromkeys(run.label for run in runs)], methods_by_run(runs))
 
 
 def save(pictures: Sequence[Picture], folder: Path) -> None:
@@ -80,12 +87,11 @@ def _of_one(run: Run) -> Iterator[Picture]:
             ),
             "student_spectra": ("Spectra of the student", _SPECTRUM),
         }
-        drawn = figures.of_run(students, teacher, best)
+        drawn = figures.of_run(students, teacher, best, run.bootstrap)
         spectra = drawn.pop("student_spectra", None)
         yield from (Picture(name, *captions[name], figure) for name, figure in drawn.items())
         yield from _training([run])
-        if len(students) > 1:
-            yield _signature({run.name: run})
+        yield from _signature([run])
         yield from _teacher_spectra([run])
         if spectra:
             yield Picture("student_spectra", *captions["student_spectra"], spectra)
@@ -97,45 +103,40 @@ def _of_one(run: Run) -> Iterator[Picture]:
             yield from _spectra("spectra", "Spectra", run.latest)
 
 
-def _of_several(runs: Sequence[Run]) -> Iterator[Picture]:
-    labels = curve_labels(runs)
-    yield from _by_block(runs)
-    ranges = _by_range(runs)
+def _of_several(runs: Sequence[Run], looks: Looks) -> Iterator[Picture]:
+    yield from _by_block(runs, looks)
+    trained = [run for run in runs if run.profiles.students]
+    ranges = _by_range(trained)
+    # Entropies of different ranges are different quantities, and share no axis.
+    titles = {name: (f"_{name}", f", range {name}") if len(ranges) > 1 else ("", "") for name in ranges}
     for value_range, alike in ranges.items():
-        # Entropies of different ranges are different quantities, and share no axis.
-        suffix, where = (f"_{value_range}", f", range {value_range}") if len(ranges) > 1 else ("", "")
-        trained = {labels[run.name]: run for run in alike if run.profiles.students}
-        if not trained:
-            continue
-        profiles = {label: run.profiles for label, run in trained.items()}
-        lines = f"{_LINES}. A panel a run, one y axis; teachers have panels of their own."
+        suffix, where = titles[value_range]
+        caption = f"Channel entropy (Eq. 5): the paper's Figure 4. {_lines(alike)}"
+        drawn = figures.entropy_by_method(*_by_method(alike))
+        yield Picture(f"entropy_by_method{suffix}", f"Entropy evolution by method{where}", caption, drawn)
+    # Magnitude has no bins: once is enough for a model that was analysed in several ranges.
+    known = [*{run.label: run for run in trained if _magnitude(run.latest)}.values()]
+    if known:
         yield Picture(
-            f"entropy_by_method{suffix}",
-            f"Entropy evolution by run{where}",
-            f"Channel entropy (Eq. 5): the paper's Figure 4. {lines}",
-            figures.entropy_by_method(profiles),
+            "magnitude_by_method",
+            "Magnitude evolution by method",
+            f"Mean activation magnitude (Eq. 6). {_lines(known)}",
+            figures.magnitude_by_method(*_by_method(known)),
         )
-        measured = {label: run.profiles for label, run in trained.items() if _magnitude(run.latest)}
-        if measured:
-            yield Picture(
-                f"magnitude_by_method{suffix}",
-                f"Magnitude evolution by run{where}",
-                f"Mean activation magnitude (Eq. 6). {lines}",
-                figures.magnitude_by_method(measured),
-            )
+    for value_range, alike in ranges.items():
+        suffix, where = titles[value_range]
         yield Picture(
-            f"entropy_heatmaps{suffix}",
+            f"entropy_heatmap{suffix}",
             f"Entropy by block and epoch{where}",
             "One column a probed epoch, one colour scale for all runs. The values are those of the entropy "
             "evolution.",
-            figures.entropy_heatmaps(profiles),
+            figures.entropy_heatmap({run.label: run.profiles.students for run in alike}),
         )
-        if any(len(run.profiles.students) > 1 for run in trained.values()):
-            yield _signature(trained, suffix, where)
-    yield from _training(runs)
+        yield from _signature(alike, looks, suffix, where)
+    yield from _training(runs, looks)
     yield from _teacher_spectra(runs)
-    # A spectrum has no bins: one is enough for a model that was analysed in several ranges.
-    latest = {labels[run.name]: run.latest for run in runs if run.latest is not None}
+    # Nor has a spectrum.
+    latest = {run.label: run.latest for run in runs if run.latest is not None}
     left = [label for label, profile in latest.items() if any(map(len, profile.spectrum))][_MOST_SPECTRA:]
     note = f" Not drawn, but in the table of spectra: {listed(left)}." if left else ""
     for label, profile in latest.items():
@@ -143,22 +144,50 @@ def _of_several(runs: Sequence[Run]) -> Iterator[Picture]:
             yield from _spectra(f"spectra_{label}", f"Spectra of {label}", profile, label, note)
 
 
-def _by_block(runs: Sequence[Run]) -> Iterator[Picture]:
+def _by_method(runs: Sequence[Run]) -> tuple[dict[str, RunProfiles], dict[str, str], bool]:
+    """What the figures by method take: Profiles by run, and the panel that the seeds of a method share."""
+    return {run.label: run.profiles for run in runs}, _panels(runs), _bootstrap(runs)
+
+
+def _panels(runs: Sequence[Run]) -> dict[str, str]:
+    found, titles = methods(runs), dict[str, str]()
+    for method, label in zip(found, labels(found), strict=True):
+        measured_alike: dict[tuple, list[str]] = {}
+        for run in method.runs:
+            if run.latest is not None:
+                measured_alike.setdefault((run.latest.probe_id, run.latest.bins), []).append(run.label)
+        for members in measured_alike.values():
+            if len(members) > 1:
+                titles |= dict.fromkeys(members, f"{label}, mean of {counted(len(members), 'run')}")
+    return titles
+
+
+def _lines(runs: Sequence[Run]) -> str:
+    shared = " Runs that differ by their seed alone share a panel." if _panels(runs) else ""
+    return f"{_LINES}. A panel a method, one y axis; teachers have panels of their own.{shared}"
+
+
+def _bootstrap(runs: Sequence[Run]) -> bool:
+    """Whether the bands are intervals: they are of one kind in a figure."""
+    return all(run.bootstrap for run in runs)
+
+
+def _by_block(runs: Sequence[Run], looks: Looks | None = None) -> Iterator[Picture]:
     """Figures 1 and 2: one curve a run, the best checkpoint's or the latest."""
-    labels, methods = curve_labels(runs), methods_by_run(runs)
+    owners, bootstrap = methods_by_run(runs), _bootstrap(runs)
     ranges = {
-        value_range: {labels[run.name]: run.latest for run in alike if run.latest is not None}
+        value_range: {run.label: run.latest for run in alike if run.latest is not None}
         for value_range, alike in _by_range(runs).items()
     }
     teachers = distinct(run.profiles.teacher for run in runs)
     which = "One line a run: its best checkpoint, or the last one probed, or the analysed model."
-    which += _SEEDS if len(set(methods.values())) < len(methods) else ""
+    which += _SEEDS if len(set(owners.values())) < len(owners) else ""
     if len(ranges) > 1:
         yield Picture(
             "entropy_by_range",
             "Entropy by block, in several value ranges",
             f"Channel entropy (Eq. 5), and magnitude (Eq. 6). {which} {_RANGES}",
-            figures.entropy_by_range(ranges, methods),
+            figures.entropy_by_range(ranges, looks, bootstrap),
         )
         return
     latest = next(iter(ranges.values()), {})
@@ -168,42 +197,41 @@ def _by_block(runs: Sequence[Run]) -> Iterator[Picture]:
         "entropy_by_block",
         "Entropy by block",
         f"Channel entropy (Eq. 5): the paper's Figure 1. {which}",
-        figures.entropy_by_block(latest, teachers, methods),
+        figures.entropy_by_block(latest, teachers, looks, bootstrap),
     )
-    measured = {label: profile for label, profile in latest.items() if _magnitude(profile)}
-    if measured or teachers:
+    known = {label: profile for label, profile in latest.items() if _magnitude(profile)}
+    if known or teachers:
         yield Picture(
             "magnitude_by_block",
             "Magnitude by block",
             f"Mean activation magnitude (Eq. 6): the paper's Figure 2. {which}",
-            figures.magnitude_by_block(measured, teachers, methods),
+            figures.magnitude_by_block(known, teachers, looks, bootstrap),
         )
 
 
-def _signature(trained: Mapping[str, Run], suffix: str = "", where: str = "") -> Picture:
-    return Picture(
-        f"signature_by_epoch{suffix}",
-        f"Signature by epoch{where}",
-        "The shape of the entropy curve over training: its lowest block, how deep the U is at its shallower "
-        "side, the entropy of the last block, and the distance to the teacher's curve at matched depth.",
-        figures.signature_by_epoch(
-            {label: run.profiles for label, run in trained.items()}, methods_by_run([*trained.values()])
-        ),
-    )
-
-
-def _training(runs: Sequence[Run]) -> Iterator[Picture]:
-    logged = {run.name: run.metrics for run in runs if _trains(run)}
-    caption = "Each loss term, and top-1 on the validation set beside the teacher's."
-    if len(runs) == 1 and logged:
-        figure = figures.training_curves(runs[0].metrics)
-        yield Picture("training_curves", "Training", caption, figure)
-    elif logged:
+def _signature(
+    runs: Sequence[Run], looks: Looks | None = None, suffix: str = "", where: str = ""
+) -> Iterator[Picture]:
+    known = {run.label: run.profiles for run in runs if any(map(measured, run.profiles.students))}
+    if any(len(profiles.students) > 1 for profiles in known.values()):
         yield Picture(
-            "training_comparison",
+            f"signature_by_epoch{suffix}",
+            f"Signature by epoch{where}",
+            "The shape of the entropy curve over training: its lowest block, the smaller of its fall before "
+            "and its rise after that block, the entropy of the last block, and the distance to the teacher's "
+            "curve at matched depth.",
+            figures.signature_by_epoch(known, looks),
+        )
+
+
+def _training(runs: Sequence[Run], looks: Looks | None = None) -> Iterator[Picture]:
+    logged = {run.label: run.metrics for run in runs if _trains(run)}
+    if logged:
+        yield Picture(
+            "training_curves",
             "Training",
-            caption,
-            figures.training_comparison(logged, methods_by_run(runs)),
+            "Each loss term, and top-1 on the validation set beside the teacher's.",
+            figures.training_curves(logged, looks),
         )
 
 

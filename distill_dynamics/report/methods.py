@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_dynamics import losses
-from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.records import Run, counted, listed
 
 # Keys that name a run, place it, watch it or repeat it, and do not change what it is an experiment of.
 _ONLY_NAMES = ("name", "runs_dir", "ckpt_path", "wandb")
@@ -36,6 +36,8 @@ _NO_METHOD = (
 )
 # Callbacks that measure beside the training, and leave it as it is.
 _WATCHING = ("distill_dynamics.callbacks.EMA", "distill_dynamics.callbacks.GradientConflict")
+# Settings that run.json holds, not config.yaml: unknown where it cannot be read.
+_FACTS = ("images a step", "data")
 _TERMS = ("model.terms",)
 _DISTILLATION = (*_TERMS, "model.teacher", "model.alpha", "model.temperature")
 
@@ -124,11 +126,14 @@ def methods_by_run(runs: Sequence[Run]) -> dict[str, str]:
 
 def labels(found: Sequence[Method]) -> list[str]:
     """What a sentence calls each method: name and layers; β, epochs and runs where they are needed."""
+    short = [f"{m.name} {m.layers}".strip() for m in found]
+    weighted = [f"{name}, β {m.weight}" if m.weight else name for name, m in zip(short, found, strict=True)]
+    epochs = [counted(m.epochs, "epoch") if m.finished else m.epochs for m in found]
     ways = [
-        [f"{m.name} {m.layers}".strip() for m in found],
-        [f"{m.name} {m.layers}{m.weight and f', β {m.weight}'}".strip() for m in found],
-        [f"{m.name} {m.layers}{m.weight and f', β {m.weight}'}, {m.epochs} epochs" for m in found],
-        [f"{m.name} {m.layers} ({', '.join(run.name for run in m.runs)})".replace("  ", " ") for m in found],
+        short,
+        weighted,
+        [f"{name} ({done})" for name, done in zip(weighted, epochs, strict=True)],
+        [f"{name} ({', '.join(r.name for r in m.runs)})" for name, m in zip(short, found, strict=True)],
     ]
     counts = [Counter(names) for names in ways]
     return [
@@ -141,20 +146,44 @@ def labels(found: Sequence[Method]) -> list[str]:
 
 def baseline(method: Method, found: Sequence[Method]) -> Method | None:
     """What `method` is measured against: SoftKD, else plain training, all else equal; None without one."""
-    if not method.finished or not method.runs[0].config:
+    if not method.finished:
         return None
     for name in ("SoftKD", "no distillation"):
         for other in found:
-            if other.name == name and other.finished and not differences(method, other):
+            alike = not unknown(method, other) and not differences(method, other)
+            if other.name == name and other.finished and alike:
                 return other
     return None
 
 
+def baselines(found: Sequence[Method]) -> list[Method]:
+    """The methods that another one is measured against."""
+    used = [base for method in found if (base := baseline(method, found)) and base is not method]
+    return [method for method in found if any(method is base for base in used)]
+
+
 def differences(a: Method, b: Method) -> list[str]:
-    """Settings in which two methods differ beside the method itself: terms, or all of the distillation."""
-    free = _DISTILLATION if "no distillation" in (a.name, b.name) else _TERMS
+    """Settings in which two methods differ beside the method itself: terms, or all of the distillation.
+
+    What is `unknown` of one of them is not told as a difference.
+    """
+    lacking = {what for _, what in unknown(a, b)}
+    if "settings" in lacking:
+        return []
+    free = (*(_DISTILLATION if "no distillation" in (a.name, b.name) else _TERMS), *lacking)
     keys = [key for key in {**a.settings, **b.settings} if not _below(key, free)]
     return [key for key in keys if a.settings.get(key) != b.settings.get(key)]
+
+
+def unknown(a: Method, b: Method) -> list[tuple[Method, str]]:
+    """What is not known of one of two methods, and so may differ: "settings", or a fact of run.json."""
+    found = []
+    for one, other in ((a, b), (b, a)):
+        if not one.runs[0].config:
+            found.append((one, "settings"))
+        else:
+            found += [(one, fact) for fact in _FACTS if fact in other.settings and fact not in one.settings]
+    return found
 
 
 def baseline_warnings(runs: Sequence[Run]) -> list[str]:
@@ -167,15 +196,22 @@ def baseline_warnings(runs: Sequence[Run]) -> list[str]:
         if not candidates or not method.finished or method.name == "SoftKD" or baseline(method, found):
             continue
         other, other_name = min(candidates, key=lambda pair: len(differences(method, pair[0])))
-        keys = differences(method, other)
-        shown = ", ".join(
-            f"{key} ({method.settings.get(key, 'none')}, not {other.settings.get(key, 'none')})"
-            for key in keys[:3]
-        )
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        without.setdefault(f"from {other_name} in {shown}{more}", []).append(name)
+        keys, lacking = differences(method, other), unknown(method, other)
+        how = []
+        if own := [what for who, what in lacking if who is method]:
+            how.append(f"its {listed(own)} are not known")
+        if its := [what for who, what in lacking if who is other]:
+            how.append(f"the {listed(its)} of {other_name} are not known")
+        if keys:
+            shown = ", ".join(
+                f"{key} ({method.settings.get(key, 'none')}, not {other.settings.get(key, 'none')})"
+                for key in keys[:3]
+            )
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            how.append(f"it differs from {other_name} in {shown}{more}")
+        without.setdefault(", and ".join(how), []).append(name)
     return [
-        f"No baseline for {listed(names)}: {'it differs' if len(names) == 1 else 'they differ'} {how}."
+        f"No baseline for {listed(names)}: {how if len(names) == 1 else f'of each, {how}'}."
         for how, names in without.items()
     ]
 
@@ -202,7 +238,7 @@ def _settings(run: Run) -> dict[str, str]:
     if isinstance(callbacks, list) and all(_watches(callback) for callback in callbacks):
         settings.pop("trainer.callbacks", None)
     start = run.starts[-1] if run.starts else {}
-    found = {"images a step": start.get("images_a_step"), "data fingerprint": run.data}
+    found = dict(zip(_FACTS, (start.get("images_a_step"), run.data), strict=True))
     return settings | {name: str(value) for name, value in found.items() if value is not None}
 
 

@@ -15,7 +15,7 @@ import yaml
 from distill_dynamics.report.comparing import comparison_warnings
 from distill_dynamics.report.figures.order import distinct
 from distill_dynamics.report.gallery import Picture, gallery, save
-from distill_dynamics.report.records import Run, curve_labels, listed
+from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
 from distill_dynamics.report.svg import draw
@@ -74,7 +74,7 @@ def write_report(
     pictures = gallery(runs)
     if figures_dir is not None:
         save(pictures, Path(figures_dir))
-    labels = [*dict.fromkeys(curve_labels(runs).values())]
+    labels = [*dict.fromkeys(run.label for run in runs)]
     title = ", ".join(labels) if len(labels) <= 4 else f"{len(labels)} runs"
     # ASCII, so that the file is the same whatever encoding the machine writes text in.
     page = _page(title, runs, pictures).encode("ascii", "xmlcharrefreplace").decode()
@@ -125,7 +125,7 @@ def _page(title: str, runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
 
 def _findings(runs: Sequence[Run]) -> str:
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(runs))
-    found = f'<ul class="findings">{said}</ul>\n' if said else "<p>Nothing has been measured yet.</p>\n"
+    found = f'<ul class="findings">{said}</ul>\n'
     of_runs: dict[str, list[str]] = {}
     for run in runs:
         for warning in run.warnings:
@@ -209,7 +209,7 @@ def _values(curves: Sequence[dict[str, Any]]) -> str:
 def _controls(curves: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
     """Boxes that page.js shows and listens to: without it there is nothing to switch."""
     drawn = {curve["run"] for curve in curves}
-    labels = [label for label in dict.fromkeys(curve_labels(runs).values()) if label in drawn]
+    labels = [label for label in dict.fromkeys(run.label for run in runs) if label in drawn]
     epochs = sorted({curve["epoch"] for curve in curves if curve["role"] == "student"} - {None})
     roles = [role for role in ("best", "teacher") if any(curve["role"] == role for curve in curves)]
     sets = {
@@ -245,9 +245,9 @@ def _numbers(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         numbers = "".join(f"<h3>{name}</h3>\n{table}" for name, table in _details(runs[0]).items())
     else:
-        labels = curve_labels(runs)
         latest = {run.name: run.latest for run in runs if run.latest is not None}
-        spectra = {labels[name]: profile for name, profile in latest.items()}  # no range concerns them
+        # No range concerns them.
+        spectra = {run.label: run.latest for run in runs if run.latest is not None}
         teachers = {f"teacher, {t.model}": t for t in distinct(run.profiles.teacher for run in runs)}
         tables = {
             "Entropy signature": _signatures(_LATEST, [*latest.items(), *teachers.items()], runs),
@@ -258,7 +258,7 @@ def _numbers(runs: Sequence[Run]) -> str:
         for number, run in enumerate(runs):
             if len(run.named()) > 1:  # else the tables above hold all of it
                 said = {"Evolution"}  # above; and a spectrum has no range
-                if labels[run.name] in [labels[other.name] for other in runs[:number]]:
+                if run.label in [other.label for other in runs[:number]]:
                     said.add("Spectrum")
                 every = "".join(table for name, table in _details(run).items() if name not in said)
                 numbers += f"<details><summary>{escape(run.name)}: every probe</summary>\n{every}</details>\n"
@@ -288,15 +288,15 @@ def _details(run: Run) -> dict[str, str]:
 
 def _signatures(caption: str, named: Named, runs: Sequence[Run]) -> str:
     """The table of signatures, with bootstrap intervals where the analysis was asked for them."""
-    bootstrap = all(run.last_start.get("bootstrap") for run in runs)
+    bootstrap = all(run.bootstrap for run in runs)
     caption += ". In brackets 95 % bootstrap intervals over images" if bootstrap else ""
     return _table(caption, signature_rows(named, bootstrap), "numbers")
 
 
 def _provenance(runs: Sequence[Run]) -> str:
     """How each run was started, and its configuration; of an analysis once for all of its models."""
-    labels, text = curve_labels(runs), ""
-    owners = {run.path: dict.fromkeys(labels[o.name] for o in runs if o.path == run.path) for run in runs}
+    text = ""
+    owners = {run.path: dict.fromkeys(o.label for o in runs if o.path == run.path) for run in runs}
     for run in {run.path: run for run in runs}.values():
         facts = _table("Starts of the run", _start_rows(run.starts), "facts")
         if run.config:

@@ -36,14 +36,15 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
     Raises `UserError` where the file has another header or no row that can be read.
     """
     path = Path(path)
-    if not is_published(path):
+    rows = _rows(path) if is_published(path) else []
+    if not rows or isinstance(rows[0][1], csv.Error):
         raise UserError(f"{path}: not a published entropy evolution (header Model/Epoch,Layer_1,...)")
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        (_, *layers), *rows = list(csv.reader(file))
+    layers = rows[0][1][1:]
     students: dict[int, Profile] = {}
     best, warnings = None, []
-    for number, row in enumerate(rows, start=2):
-        if not row:
+    for number, row in rows[1:]:
+        if isinstance(row, csv.Error):
+            warnings.append(f"Line {number} of {path.name} is left out: {row}.")
             continue
         epoch = re.fullmatch(r"checkpoint_epoch_(\d+)", row[0].strip())
         values = _numbers(row[1:])
@@ -53,6 +54,8 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
             problem = f"{len(layers)} numbers are due, {len(values)} can be read"
         elif epoch and int(epoch[1]) in students:
             problem = f"epoch {int(epoch[1])} is there twice, the first one counts"
+        elif not epoch and best is not None:
+            problem = "model_best is there twice, the first one counts"
         elif epoch:
             students[int(epoch[1])] = _profile(path.stem, int(epoch[1]), layers, values)
             continue
@@ -65,6 +68,21 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
             f"{path}: no row can be read (expected checkpoint_epoch_<n> or model_best, then bits)"
         )
     return [students[epoch] for epoch in sorted(students)], best, warnings
+
+
+def _rows(path: Path) -> list[tuple[int, list[str] | csv.Error]]:
+    """Line number and cells of each row that is not empty, or why it has none: a field may be too long."""
+    rows: list[tuple[int, list[str] | csv.Error]] = []
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file)
+        while True:
+            try:
+                if row := next(reader):
+                    rows.append((reader.line_num, row))
+            except StopIteration:
+                return rows
+            except csv.Error as error:
+                rows.append((reader.line_num, error))
 
 
 def _numbers(cells: list[str]) -> list[float]:

@@ -1,12 +1,15 @@
 """What a report is about, as data: one training, one analysed model, or one published curve."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
+
+ANALYSIS_SCHEMA = 1
+"""Version of `analysis.json`, which `analyze` writes."""
 
 
 class RunProfiles(NamedTuple):
@@ -36,6 +39,8 @@ class Run:
 
     name: str
     """Unique among the runs that were loaded together."""
+    label: str
+    """What its curves are called: a model has one label in all ranges of an analysis."""
     path: Path
     """The run directory, the folder of `analyze`, or the CSV file."""
     kind: Literal["fit", "analysis", "published"]
@@ -53,10 +58,16 @@ class Run:
     """Range of the entropy bins: "global", "layer" or two numbers "0,1"; "" where nothing was probed."""
     models: list[Profile] = field(default_factory=list, repr=False)
     """Analysed models that are no training."""
+    images: str = field(default="", repr=False)
+    """Which images an analysis saw, equal for equal files whatever their size and crop; "" where unknown."""
 
     def named(self) -> list[tuple[str, Profile]]:
         """What a table calls each Profile: by role in a training, else by the run's name."""
         return [*self.profiles.named(), *((self.name, model) for model in self.models)]
+
+    def relabelled(self, label: str) -> "Run":
+        """The same, called otherwise; its name keeps what tells its range."""
+        return replace(self, name=label + self.name.removeprefix(self.label), label=label)
 
     @property
     def latest(self) -> Profile | None:
@@ -89,6 +100,11 @@ class Run:
             ended = self.last_start["ended"]
             return ended is not None and ended.get("error") is None and not ended.get("preempted")
         return 0 < (planned_epochs(self.config) or 0) <= self.epochs
+
+    @property
+    def bootstrap(self) -> bool:
+        """Whether 95 % intervals were asked for in the place of standard errors."""
+        return bool(self.last_start.get("bootstrap"))
 
     @property
     def last_start(self) -> dict[str, Any]:
@@ -138,16 +154,17 @@ def fitting(
     return RunProfiles([fitting[epoch] for epoch in sorted(fitting)], teacher, best)
 
 
-def curve_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """What a run's curves are called, by its name: a model has one label in all ranges of an analysis."""
-    short = {run.name: run.name.removesuffix(f" ({run.range})") for run in runs if run.kind == "analysis"}
-    owners: dict[str, set[Path]] = {}
-    for run in runs:
-        owners.setdefault(short.get(run.name, run.name), set()).add(run.path)
-    return {
-        run.name: short[run.name] if run.name in short and len(owners[short[run.name]]) == 1 else run.name
-        for run in runs
-    }
+def range_name(value_range: str | Sequence[float]) -> str:
+    """ "global", "layer", or "0,1" for two numbers."""
+    if isinstance(value_range, str):
+        return value_range
+    limits = [float(limit) for limit in value_range]
+    return ",".join(str(int(limit)) if limit.is_integer() else repr(limit) for limit in limits)
+
+
+def counted(count: int | str, noun: str) -> str:
+    """ "1 epoch", "2 epochs"."""
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -3,22 +3,19 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.fit_run import read_fit
 from distill_dynamics.report.published import is_published, read_published
-from distill_dynamics.report.records import Run, RunProfiles, fitting, readable
-
-ANALYSIS_SCHEMA = 1
+from distill_dynamics.report.records import ANALYSIS_SCHEMA, Run, RunProfiles, fitting, readable
 
 
 def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
     """Read run directories, folders of `analyze`, published CSV files and folders of these, in this order.
 
-    A folder of `analyze` gives one Run a label and range. A path given twice is read once. Runs of one name
-    are told apart by the folders they lie in.
+    A folder of `analyze` gives one Run a label and range. A path given twice is read once. Runs of one label
+    are told apart by the folders they lie in; those of one analysis stay together.
 
     Raises `UserError` where a path is none of these.
     """
@@ -49,19 +46,22 @@ _RECORDS = ("run.json", "analysis.json")
 
 
 def _uniquely_named(runs: list[Run]) -> list[Run]:
-    """Put as many parent folders before a name as it takes to tell it from the others."""
-    names = [run.name for run in runs]
+    """Put as many parent folders before a label as it takes to tell it from those of other paths."""
+    labels = [run.label for run in runs]
     folders = [
         [*run.path.resolve().parts[:-1], *([run.path.resolve().name] if run.kind == "analysis" else [])]
         for run in runs
     ]
     for depth in range(1, max(map(len, folders), default=0) + 1):
-        twice = [names.count(name) > 1 for name in names]
-        names = [
-            "/".join([*folder[-depth:], run.name]) if clash else name
-            for run, folder, name, clash in zip(runs, folders, names, twice, strict=True)
+        owners = [(run.path, label) for run, label in zip(runs, labels, strict=True)]
+        named = [run.relabelled(label).name for run, label in zip(runs, labels, strict=True)]
+        labels = [
+            "/".join([*folder[-depth:], run.label])
+            if named.count(name) > 1 or len({path for path, other in owners if other == label}) > 1
+            else label
+            for run, folder, label, name in zip(runs, folders, labels, named, strict=True)
         ]
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    return [run.relabelled(label) for run, label in zip(runs, labels, strict=True)]
 
 
 def _analysis(path: Path) -> list[Run]:
@@ -71,6 +71,7 @@ def _analysis(path: Path) -> list[Run]:
         schema, curves = content["schema"], content["curves"]
         keys = [(str(curve["label"]), str(curve["range"]), str(curve["profile"])) for curve in curves]
         images = dict(content.get("images") or {})
+        same = {name: images[name] for name in ("source", "files", "indices") if name in images}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{record}: not readable as the record of an analysis") from None
     if schema != ANALYSIS_SCHEMA:
@@ -96,6 +97,7 @@ def _analysis(path: Path) -> list[Run]:
         runs.append(
             Run(
                 name=f"{label} ({value_range})" if several else label,
+                label=label,
                 path=path,
                 kind="analysis",
                 profiles=fitting(students, None, best, warnings),
@@ -103,6 +105,7 @@ def _analysis(path: Path) -> list[Run]:
                 warnings=warnings,
                 range=value_range,
                 models=models,
+                images=json.dumps(same) if len(same) > 1 else "",
             )
         )
     return runs
@@ -112,6 +115,7 @@ def _published(path: Path) -> Run:
     students, best, warnings = read_published(path)
     return Run(
         name=path.stem,
+        label=path.stem,
         path=path,
         kind="published",
         profiles=RunProfiles(students, None, best),

@@ -1,7 +1,7 @@
 """What the numbers of one run or several say, in sentences that claim no more than they show."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 
@@ -9,9 +9,27 @@ import numpy as np
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import evolution, gap, signature
-from distill_dynamics.report.methods import Method, baseline, baseline_warnings, differences, labels, methods
-from distill_dynamics.report.records import Run, listed
-from distill_dynamics.report.tables import accuracies, measured, shape, trained_probes
+from distill_dynamics.report.figures.order import alike, same_bins
+from distill_dynamics.report.methods import (
+    Method,
+    baseline,
+    baseline_warnings,
+    baselines,
+    differences,
+    labels,
+    methods,
+    unknown,
+)
+from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.report.tables import (
+    accuracies,
+    change_error,
+    measured,
+    rebound,
+    shape,
+    trained_probes,
+    with_error,
+)
 
 _ONE_BY_ONE = 4
 """So many curves get a sentence each; more share one, and more than `_IN_ONE` are for the tables."""
@@ -46,7 +64,10 @@ def _accuracy(runs: Sequence[Run]) -> list[str]:
     elif final:
         said += _contest(final, names)
     if open_ := [method for method in found if not method.finished]:
-        shown = [f"{names[id(m)]} ({m.score()} % at best after {m.runs[0].epochs} epochs)" for m in open_]
+        shown = [
+            f"{names[id(m)]} ({m.score()} % at best after {counted(m.runs[0].epochs, 'epoch')})"
+            for m in open_
+        ]
         said.append(f"Not finished, and left out of the comparison: {listed(shown)}.")
     said += baseline_warnings(trained)
     return said
@@ -74,7 +95,7 @@ def _contest(found: Sequence[Method], names: dict[int, str]) -> list[str]:
     base = baseline(first, found)
     rival = second if base is None or base is first else base
     difference = _mean(first) - _mean(rival)
-    role = ", the baseline," if base is first else ""
+    role = ", the baseline," if any(first is other for other in baselines(found)) else ""
     sentence = f"Highest top-1 at the best epoch: {names[id(first)]}{role} with {_top1(first)}, "
     shown = f"{names[id(rival)]} ({_top1(rival)})"
     if rival is base:
@@ -83,6 +104,8 @@ def _contest(found: Sequence[Method], names: dict[int, str]) -> list[str]:
             sentence += f", and {_apart(_mean(first) - _mean(second))} the next, {names[id(second)]}"
     else:
         sentence += f"{_apart(difference)} the next, {shown}"
+        if lacking := unknown(first, rival):
+            sentence += "".join(f"; the {what} of {names[id(who)]} are not known" for who, what in lacking)
         if other := differences(first, rival):
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
             sentence += f"; their settings differ in {', '.join(other[:3])}{more}, too"
@@ -105,12 +128,15 @@ def _seeds(a: Method, b: Method, compared: int, subject: str) -> str:
     if len(one) < 2 or len(other) < 2:
         which = "each" if len(one) == len(other) else "for one of the two"
         return f"With one seed {which} it cannot be told whether that is more than the spread over seeds."
-    as_large, ways = exact_test(one, other)
+    as_large, ways = permutation_test(one, other)
     spread = math.sqrt(
         (np.var(one, ddof=1) * (len(one) - 1) + np.var(other, ddof=1) * (len(other) - 1))
         / (len(one) + len(other) - 2)
     )
-    p, least = as_large / ways, (2 if len(one) == len(other) else 1) / ways
+    exact = ways == math.comb(len(one) + len(other), len(one))
+    # Of ways that were drawn, the one that came about counts, too (Phipson and Smyth, 2010).
+    p = as_large / ways if exact else (as_large + 1) / (ways + 1)
+    least = (2 if len(one) == len(other) else 1) / ways
     chance = f"p = {p:.2f}" if p >= 0.005 else "p < 0.01"
     if p <= 0.05:
         verdict = f"{subject} is more than the spread over seeds"
@@ -119,17 +145,19 @@ def _seeds(a: Method, b: Method, compared: int, subject: str) -> str:
     else:
         verdict = f"{subject} is not more than the spread over seeds"
     picked = f"; picking the best of {compared} makes chance likelier" if compared > 2 and p <= 0.05 else ""
+    tried = f"{ways} ways" if exact else f"{ways:,} ways drawn at random"
+    test = "exact permutation test" if exact else "permutation test"
     return (
         f"{verdict}: the {len(one)} + {len(other)} results have a pooled standard deviation of {spread:.2f} "
-        f"points, and {as_large} of the {ways} ways to deal them out to two methods give a difference as "
-        f"large (exact permutation test, {chance}{picked})."
+        f"points, and {as_large} of the {tried} to deal them out to two methods give a difference as large "
+        f"({test}, {chance}{picked})."
     )
 
 
-def exact_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int]:
-    """Two-sided permutation test of a difference of means (Fisher, 1935) → (ways as extreme, ways).
+def permutation_test(one: Sequence[float], other: Sequence[float]) -> tuple[int, int]:
+    """Two-sided permutation test of a difference of means (Fisher, 1935) → (ways as extreme, ways tried).
 
-    All ways are tried up to 200,000 of them (9 + 9 values), else as many drawn with a fixed seed.
+    All ways are tried up to 200,000 of them (10 + 10 values), else as many drawn with a fixed seed.
     """
     values = np.array([*one, *other])
     n, total = len(one), len(values)
@@ -187,6 +215,8 @@ def _curves(runs: Sequence[Run]) -> list[str]:
     probed = [(run, run.latest) for run in runs if run.latest is not None and run.name not in told]
     missing = [run.name for run, latest in probed if not measured(latest)]
     said = [f"The entropy of {listed(missing)} is not known for every layer: left out."] if missing else []
+    if single := [run.name for run, latest in probed if len(latest.layers) == 1]:
+        said.append(f"One layer of {listed(single)} was probed: that is no curve over depth.")
     shown = [(run, latest) for run, latest in probed if measured(latest) and len(latest.layers) > 1]
     if not shown:
         return said
@@ -198,7 +228,10 @@ def _curves(runs: Sequence[Run]) -> list[str]:
             clauses.setdefault(_briefly(run, latest), []).append(run.name)
         places = "; ".join(f"{moved} in {listed(names)}" for moved, names in clauses.items())
         more = f"; {len(shown) - _IN_ONE} more in the table" if len(shown) > _IN_ONE else ""
-        said += [f"Block of lowest entropy, first probe → best checkpoint (else last probe): {places}{more}."]
+        said.append(
+            "Block of lowest entropy, first probe → best checkpoint (else last probe), ± in the table: "
+            f"{places}{more}."
+        )
     if unknown := [run.name for run, latest in shown if len(latest.entropy_images) < 2]:
         said.append(
             f"Whether the curves of {listed(unknown)} are Us beyond chance is unknown: that takes the values "
@@ -213,20 +246,27 @@ def _lowest(run: Run, latest: Profile) -> str:
     if latest is best:
         when = " at the best checkpoint" + ("" if best.epoch is None else f", epoch {best.epoch},")
     sentence = f"{run.name}'s entropy is lowest {_at(latest)}{when}"
+    if phases := _phases(latest):
+        sentence = sentence.removesuffix(",") + phases
     if students and students[0] is not latest:
         sentence += f" and {_at(students[0])} at epoch {students[0].epoch}"
     if len(trained := trained_probes(run)) > 1:
         found = evolution(trained)
+        first, last = _change(found.first_change, trained, 0), _change(found.last_change, trained, -1)
         sentence += (
-            f"; from epoch {trained[0].epoch} to {trained[-1].epoch} its first block changes by "
-            f"{found.first_change:+.2f} bits, its last by {found.last_change:+.2f}"
+            f"; from epoch {trained[0].epoch} to {trained[-1].epoch} its first block changes by {first} "
+            f"bits, its last by {last}"
         )
     return f"{sentence.removesuffix(',')}."
 
 
+def _change(value: float, trained: Sequence[Profile], block: int) -> str:
+    return with_error(f"{value:+.2f}", change_error(trained[0], trained[-1], block), 2)
+
+
 def _briefly(run: Run, latest: Profile) -> str:
     probes = [*[p for p in run.profiles.students if measured(p)][:1], latest]
-    ends = dict.fromkeys(f"{int(p.entropy.argmin()) + 1}{_verdict(p)}" for p in probes)
+    ends = dict.fromkeys(f"{signature(p).nadir}{_verdict(p)}" for p in probes)
     return " → ".join(ends)
 
 
@@ -235,12 +275,21 @@ def _verdict(profile: Profile) -> str:
 
 
 def _at(profile: Profile) -> str:
-    """Such as "at block 4 (no U)"; without the shape where that is unknown."""
+    """Such as "at block 4 ± 0.5 (no U)"; without ± and shape where these are unknown."""
     found = signature(profile)
     verdict = _verdict(profile)
     if found.u_shaped:
         verdict = f" (a U, {found.depth:.3f} ± {found.depth_se:.3f} bits deep)"
-    return f"at block {found.nadir}{verdict}"
+    return f"at block {with_error(str(found.nadir), found.nadir_se, 1)}{verdict}"
+
+
+def _phases(profile: Profile) -> str:
+    """The phases of Section 3.1, of a curve that is a U."""
+    found = signature(profile)
+    if found.compression is None or found.expansion is None:
+        return ""
+    (first, middle), (_, last) = found.compression, found.expansion
+    return f", compressing over blocks {first} to {middle} and expanding over {middle} to {last},"
 
 
 def _suppressed(runs: Sequence[Run]) -> list[str]:
@@ -254,10 +303,11 @@ def _suppressed(runs: Sequence[Run]) -> list[str]:
         sentence = f"{run.name}'s last block is its lowest until epoch {until}"
         if until == trained_probes(run)[-1].epoch:
             sentence = f"{run.name}'s last block is its lowest at every probe after epoch 0"
-        if rises is not None:
+        back = rebound(trained_probes(run))
+        if rises is not None and back.certain is not False:
             start = "then" if rises == until else f"epoch {rises}"
-            rebound = found[run.name].last_rebound
-            sentence += f" and rises from {start} to the end, to {rebound:.2f} bits above its lowest"
+            height = with_error(f"{back.value:.2f}", back.error, 2)
+            sentence += f" and rises from {start} to the end, to {height} bits above its lowest"
         told.append(sentence)
     if not told:
         return []
@@ -286,46 +336,64 @@ def _final_top1(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _distances(runs: Sequence[Run]) -> list[str]:
-    """Which student is nearest to its teacher, and whether top-1 goes along with that."""
-    distances = [
+    """Which student is nearest to its teacher, and whether top-1 goes along with that.
+
+    Only what was measured on the same images compares; of several, finished runs' best checkpoints.
+    """
+    found = [
         (gap(run.latest, run.profiles.teacher).entropy_distance, run, run.profiles.teacher)
         for run in runs
         if run.latest is not None
         and run.profiles.teacher is not None
+        and run.latest.probe_id == run.profiles.teacher.probe_id
         and measured(run.latest)
         and measured(run.profiles.teacher)
     ]
-    if not distances or len({_measured_with(run, teacher) for _, run, teacher in distances}) > 1:
+    if len(found) > 1:
+        found = [item for item in found if item[1].finished and item[1].profiles.best is not None]
+    if not found:
         return []
-    order = sorted(distances, key=lambda item: item[0])
-    (least, near, teacher), (most, far, _) = order[0], order[-1]
+    (_, first, teacher), *others = found
+    if any(run.range != first.range or not _one_teacher(teacher, other) for _, run, other in others):
+        return []
     place = f"lowest {_at(teacher)} of {len(teacher.layers)}"
-    if len(order) == 1:
-        how = "root mean square over matched depth"
-        return [f"{near.name}'s entropy is {least:.2f} bits from its teacher's ({how}), which is {place}."]
-    sentence = (
-        f"Nearest to the teacher's entropy, {place}, is {near.name} ({least:.2f} bits, root mean square over "
-        f"matched depth), farthest {far.name} ({most:.2f})"
-    )
-    trained = [run for _, run, _ in order]
-    top1 = _final_top1(trained)
-    if len(top1) == len(trained):
-        highest = max(top1, key=lambda name: top1[name])
-        whose = "its own" if highest == near.name else f"{highest}'s"
-        sentence += f"; the highest top-1 is {whose}, and {len(trained)} runs are no evidence of a cause"
+    how = "root mean square over matched depth"
+    if not others:
+        when = "" if first.profiles.best else f" at epoch {first.latest.epoch}" if first.latest else ""
+        return [
+            f"{first.name}'s entropy{when} is {found[0][0]:.2f} bits from its teacher's ({how}), which is "
+            f"{place}."
+        ]
+    distances = {run.name: f"{distance:.2f}" for distance, run, _ in found}
+    least, most = min(distances.values(), key=float), max(distances.values(), key=float)
+    near, far = ([name for name, shown in distances.items() if shown == end] for end in (least, most))
+    if least == most:
+        sentence = (
+            f"All of {listed(near)} are {least} bits from the teacher's entropy ({how}), which is {place}"
+        )
+    else:
+        sentence = (
+            f"Nearest to the teacher's entropy, {place}, {'is' if len(near) == 1 else 'are'} {listed(near)} "
+            f"({least} bits, {how}), farthest {listed(far)} ({most})"
+        )
+    top1 = _final_top1([run for _, run, _ in found])
+    if least != most and len(top1) == len(found):
+        highest = [name for name, value in top1.items() if max(top1.values()) - value < 0.005]
+        whose = "its own" if highest == near else " and ".join(f"{name}'s" for name in highest)
+        sentence += f"; the highest top-1 is {whose}, and {len(found)} runs are no evidence of a cause"
     return [f"{sentence}."]
 
 
-def _measured_with(run: Run, teacher: Profile) -> tuple:
-    """What must be equal for distances to a teacher to compare."""
-    return run.range, teacher.model, teacher.bins, teacher.probe_id
+def _one_teacher(one: Profile, other: Profile) -> bool:
+    """Whether distances to both compare."""
+    return one.probe_id == other.probe_id and same_bins(one, other) and alike(one, other)
 
 
 # --- value ranges -------------------------------------------------------------------------------------
 
 
 def _one_model_many_ranges(runs: Sequence[Run]) -> list[list[tuple[Run, Profile]]]:
-    """Runs that are one model on one set of images under several ranges of the bins; three models at most.
+    """Runs that are one model on one set of images under several ranges of the bins.
 
     In one analysis these are the runs of a label. Beyond it: magnitude does not depend on the range, equal
     magnitudes mean one model and one set of images.
@@ -335,47 +403,76 @@ def _one_model_many_ranges(runs: Sequence[Run]) -> list[list[tuple[Run, Profile]
         latest = run.latest
         if latest is None or not measured(latest) or not np.isfinite(latest.magnitude).all():
             continue
-        alike = (group for group in groups if _one_model((run, latest), group[0]))
-        if (group := next(alike, None)) is None:
+        same = (group for group in groups if _one_model((run, latest), group[0]))
+        if (group := next(same, None)) is None:
             groups.append([(run, latest)])
         else:
             group.append((run, latest))
-    return [group for group in groups if len({run.range for run, _ in group}) > 1][:3]
+    return [group for group in groups if len({run.range for run, _ in group}) > 1]
 
 
 def _one_model(one: tuple[Run, Profile], other: tuple[Run, Profile]) -> bool:
     (run, a), (first, b) = one, other
     if run.path == first.path:
-        return _label(run) == _label(first)
-    alike = a.model == b.model and a.magnitude.shape == b.magnitude.shape
-    return alike and np.allclose(a.magnitude, b.magnitude, rtol=1e-6)
-
-
-def _label(run: Run) -> str:
-    """The run's name without the range, which load_runs has added where there are several."""
-    return run.name.removesuffix(f" ({run.range})")
+        return run.label == first.label
+    equal = a.model == b.model and a.magnitude.shape == b.magnitude.shape
+    return equal and np.allclose(a.magnitude, b.magnitude, rtol=1e-6)
 
 
 def _ranges(runs: Sequence[Run]) -> list[str]:
-    """What differs between value ranges: one sentence a model."""
-    return [_readings(group) for group in _one_model_many_ranges(runs)]
+    """What differs between value ranges: one sentence a model, or for many models one a verdict."""
+    groups = _one_model_many_ranges(runs)
+    readings = [(group[0][0].label, {run.range: profile for run, profile in group}) for group in groups]
+    if len(readings) <= _ONE_BY_ONE:
+        return [
+            f"{label}'s entropy {_range_verdict([*found.values()])}: {_readings(found)}. {_R}"
+            for label, found in readings
+        ]
+    verdicts: dict[str, dict[str, list[str]]] = {}
+    for label, found in readings:
+        places = ", ".join(f"{_nadir(profile)} {_RANGES.get(name, name)}" for name, profile in found.items())
+        verdict = verdicts.setdefault(_range_verdict([*found.values()]), {})
+        verdict.setdefault(places, []).append(label)
+    return [
+        f"The entropy of each of {listed([label for names in found.values() for label in names])} {verdict}. "
+        f"Lowest block: {'; '.join(f'{places} in {listed(names)}' for places, names in found.items())}."
+        for verdict, found in verdicts.items()
+    ]
 
 
-def _readings(group: Sequence[tuple[Run, Profile]]) -> str:
-    readings = {run.range: profile for run, profile in group}
-    alike = len({(int(p.entropy.argmin()), shape(p)) for p in readings.values()}) == 1
-    lead = "has one lowest block and one shape under each" if alike else "depends on the"
-    shown = "; ".join(
+def _range_verdict(readings: Sequence[Profile]) -> str:
+    """What the ranges decide, as far as the images tell: blocks differ, or agree, beyond two errors."""
+    found = [signature(profile) for profile in readings]
+    pairs = [
+        (abs(a.nadir - b.nadir), 2 * math.hypot(a.nadir_se, b.nadir_se)) for a, b in combinations(found, 2)
+    ]
+    shapes = {shape(profile) for profile in readings}
+    if any(math.isnan(margin) for _, margin in pairs):
+        return "is known of too few images to tell what the range of the bins decides"
+    if any(apart > margin for apart, margin in pairs):
+        return "depends on the range of the bins"
+    if len(shapes) > 1:
+        return "passes for a U under one range of the bins and not under another"
+    if all(apart + margin < 1 for apart, margin in pairs):
+        return "has one lowest block and one shape under each range of the bins"
+    return "has a lowest block that these images do not fix well enough to tell whether the range moves it"
+
+
+def _readings(found: Mapping[str, Profile]) -> str:
+    return "; ".join(
         f"lowest {_at(profile)} {_RANGES.get(value_range, f'where it is {value_range}')}, "
         f"{_correlation(profile)}{_clipped(profile)}"
-        for value_range, profile in readings.items()
-    )
-    return (
-        f"{_label(group[0][0])}'s entropy {lead} range of the bins: {shown}. (r: correlation over blocks "
-        "with log2 of the magnitude, to which bins of one width tie the entropy.)"
+        for value_range, profile in found.items()
     )
 
 
+def _nadir(profile: Profile) -> str:
+    """Such as "4 ± 0.5 (no U)"."""
+    found = signature(profile)
+    return with_error(str(found.nadir), found.nadir_se, 1) + _verdict(profile)
+
+
+_R = "(r: correlation over blocks with log2 of the magnitude, to which bins of one width tie the entropy.)"
 _RANGES = {"global": "where all blocks share one", "layer": "where each block has its own"}
 
 

@@ -10,6 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from distill_dynamics.dynamics.profile import FloatArray
 from distill_dynamics.report.figures.curves import CurveLine, curves
 
 # Text as outlines: it looks the same without the font. A fixed salt: equal figures give equal text.
@@ -54,11 +55,15 @@ def draw(figure: Figure, name: str) -> Drawing:
     return Drawing(svg, figure.get_figwidth() * 72, described)
 
 
-def value_text(value: float, error: float) -> str:
-    """A value with five significant digits, and its standard error with two where it is known."""
+def value_text(value: float, error: FloatArray) -> str:
+    """A value with five significant digits; ± its error with two, or the ends of its interval, if known."""
     if not np.isfinite(value):
         return "not measured"
-    return f"{value:.5g}" + (f" ± {error:.2g}" if np.isfinite(error) else "")
+    if not np.isfinite(error).all():
+        return f"{value:.5g}"
+    return (
+        f"{value:.5g} ± {error:.2g}" if error.ndim == 0 else f"{value:.5g} ({error[0]:.5g} to {error[1]:.5g})"
+    )
 
 
 def _described(figure: Figure, line: CurveLine, name: str) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def _described(figure: Figure, line: CurveLine, name: str) -> dict[str, Any]:
     places = np.column_stack([fractions[:, 0], 1 - fractions[:, 1]]) * figure.get_size_inches() * 72
     points = [
         [round(float(x), 1), round(float(y), 1), point, value_text(value, error)]
-        for (x, y), point, value, error in zip(places, line.points, xy[:, 1], line.error, strict=True)
+        for (x, y), point, value, error in zip(places, line.points, xy[:, 1], line.error.T, strict=True)
         if np.isfinite(value)
     ]
     parts = range(1 + len(line.companions))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.profile import FloatArray, Profile, standard_error
 from distill_dynamics.dynamics.signature import (
     bootstrap_interval,
     evolution,
@@ -18,8 +18,9 @@ from distill_dynamics.dynamics.signature import (
     massive_activations,
     signature,
     spectrum_signature,
+    student_t,
 )
-from distill_dynamics.report.methods import baseline, methods, named_settings
+from distill_dynamics.report.methods import baseline, baselines, methods, named_settings
 from distill_dynamics.report.records import Run, RunProfiles
 
 Row = tuple[str, ...]
@@ -83,12 +84,10 @@ def results_rows(runs: Sequence[Run]) -> list[Row]:
     ]
     if not any(best for _, best, *_ in scores):
         return []
-    bases = [baseline(method, found) for method in found]
+    bases, measured_against = [baseline(method, found) for method in found], baselines(found)
     optional = {
         "EMA best": any(ema for *_, ema in scores),
-        "difference": any(
-            base is not None and base is not method for method, base in zip(found, bases, strict=True)
-        ),
+        "difference": bool(measured_against),
     }
     header = ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", *optional, "epochs", "runs")
     rows: list[Row] = [header]
@@ -104,9 +103,9 @@ def results_rows(runs: Sequence[Run]) -> list[Row]:
                 str(last or _NOTHING),
                 str(ema or _NOTHING),
                 "baseline"
-                if any(base is method for base in bases)
+                if any(method is other for other in measured_against)
                 else f"{best.mean - base_score.mean:+.2f}"
-                if best and base_score
+                if best and base_score and base is not method
                 else _NOTHING,
                 method.epochs,
                 ", ".join(run.name for run in method.runs),
@@ -153,10 +152,10 @@ def signature_rows(named: Named, bootstrap: bool = False) -> list[Row]:
             sides = [f"{depth} ({low:.3f} to {high:.3f})" for depth, (low, high) in ends]
         else:
             errors = found.depth_left_se, found.depth_right_se
-            sides = [_with_error(depth, error, 3) for depth, error in zip(depths, errors, strict=True)]
+            sides = [with_error(depth, error, 3) for depth, error in zip(depths, errors, strict=True)]
         lowest = f"lowest at {found.magnitude_nadir:.0f}{', a U too' if found.magnitude_agrees else ''}"
         magnitude = _NOTHING if math.isnan(found.magnitude_nadir) else lowest
-        nadir = _with_error(str(found.nadir), found.nadir_se, 1)
+        nadir = with_error(str(found.nadir), found.nadir_se, 1)
         rows.append((who, nadir, *sides, shape(profile), magnitude))
     return _table(rows)
 
@@ -187,25 +186,38 @@ def shape(profile: Profile) -> str:
 
 
 def spectrum_rows(named: Named) -> list[Row]:
-    """Flatness and energy of each Profile's early, middle and late channel spectra; massive activations.
+    """Flatness and low and high energy of the early, middle and late channel spectra; massive activations.
 
-    Flatness is 1 for a uniform spectrum and near 0 for a low-pass; energy is that of the frequencies above 0.
-    See `spectrum_signature` and `massive_activations`.
+    Flatness is 1 for a uniform spectrum and near 0 for a low-pass. Low and high are the shares of the power
+    in the lowest and the highest third of the frequencies above 0, percent. See `spectrum_signature` and
+    `massive_activations`.
     """
     rows: list[Row] = [
-        ("channel spectrum", "flatness early", "middle", "late", "three phases", "largest |A| / median")
+        (
+            "channel spectrum",
+            *("flatness early", "middle", "late"),
+            *("low, high third (%) early", "middle", "late"),
+            "three phases",
+            "largest |A| / median",
+        )
     ]
     for who, profile in named:
         found, massive = spectrum_signature(profile), massive_activations(profile)
         flatness = [found.flatness_early, found.flatness_middle, found.flatness_late]
         if not any(map(math.isfinite, [*flatness, massive.ratio])):
             continue
+        bands = [
+            (found.low_early, found.high_early),
+            (found.low_middle, found.high_middle),
+            (found.low_late, found.high_late),
+        ]
         known = all(map(math.isfinite, flatness))
         at = f"{massive.ratio:.0f} at block {massive.block:.0f}, channel {massive.channel:.0f}"
         rows.append(
             (
                 who,
                 *(_number(value, 3) for value in flatness),
+                *(", ".join(_number(100 * share, 0) for share in shares) for shares in bands),
                 ("yes" if found.three_phases else "no") if known else _NOTHING,
                 at if math.isfinite(massive.ratio) else _NOTHING,
             )
@@ -243,7 +255,9 @@ def gap_rows(profiles: RunProfiles) -> list[Row]:
 def evolution_rows(runs: Sequence[Run]) -> list[Row]:
     """How each training's entropy curve changed over its probes after epoch 0; see `evolution`.
 
-    Changes are end minus beginning. A run of fewer than two such probes has no row.
+    Changes are end minus beginning, ± their standard error over images. Where the last block ends above its
+    lowest by no more than chance among the images would have it, it is not said to rise. A run of fewer than
+    two such probes has no row.
     """
     rows: list[Row] = [
         (
@@ -262,25 +276,59 @@ def evolution_rows(runs: Sequence[Run]) -> list[Row]:
         trained = trained_probes(run)
         if len(trained) < 2:
             continue
-        found = evolution(trained)
+        found, back = evolution(trained), rebound(trained)
+        rises = None if back.certain is False else found.last_rises_from
         epoch = [
             _NOTHING if value is None else str(value)
-            for value in (found.last_lowest_until, found.last_rises_from, found.u_since)
+            for value in (found.last_lowest_until, rises, found.u_since)
         ]
-        nadirs = [int(profile.entropy.argmin()) + 1 for profile in (trained[0], trained[-1])]
+        ends = trained[0], trained[-1]
+        nadirs = [signature(profile).nadir for profile in ends]
         rows.append(
             (
                 run.name,
                 f"{trained[0].epoch} to {trained[-1].epoch}",
                 f"{nadirs[0]} → {nadirs[1]}",
-                _signed(found.first_change),
-                _signed(found.last_change),
+                with_error(_signed(found.first_change), change_error(*ends, 0), 2),
+                with_error(_signed(found.last_change), change_error(*ends, -1), 2),
                 *epoch[:2],
-                _number(found.last_rebound, 2),
+                with_error(_number(back.value, 2), back.error, 2),
                 epoch[2],
             )
         )
     return _table(rows)
+
+
+def change_error(before: Profile, after: Profile, block: int) -> float:
+    """Standard error over images of a block's entropy after minus before, bits; NaN for fewer than two.
+
+    On the same images it is that of the differences image by image.
+    """
+    values = [profile.entropy_images[:, block] for profile in (before, after)]
+    if before.probe_id and before.probe_id == after.probe_id and len(values[0]) == len(values[1]):
+        return float(standard_error(values[1] - values[0]))
+    return math.hypot(before.entropy_se[block], after.entropy_se[block])
+
+
+class Rebound(NamedTuple):
+    """How far the last block's entropy is above its lowest at the end of a training (Section 5.4)."""
+
+    value: float
+    """Bits."""
+    error: float
+    """Standard error over images."""
+    certain: bool | None
+    """Whether that is more than chance among the images would have it; None where no images tell."""
+
+
+def rebound(trained: Sequence[Profile]) -> Rebound:
+    """The last block at its last probe against its lowest: one picked of several, which t allows for."""
+    low, end = min(trained, key=lambda profile: profile.entropy[-1]), trained[-1]
+    value, error = float(end.entropy[-1] - low.entropy[-1]), change_error(low, end, -1)
+    if math.isnan(error):
+        return Rebound(value, error, None)
+    t = student_t(0.025 / max(1, len(trained) - 1), len(end.entropy_images) - 1)
+    return Rebound(value, error, value > t * error)
 
 
 def trained_probes(run: Run) -> list[Profile]:
@@ -300,7 +348,8 @@ def _table(rows: list[Row]) -> list[Row]:
     return rows if len(rows) > 1 else []
 
 
-def _with_error(value: str, error: float, digits: int) -> str:
+def with_error(value: str, error: float, digits: int) -> str:
+    """ "3 ± 0.5"; without ± where the error is unknown."""
     return value if math.isnan(error) else f"{value} ± {error:.{digits}f}"
 
 

@@ -28,6 +28,10 @@ def students():
     return [profile(epoch) for epoch in EPOCHS]
 
 
+def heatmap(students):
+    return figures.entropy_heatmap({"SoftKD": students})
+
+
 EVOLUTIONS = [(figures.entropy_evolution, "entropy"), (figures.magnitude_evolution, "magnitude")]
 
 
@@ -79,7 +83,7 @@ def test_every_epoch_is_named_on_the_colour_bar(students):
 def test_many_epochs_keep_the_first_and_the_last_label(count):
     run = [profile(30 * n) for n in range(count)]
     bar = figures.entropy_evolution(run).axes[1]
-    heat = figures.entropy_heatmap(run).axes[0]
+    heat = heatmap(run).axes[0]
     for labels in (tick_labels(bar.yaxis), tick_labels(heat.xaxis)):
         assert (labels[0], labels[-1]) == ("0", str(30 * (count - 1)))
         assert len(labels) <= 13
@@ -165,7 +169,7 @@ def test_magnitudes_of_very_different_size_get_a_log_axis(students):
 def test_note_on_bins_stands_where_it_is_true(students):
     several = "different bins"
     assert "global per model and epoch" in notes(figures.entropy_evolution(students))
-    assert several in notes(figures.entropy_heatmap(students))
+    assert several in notes(heatmap(students))
     assert several in notes(figures.overview(students))
     assert several in notes(figures.entropy_evolution(students[:1], teacher()))
     assert several not in notes(figures.entropy_evolution(students[:1]))
@@ -238,7 +242,7 @@ def test_spectra_with_a_dead_layer_and_with_nothing_but_dead_layers():
 
 
 def test_heat_map_has_epochs_from_left_to_right_and_block_one_at_the_bottom(students):
-    figure = figures.entropy_heatmap(students[::-1])
+    figure = heatmap(students[::-1])
     ax, bar = figure.axes
     (image,) = ax.images
     np.testing.assert_array_equal(image.get_array(), np.stack([s.entropy for s in students]).T)
@@ -276,7 +280,7 @@ def test_overview_keeps_its_titles_on_one_line_above_the_teachers_axis(students)
 ALL = [
     figures.entropy_evolution,
     figures.magnitude_evolution,
-    figures.entropy_heatmap,
+    heatmap,
     figures.overview,
 ]
 
@@ -306,7 +310,7 @@ def test_best_of_another_depth_is_an_error(students):
 @pytest.mark.parametrize("epochs", [(0, 30, 30), (0, None), (None, None)])
 def test_students_without_an_epoch_of_their_own_are_an_error(epochs):
     with pytest.raises(UserError, match="epoch of its own"):
-        figures.entropy_heatmap([profile(epoch) for epoch in epochs])
+        heatmap([profile(epoch) for epoch in epochs])
 
 
 LONG = "vit_small_patch14_reg4_dinov2.lvd142m"
@@ -321,7 +325,7 @@ SCENES = {
     "stages": lambda s: figures.overview([profile(e, RESNET) for e in (0, 5)], teacher(), title="ResNet"),
     "spectra": lambda s: figures.spectra(s[-1]),
     "ragged": lambda s: figures.spectra(profile(3, RESNET, [64, 256, 512, 1024, 2048])),
-    "heat map": lambda s: figures.entropy_heatmap(s),
+    "heat map": lambda s: heatmap(s),
     "overview": lambda s: figures.overview(s, teacher(), profile(30), title="SoftKD"),
     "overview of 300 epochs": lambda s: figures.overview([profile(e) for e in range(0, 301, 30)]),
     "overview of one epoch": lambda s: figures.overview(s[:1]),

@@ -1,12 +1,17 @@
+from itertools import combinations
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from drawn import RESNET, assert_legible, bands, legend_labels, notes, png, profile, teacher, tick_labels
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from scipy import stats
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
+from distill_dynamics.report.figures.look import run_looks
 from distill_dynamics.report.records import RunProfiles
+from distill_dynamics.report.svg import draw
 
 # Okabe and Ito, Color Universal Design (2008), and black.
 SAFE = {"#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000"}
@@ -42,6 +47,10 @@ def runs():
     return {"softkd": run(), "spectralkd-last": run(seed=1), "projectorkd-last": run(seed=2)}
 
 
+def heatmap(runs):
+    return figures.entropy_heatmap({name: run.students for name, run in runs.items()})
+
+
 BY_BLOCK = [(figures.entropy_by_block, "entropy"), (figures.magnitude_by_block, "magnitude")]
 
 
@@ -65,16 +74,56 @@ def test_by_block_draws_one_safe_line_a_model_with_its_standard_error(draw, meas
     assert legend_labels(figure) == list(models)
 
 
+# Machado, Oliveira and Fernandes (2009): linear RGB as seen without one kind of cone.
+BLIND = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+
+
+def least_distance(colours, seen):
+    """Smallest CIE 1976 difference of two of the colours: 2 can just be told apart, side by side."""
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+    xyz = np.clip(linear @ np.array(seen).T, 0, 1) @ np.array(to_xyz).T / [0.95047, 1, 1.08883]
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    return min(np.linalg.norm(a - b) for a, b in combinations(lab, 2))
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_the_colours_of_runs_are_told_apart_by_the_colour_blind(kind):
+    looks = run_looks([f"run {number}" for number in range(6)])
+    colours = [look["color"] for look in looks.values()]
+    assert len(set(colours)) == 6
+    assert least_distance(colours, BLIND[kind]) > 15
+    assert least_distance(plt.rcParamsDefault["axes.prop_cycle"].by_key()["color"][:6], BLIND[kind]) < 15
+
+
 def test_seeds_of_one_method_share_a_colour_and_differ_in_their_dashes():
     names = ["soft 0", "last 0", "soft 1", "last 1", "soft 2", "other"]
     methods = {name: name.split()[0] for name in names[:5]}
     rows = {name: [{"epoch": n, "val/acc1": 50.0} for n in (1.0, 2.0)] for name in names}
     trained = {name: run() for name in names}
+    looks = run_looks(names, methods)
     for figure in (
-        figures.entropy_by_block({name: profile(n) for n, name in enumerate(names)}, methods=methods),
-        figures.entropy_by_range({"global": {name: profile(0) for name in names}}, methods),
-        figures.training_comparison(rows, methods),
-        figures.signature_by_epoch(trained, methods),
+        figures.entropy_by_block({name: profile(n) for n, name in enumerate(names)}, looks=looks),
+        figures.entropy_by_range({"global": {name: profile(0) for name in names}}, looks),
+        figures.training_curves(rows, looks),
+        figures.signature_by_epoch(trained, looks),
     ):
         looks = {}
         for name, line in zip(names, figure.axes[0].lines, strict=False):
@@ -134,6 +183,60 @@ def test_by_method_gives_each_different_teacher_a_panel_and_epochs_their_place_a
     assert to_hex(one.get_color()) == to_hex(other.get_color())
 
 
+def test_seeds_of_a_method_share_a_panel_their_mean_thick_each_of_them_thin():
+    seeds = {f"soft {seed}": run((0, 5), seed=seed) for seed in range(3)}
+    seeds["soft 2"].students.append(profile(9))  # probed of this one alone
+    figure = figures.entropy_by_method({**seeds, "last": run((0, 5))}, dict.fromkeys(seeds, "SoftKD, 3 runs"))
+    shared, alone, beside, _ = figure.axes
+    titles = [ax.get_title("left").replace("\n", " ") for ax in figure.axes[:3]]
+    assert titles == ["SoftKD, 3 runs", "last", f"Teacher ({teacher().model})"]
+    assert not bands(shared)
+    assert bands(alone)
+    thick = [line for line in shared.lines if line.get_linewidth() > 1]
+    thin = [line for line in shared.lines if line.get_linewidth() < 1]
+    assert {line.shows.run for line in thin} == set(seeds)
+    assert [line.shows.run for line in thick] == ["SoftKD, 3 runs"] * 3
+    assert [line.shows.epoch for line in thin if line.shows.run == "soft 2"] == [0, 5, 9, 5]
+    assert [(line.shows.epoch, line.shows.role) for line in thick] == [
+        (0, "student"), (5, "student"), (None, "best"),
+    ]  # fmt: skip
+    curves = np.stack([[student.entropy for student in one.students[:2]] for one in seeds.values()])
+    for line, mean in zip(thick, curves.mean(axis=0), strict=False):
+        np.testing.assert_allclose(line.get_ydata(), mean)
+    assert to_hex(thick[0].get_color()) == to_hex(thin[0].get_color()) == to_hex(alone.lines[0].get_color())
+    assert thick[2].get_linestyle() == "--"
+    assert "thick their mean" in notes(figure)
+    assert "thick" not in notes(figures.entropy_by_method(seeds))
+    assert len(beside.lines) == 1
+    # What differs in depth has no mean.
+    deep = figures.entropy_by_method({"a": run(), "b": run(layers=24)}, {"a": "one", "b": "one"})
+    assert [ax.get_title("left") for ax in deep.axes[:2]] == ["one", "one"]
+
+
+def test_bands_are_bootstrap_intervals_where_they_were_asked_for(runs):
+    one = runs["softkd"]
+    rng = np.random.default_rng(0)
+    for figure in (
+        figures.entropy_by_block({"a": one.best}, bootstrap=True),
+        figures.entropy_by_range({"global": {"a": one.best}}, bootstrap=True),
+        figures.entropy_evolution([one.best], bootstrap=True),
+        figures.entropy_by_method({"a": RunProfiles([one.best], None, None)}, bootstrap=True),
+    ):
+        (band,) = bands(figure.axes[0])
+        edges = band.get_paths()[0].vertices
+        low, high = np.sort(edges[edges[:, 0] == 7][:, 1])[[0, -1]]
+        found = stats.bootstrap(
+            (one.best.entropy_images[:, 6],), np.mean, method="percentile", n_resamples=20_000, rng=rng
+        )
+        np.testing.assert_allclose([low, high], found.confidence_interval, atol=0.005)
+        assert "95 % bootstrap intervals over images" in notes(figure)
+        assert "standard error" not in notes(figure)
+        # The same, for who reads it off.
+        low, high = (f"{end:.5g}" for end in (low, high))
+        texts = [point[3] for point in draw(figure, "f").curves[0]["points"]]
+        assert texts[6].endswith(f" ({low} to {high})")
+
+
 def test_by_method_of_published_curves_has_no_bands_and_says_what_was_not_measured():
     curves = {"a": RunProfiles([published(30), published(60)], None, published(None))}
     figure = figures.entropy_by_method(curves)
@@ -145,7 +248,7 @@ def test_by_method_of_published_curves_has_no_bands_and_says_what_was_not_measur
 
 
 def test_heat_maps_share_one_colour_scale(runs):
-    figure = figures.entropy_heatmaps(runs)
+    figure = heatmap(runs)
     everything = [student.entropy for one in runs.values() for student in one.students]
     for ax, (name, one) in zip(figure.axes[:3], runs.items(), strict=True):
         (image,) = ax.images
@@ -162,7 +265,7 @@ def test_a_layer_without_a_number_is_a_hole_and_not_the_lowest_block():
     lowest, depth, _ = figures.signature_by_epoch(trained).axes
     for ax in (lowest, depth):
         assert np.isfinite(ax.lines[0].get_ydata()).tolist() == [True, False]
-    (image,) = figures.entropy_heatmaps(trained).axes[0].images
+    (image,) = heatmap(trained).axes[0].images
     assert image.get_clim() == (np.nanmin(image.get_array()), np.nanmax(image.get_array()))
     assert np.isfinite(image.get_clim()).all()
 
@@ -189,7 +292,7 @@ def test_signature_by_epoch_has_no_distance_without_a_teacher_nor_bands_without_
     figure = figures.signature_by_epoch(curves)
     assert [ax.get_title("left") for ax in figure.axes] == [
         "Lowest block",
-        "Depth of the U",
+        "Smaller of fall and rise",
         "Entropy of the last block",
     ]
     assert not any(bands(ax) for ax in figure.axes)
@@ -197,7 +300,25 @@ def test_signature_by_epoch_has_no_distance_without_a_teacher_nor_bands_without_
     assert figure.axes[1].lines[0].get_ydata()[1] == min(curve[0], curve[-1]) - curve.min()
 
 
-def test_training_comparison_is_a_panel_a_term_and_a_line_a_run():
+def test_only_what_is_a_u_has_a_filled_marker_and_what_is_unknown_is_no_figure():
+    bend = np.linspace(-1, 1, 12) ** 2
+    wobble = np.random.default_rng(0).normal(0, 0.001, (8, 12))
+    u, line = (
+        profile(epoch, entropy_images=curve + wobble, entropy=(curve + wobble).mean(0))
+        for epoch, curve in ((1, bend), (2, np.linspace(4, 3, 12)))
+    )
+    drawn, opened = figures.signature_by_epoch({"a": RunProfiles([u, line], None, None)}).axes[1].lines
+    assert drawn.get_xdata().tolist() == [1, 2]
+    assert opened.get_xdata().tolist() == [2]
+    assert to_hex(opened.get_markerfacecolor()) == "#ffffff"
+    assert opened in drawn.companions  # and goes with its line
+    unknown = profile(1, entropy=np.full(12, np.nan), entropy_images=np.full((8, 12), np.nan))
+    with pytest.raises(ValueError, match="no Profiles to draw"):
+        figures.signature_by_epoch({"a": RunProfiles([unknown], None, None)})
+    assert png(heatmap({"a": RunProfiles([unknown], None, None)}))
+
+
+def test_training_curves_is_a_panel_a_term_and_a_line_a_run():
     rows = {
         "softkd": [{"epoch": 0.0, "teacher/acc1": 90.0}, {"epoch": 1.0, "train/loss_ce": 2.0}],
         "projector": [
@@ -211,7 +332,7 @@ def test_training_comparison_is_a_panel_a_term_and_a_line_a_run():
             },
         ],
     }
-    figure = figures.training_comparison(rows)
+    figure = figures.training_curves(rows)
     panels = {ax.get_title("left"): ax for ax in figure.axes}
     assert list(panels) == ["train/loss_ce", "train/loss_projector", "val/acc1", "val/acc1_ema"]
     one, two = panels["train/loss_ce"].lines
@@ -230,7 +351,7 @@ def test_training_comparison_is_a_panel_a_term_and_a_line_a_run():
     assert level.get_linestyle() == "-."
     assert legend_labels(figure) == ["softkd", "projector", "Teacher"]
     with pytest.raises(ValueError, match="no training to draw"):
-        figures.training_comparison({"softkd": rows["softkd"][:1]})
+        figures.training_curves({"softkd": rows["softkd"][:1]})
 
 
 def test_ranges_stand_side_by_side_with_the_magnitude():
@@ -259,7 +380,7 @@ NOTHING = RunProfiles([], None, None)
         lambda: figures.entropy_by_block({}),
         lambda: figures.entropy_by_range({}),
         lambda: figures.entropy_by_method({"a": NOTHING}),
-        lambda: figures.entropy_heatmaps({"a": NOTHING}),
+        lambda: heatmap({"a": NOTHING}),
         lambda: figures.signature_by_epoch({"a": NOTHING}),
     ],
 )
@@ -284,10 +405,10 @@ SCENES = {
     "ten by method": lambda r: figures.entropy_by_method(TEN),
     "one by method": lambda r: figures.magnitude_by_method({LONG: run(layers=24)}),
     "stages": lambda r: figures.entropy_by_method({"a": run(layers=RESNET), "b": run(layers=RESNET)}),
-    "heat maps": lambda r: figures.entropy_heatmaps(r),
-    "ten heat maps": lambda r: figures.entropy_heatmaps(TEN),
+    "heat maps": lambda r: heatmap(r),
+    "ten heat maps": lambda r: heatmap(TEN),
     "signature": lambda r: figures.signature_by_epoch(r),
-    "training": lambda r: figures.training_comparison({LONG: ROWS, "a": ROWS[:5]}),
+    "training": lambda r: figures.training_curves({LONG: ROWS, "a": ROWS[:5]}),
     "ranges": lambda r: figures.entropy_by_range({"global": {"a": profile(0)}, "-4,4": {"a": profile(1)}}),
 }
 

@@ -25,6 +25,7 @@ from made import (
     write_published,
     write_run,
 )
+from matplotlib.colors import to_hex
 
 from distill_dynamics.callbacks import Console
 from distill_dynamics.errors import UserError
@@ -40,8 +41,8 @@ ALONE = [
     "teacher_spectra", "student_spectra",
 ]  # fmt: skip
 TOGETHER = [
-    "entropy_by_block", "magnitude_by_block", "entropy_by_method", "magnitude_by_method", "entropy_heatmaps",
-    "signature_by_epoch", "training_comparison", "teacher_spectra", "spectra_softkd", "spectra_spectral-last",
+    "entropy_by_block", "magnitude_by_block", "entropy_by_method", "magnitude_by_method", "entropy_heatmap",
+    "signature_by_epoch", "training_curves", "teacher_spectra", "spectra_softkd", "spectra_spectral-last",
 ]  # fmt: skip
 
 
@@ -307,7 +308,60 @@ def test_an_analysed_model_and_a_run_of_one_name_are_two(tmp_path):
     analysis = write_analysis(tmp_path / "out", curves)
     page = report(tmp_path, analysis, write_run(tmp_path / "deit", **all_profiles()))
     drawn = [c["run"] for c in page.curves("entropy_by_range") if c["measure"] == "entropy"]
-    assert sorted(drawn) == ["deit", "deit (global)", "deit (layer)"]
+    assert drawn.count("out/deit") == 2
+    assert sorted(set(drawn)) == sorted(["out/deit", f"{tmp_path.name}/deit"])
+
+
+def test_a_run_looks_the_same_in_all_figures_whatever_stands_before_it(tmp_path):
+    curves = {"checkpoint_epoch_30": FALLING - 2, "checkpoint_epoch_60": U - 2}
+    paths = [write_published(tmp_path / "csv" / f"{name}.csv", curves) for name in ("Soft", "Last")]
+    paths += [
+        write_run(tmp_path / "mine", **all_profiles()),
+        write_run(tmp_path / "again", conf=config(seed=1), starts=[start(1)], **all_profiles(0.1)),
+    ]
+    looks = {}
+    for picture in gallery(load_runs(paths)):
+        if picture.name in (
+            "entropy_by_block",
+            "magnitude_by_block",
+            "signature_by_epoch",
+            "training_curves",
+        ):
+            for ax in picture.figure.axes:
+                for line in [line for line in ax.lines if getattr(line, "shows", None) and line.shows.run]:
+                    look = (to_hex(line.get_color()), line.get_linestyle(), line.get_marker())
+                    looks.setdefault(line.shows.run, set()).add(look)
+    assert set(looks) == {"Soft", "Last", "mine", "again"}
+    assert all(len(found) == 1 for found in looks.values())
+    colours = {name: next(iter(found))[0] for name, found in looks.items()}
+    assert colours["mine"] == colours["again"]  # seeds of one method
+    assert len(set(colours.values())) == 3
+
+
+def test_seeds_share_a_panel_and_what_does_not_depend_on_the_range_is_drawn_once(tmp_path):
+    runs = [
+        write_run(
+            tmp_path / f"soft-{seed}", conf=config(seed=seed), starts=[start(seed)], **all_profiles(seed)
+        )
+        for seed in (0, 1)
+    ]
+    last = config({"s": term(last=1)})
+    page = report(tmp_path, *runs, write_run(tmp_path / "last", conf=last, **all_profiles()))
+    panels = dict.fromkeys(curve["panel"] for curve in page.curves("entropy_by_method"))
+    assert [*panels] == ["SoftKD, mean of 2 runs", "last", "Teacher (cait)"]
+    boxes = [box["value"] for box in page.all("input") if box["name"] == "run"]
+    assert boxes == ["soft-0", "soft-1", "last"]
+    curves = [
+        ("deit", value_range, epoch, False, profile(epoch, U, range_mode=value_range))
+        for value_range in ("global", "layer")
+        for epoch in (1, 2)
+    ]
+    twice = report(tmp_path, write_analysis(tmp_path / "out", curves))
+    assert twice.figures() == [
+        "entropy_by_range", "entropy_by_method_global", "entropy_by_method_layer", "magnitude_by_method",
+        "entropy_heatmap_global", "signature_by_epoch_global", "entropy_heatmap_layer",
+        "signature_by_epoch_layer", "spectra_deit",
+    ]  # fmt: skip
 
 
 def test_published_curves_stand_beside_a_run(tmp_path):
@@ -363,7 +417,7 @@ def test_run_that_has_not_begun(tmp_path):
 
 def test_run_without_a_teacher(tmp_path):
     students = {name: content for name, content in all_profiles().items() if name != "teacher"}
-    page = report(tmp_path, write_run(tmp_path / "r", metrics(70.0, 80.0, teacher=None), **students))
+    page = report(tmp_path, write_run(tmp_path / "r", metrics(70.0, 80.0, 79.0, teacher=None), **students))
     assert page.figures() == [name for name in ALONE if name != "teacher_spectra"]
     assert ("role", "teacher") not in [(box["name"], box["value"]) for box in page.all("input")]
 
@@ -450,6 +504,29 @@ def test_an_analysis_says_its_bootstrap_intervals_and_a_profile_in_holes_is_no_n
     assert "In brackets 95 % bootstrap intervals over images" in page.words()
     assert "The entropy of half is not known for every layer: left out." in page.words()
     assert ["half", "–", "–", "–", "unknown: not measured", "–"] in page.rows
+    assert not re.search(r"\bnan\b", page.words())
+
+
+def test_readouts_are_intervals_where_these_were_asked_for(tmp_path):
+    folder = write_analysis(
+        tmp_path / "out", [("deit", "global", None, False, profile(None, U))], bootstrap=True
+    )
+    (curve,) = report(tmp_path, folder).curves("entropy_by_block")
+    assert all(re.fullmatch(r"4\S* \([34]\.\d+ to 4\.\d+\)", point[3]) for point in curve["points"])
+    # Beside a run that has none, bands are of one kind again.
+    page = report(tmp_path, folder, write_run(tmp_path / "r", **all_profiles()))
+    assert all(" ± " in point[3] for c in page.curves("entropy_by_block") for point in c["points"])
+
+
+def test_a_run_of_which_no_entropy_is_known_has_a_page(tmp_path):
+    unknown = {
+        name: profile(p.epoch, np.full(len(p.entropy), np.nan), model=p.model)
+        for name, p in all_profiles().items()
+    }
+    paths = [write_run(tmp_path / name, **unknown) for name in "ab"]
+    assert "signature_by_epoch" not in report(tmp_path, paths[0]).figures()
+    page = report(tmp_path, *paths)
+    assert "The entropy of a and b is not known for every layer: left out." in page.words()
     assert not re.search(r"\bnan\b", page.words())
 
 

@@ -142,7 +142,7 @@ def test_switching_a_run_off_hides_all_that_is_its_own_in_every_figure(open_page
     shown, hidden = shown_and_hidden(page)
     assert sorted(map(str, hidden)) == sorted(str(what) for what in before if what[1] == "softkd")
     figures = {what[0] for what in hidden}
-    assert {"entropy_by_block", "entropy_by_method", "training_comparison", "spectra_softkd"} <= figures
+    assert {"entropy_by_block", "entropy_by_method", "training_curves", "spectra_softkd"} <= figures
     assert any(what[2] == "teacher" for what in shown)
     page.get_by_role("button", name="Runs: none").click()
     shown = shown_and_hidden(page)[0]

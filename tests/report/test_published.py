@@ -46,6 +46,8 @@ def test_what_was_not_published_is_not_made_up(tmp_path):
         ("checkpoint_epoch_90,1,2,3,nan", "4 numbers are due, 3 can be read"),
         ("checkpoint_epoch_30,1,2,3,4", "epoch 30 is there twice"),
         ("teacher,1,2,3,4", "'teacher' is neither"),
+        ("model_best,1,2,3,4", "model_best is there twice, the first one counts"),
+        (f"checkpoint_epoch_90,1,2,3,{'4' * 200_000}", "field larger than field limit"),
     ],
 )
 def test_a_row_that_cannot_be_read_costs_a_warning(tmp_path, line, told):
@@ -53,7 +55,7 @@ def test_a_row_that_cannot_be_read_costs_a_warning(tmp_path, line, told):
     path.write_text(path.read_text() + line + "\n")
     students, best, (warning,) = read_published(path)
     assert [profile.epoch for profile in students] == [30, 60]
-    assert best is not None
+    np.testing.assert_array_equal(best.entropy, ROWS["model_best"])
     assert warning.startswith(f"Line 5 of Soft.csv is left out: {told}")
 
 
@@ -64,7 +66,15 @@ def test_a_spreadsheet_s_byte_order_mark_is_no_obstacle(tmp_path):
     assert len(read_published(path)[0]) == 2
 
 
-@pytest.mark.parametrize("text", ["", "epoch,loss\n1,2\n", "Model/Epoch,Layer_1\nx,1\n"])
+def test_one_layer_is_no_curve_and_that_is_said(tmp_path):
+    rows = {"checkpoint_epoch_1": [1], "checkpoint_epoch_2": [2], "model_best": [2]}
+    runs = load_runs([made.write_published(tmp_path / "one.csv", rows, layers=1)])
+    assert findings(runs) == ["One layer of one was probed: that is no curve over depth."]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,loss\n1,2\n", "Model/Epoch,Layer_1\nx,1\n", f"Model/Epoch,{'L' * 200_000}\n"]
+)
 def test_another_file_is_one_clear_line(tmp_path, text):
     path = tmp_path / "a.csv"
     path.write_text(text)

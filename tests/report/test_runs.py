@@ -10,8 +10,7 @@ from distill_dynamics.cli import main
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import page
 from distill_dynamics.report.comparing import comparison_warnings
-from distill_dynamics.report.fit_run import load_metrics
-from distill_dynamics.report.records import Run, RunProfiles, listed
+from distill_dynamics.report.records import Run, RunProfiles, listed, range_name
 from distill_dynamics.report.runs import load_runs
 
 
@@ -115,6 +114,22 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path):
     assert [run.name for run in load_runs(outs)] == ["one/cait", "two/cait"]
 
 
+def test_analyses_of_one_label_are_told_apart_whole_whatever_their_ranges(tmp_path):
+    def analysis(folder, *ranges):
+        curves = [("cait", name, None, False, made.profile(None, made.U, range_mode=name)) for name in ranges]
+        return made.write_analysis(tmp_path / folder, curves)
+
+    runs = load_runs([analysis("one", "global", "layer"), analysis("two", "global")])
+    assert [(run.name, run.label) for run in runs] == [
+        ("one/cait (global)", "one/cait"), ("one/cait (layer)", "one/cait"), ("two/cait", "two/cait"),
+    ]  # fmt: skip
+    odd = [("cait (global)", "global", None, False, made.profile(None, made.U))]
+    (run,) = load_runs([made.write_analysis(tmp_path / "odd", odd)])
+    assert (run.name, run.label) == ("cait (global)", "cait (global)")
+    clash = [analysis("three", "global", "layer"), made.write_run(tmp_path / "cait (global)")]
+    assert len({run.name for run in load_runs(clash)}) == 3
+
+
 def test_half_a_row_is_left_out(tmp_path):
     folder = made.write_run(tmp_path / "r")
     whole = (folder / "metrics.csv").read_text()
@@ -126,7 +141,7 @@ def test_half_a_row_is_left_out(tmp_path):
     ):
         (folder / "metrics.csv").write_text(text)
         run = load(folder)
-        assert len(run.metrics) == len(load_metrics(folder)) == rows, text
+        assert len(run.metrics) == rows, text
         assert "metrics.csv: 1 row cut short or damaged, left out." in run.warnings
 
 
@@ -250,10 +265,12 @@ def test_profiles_that_do_not_compare_within_a_run(tmp_path):
     assert "different bins" in text
 
 
-def test_an_explicit_range_is_named_by_its_numbers(tmp_path):
-    edges = np.tile([0.0, 1.5], (4, 1))
-    student = made.profile(0, made.U, range_mode="explicit", value_range=edges)
-    assert load(made.write_run(tmp_path / "r", student_epoch_0000=student)).range == "0,1.5"
+@pytest.mark.parametrize("edges", [(0.0, 1.5), (-1e6, 1e6), (0.1, 1234567.25)])
+def test_an_explicit_range_is_named_by_its_numbers_as_analyze_names_it(tmp_path, edges):
+    student = made.profile(0, made.U, range_mode="explicit", value_range=np.tile(edges, (4, 1)))
+    name = load(made.write_run(tmp_path / "r", student_epoch_0000=student)).range
+    assert name == range_name(edges)
+    assert tuple(map(float, name.split(","))) == edges
 
 
 def test_runs_alike_need_no_warning(tmp_path):
@@ -274,8 +291,58 @@ def test_models_of_one_analysis_saw_the_same_images_whatever_their_crop(tmp_path
         (name, "global", None, False, made.profile(None, made.U, model=name, probe_id=name))
         for name in ("vit", "resnet")
     ]
-    said = comparison_warnings(load_runs([made.write_analysis(tmp_path / "out", curves)]))
-    assert said == ["The models of an analysis saw the same images, each in a size and crop of its own."]
+    first = made.write_analysis(tmp_path / "out", curves)
+    said = "The models of an analysis saw the same images, each in a size and crop of its own."
+    assert comparison_warnings(load_runs([first])) == [said]
+
+    # So did those of another analysis of the same files, in either order; one of other files did not.
+    again = made.write_analysis(
+        tmp_path / "again", [(*curves[0][:4], made.profile(None, made.U, model="vit"))]
+    )
+    for order in ([first, again], [again, first]):
+        assert comparison_warnings(load_runs(order)) == [said]
+    files = {"source": "sample", "n": 4, "seed": 1, "files": ["b"] * 4}
+    other = [(*curves[0][:4], made.profile(None, made.U, model="vit", probe_id="p9"))]
+    other = made.write_analysis(tmp_path / "other", other, images=files)
+    for order in ([again, other], [other, again]):
+        assert comparison_warnings(load_runs(order))[0].startswith("Different probe images: ")
+
+
+def test_students_and_teachers_of_one_name_that_are_not_one_are_told_apart(tmp_path):
+    def warned(name, *, kwargs=None, **changed):
+        conf = made.config()
+        conf["model"]["student"]["init_args"]["timm_kwargs"] = kwargs or {}
+        other = made.write_run(tmp_path / name, conf=conf, **{**made.all_profiles(), **changed})
+        return comparison_warnings(load_runs([first, other]))
+
+    first = made.write_run(tmp_path / "first", **made.all_profiles())
+    assert warned("same") == []
+    assert warned("narrow", kwargs={"embed_dim": 64}) == [
+        'Different students: deit in first; deit with timm_kwargs {"embed_dim": 64} in narrow; not only the '
+        "method differs."
+    ]
+    wide = {"spectrum": [np.full(32, 0.1)] * 4, "spectrum_se": [np.full(32, 0.1)] * 4}
+    students = {
+        name: made.profile(p.epoch, p.entropy, **wide)
+        for name, p in made.all_profiles().items()
+        if name != "teacher"
+    }
+    assert warned("wide", **students) == [
+        "Different students: deit of 16 channels in first; deit of 32 channels in wide; not only the method "
+        "differs."
+    ]
+    told = (
+        "Different teachers: cait (weights 1) in first; cait (weights 2) in {}; not only the method differs."
+    )
+    for name, teacher in (
+        ("turned", made.profile(None, made.TEACHER[::-1], model="cait")),
+        ("louder", made.profile(None, made.TEACHER, model="cait", magnitude=np.arange(2.0, 8.0))),
+    ):
+        assert warned(name, teacher=teacher) == [told.format(name)]
+    # Another device changes the last digits; other images say nothing of the weights.
+    assert warned("device", teacher=made.profile(None, made.TEACHER + 1e-5, model="cait")) == []
+    elsewhere = made.profile(None, made.TEACHER + 1, model="cait", probe_id="p2")
+    assert not any("teachers" in sentence for sentence in warned("elsewhere", teacher=elsewhere))
 
 
 def test_what_differs_between_runs_is_said(tmp_path):
@@ -379,7 +446,7 @@ def test_a_preempted_run_is_not_finished(tmp_path):
 
 
 def test_a_run_without_profiles_compares_with_any(tmp_path):
-    empty = Run("x", tmp_path, "fit", RunProfiles([], None, None))
+    empty = Run("x", "x", tmp_path, "fit", RunProfiles([], None, None))
     full = load(made.write_run(tmp_path / "a", **made.all_profiles()))
     assert comparison_warnings([empty, full]) == []
 

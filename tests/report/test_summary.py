@@ -9,7 +9,8 @@ from scipy import stats
 
 from distill_dynamics.report.records import Run, RunProfiles
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.report.summary import exact_test, findings
+from distill_dynamics.report.summary import findings, permutation_test
+from distill_dynamics.report.tables import evolution_rows
 
 LAST = {"spectral": made.term(last=1)}
 
@@ -38,7 +39,7 @@ def said(runs, start):
 
 def test_nothing_measured(tmp_path):
     assert findings([]) == ["Nothing has been measured yet."]
-    assert findings([Run("x", tmp_path, "fit", RunProfiles([], None, None))]) == [
+    assert findings([Run("x", "x", tmp_path, "fit", RunProfiles([], None, None))]) == [
         "Nothing has been measured yet."
     ]
 
@@ -51,13 +52,16 @@ def test_one_run(tmp_path):
         "The teacher has 90.00 % top-1.",
         "The best student is 10.00 points below the teacher.",
     ]
-    assert text[3].startswith("soft's entropy is lowest at block 3 (a U, 0.250 ± 0.00")
-    assert text[3].endswith("bits deep) at the best checkpoint, epoch 2, and at block 4 (no U) at epoch 0.")
+    assert text[3].startswith("soft's entropy is lowest at block 3 ± 0.0 (a U, 0.250 ± 0.00")
+    assert text[3].endswith(
+        "bits deep) at the best checkpoint, epoch 2, compressing over blocks 1 to 3 and expanding over 3 to "
+        "4, and at block 4 ± 0.0 (no U) at epoch 0."
+    )
     # Six depths: the student's curve between its four blocks by hand, at 0, 0.6, 1.2, 1.8, 2.4, 3.
     student = np.array([4.4, 4.34, 4.24, 4.06, 4.1, 4.25])
     distance = math.sqrt(np.mean((student - made.TEACHER) ** 2))
     assert text[4].startswith(f"soft's entropy is {distance:.2f} bits from its teacher's")
-    assert "which is lowest at block 2 (a U, 0.350 ± 0.00" in text[4]
+    assert "which is lowest at block 2 ± 0.0 (a U, 0.350 ± 0.00" in text[4]
     assert len(text) == 5
 
 
@@ -138,19 +142,28 @@ def test_against_the_spread_over_seeds(tmp_path, soft, last, verdict):
     assert f"p = {test.pvalue:.2f})" in sentence
 
 
-def test_the_exact_test_against_scipy():
+def test_the_permutation_test_against_scipy():
     rng = np.random.default_rng(1)
     for one, other in itertools.product((2, 3, 5), (2, 4)):
         a, b = rng.normal(0, 1, one), rng.normal(1, 1, other)
-        as_large, ways = exact_test(a, b)
+        as_large, ways = permutation_test(a, b)
         assert ways == math.comb(one + other, one)
         test = stats.permutation_test(
             (a, b), lambda x, y: abs(x.mean() - y.mean()), n_resamples=np.inf, alternative="greater"
         )
         assert as_large / ways == pytest.approx(test.pvalue)
     a, b = rng.normal(0, 1, 14), rng.normal(0.8, 1, 14)
-    as_large, ways = exact_test(a, b)
+    as_large, ways = permutation_test(a, b)
     assert as_large / ways == pytest.approx(stats.ttest_ind(a, b).pvalue, abs=0.01)
+
+
+def test_a_test_of_ways_drawn_at_random_is_not_called_exact(tmp_path):
+    soft, last = ([value + 0.01 * n for n in range(11)] for value in (80.0, 79.0))
+    runs = loaded(tmp_path, *seeds({}, "soft", *soft), *seeds(LAST, "last", *last))
+    (sentence,) = [text for text in findings(runs) if "pooled" in text]
+    assert "of the 200,000 ways drawn at random to deal them out" in sentence
+    assert "(permutation test, p < 0.01)" in sentence
+    assert "exact" not in sentence
 
 
 def test_one_seed_of_one_method_does_not_tell(tmp_path):
@@ -202,19 +215,22 @@ def curves(*by_epoch, epochs=(1, 2, 3), best=None):
 
 
 def test_suppression_rebound_and_nearness_go_along_with_no_cause(tmp_path):
-    low = curves([4.0, 3.5, 3.0], [3.9, 3.2, 3.0], [3.5, 3.0, 3.25])
-    near = curves([3.0, 3.5, 4.0], [4.0, 4.1, 4.2], [4.5, 4.2, 4.4])
+    ended = {"student_best": made.profile(3, [3.5, 3.0, 3.25])}
+    low = curves([4.0, 3.5, 3.0], [3.9, 3.2, 3.0], [3.5, 3.0, 3.25], best=ended)
+    ended = {"student_best": made.profile(3, [4.5, 4.2, 4.4])}
+    near = curves([3.0, 3.5, 4.0], [4.0, 4.1, 4.2], [4.5, 4.2, 4.4], best=ended)
     soft, last = ("soft", made.config(), 80.0, near, {}), ("last", made.config(LAST), 79.0, low, {})
     runs = loaded(tmp_path, soft, last)
     (lowest,) = said(runs, "last's entropy")
-    assert "at epoch 3 and at block 3 (no U) at epoch 1; from epoch 1 to 3" in lowest
-    assert lowest.endswith("its first block changes by -0.50 bits, its last by +0.25.")
+    assert "at the best checkpoint, epoch 3," in lowest
+    assert "and at block 3 ± 0.0 (no U) at epoch 1; from epoch 1 to 3" in lowest
+    assert lowest.endswith("its first block changes by -0.50 ± 0.00 bits, its last by +0.25 ± 0.00.")
     assert said(runs, "last's last block") == [
-        "last's last block is its lowest until epoch 2 and rises from epoch 1 to the end, to 0.25 bits "
-        "above its lowest."
+        "last's last block is its lowest until epoch 2 and rises from epoch 1 to the end, to 0.25 ± 0.00 "
+        "bits above its lowest."
     ]
     assert said(runs, "The mean top-1 of last is 1.00 points below that of the others: this goes along with")
-    (nearest,) = said(runs, "Nearest to the teacher's entropy, lowest at block 2 (a U")
+    (nearest,) = said(runs, "Nearest to the teacher's entropy, lowest at block 2 ± 0.0 (a U")
     assert "is soft (" in nearest
     assert "farthest last (" in nearest
     assert nearest.endswith("the highest top-1 is its own, and 2 runs are no evidence of a cause.")
@@ -240,8 +256,8 @@ def test_many_curves_share_a_sentence(tmp_path):
     ]
     text = findings(load_runs(paths))
     assert text[0] == (
-        "Block of lowest entropy, first probe → best checkpoint (else last probe): 1 in m0 and m4; 1 → 2 in "
-        "m1; 1 → 3 in m2; 1 → 4 in m3."
+        "Block of lowest entropy, first probe → best checkpoint (else last probe), ± in the table: 1 in m0 "
+        "and m4; 1 → 2 in m1; 1 → 3 in m2; 1 → 4 in m3."
     )
     assert len(text) == 2
 
@@ -256,17 +272,17 @@ def test_one_sentence_says_what_the_range_decides(tmp_path):
     (sentence,) = findings(load_runs([folder]))
     r = stats.pearsonr(made.FALLING, np.log2(magnitude)).statistic
     assert sentence.startswith(
-        "cait's entropy depends on the range of the bins: lowest at block 3 (a U, 2.000 ±"
+        "cait's entropy depends on the range of the bins: lowest at block 3 ± 0.0 (a U, 2.000 ±"
     )
     assert "bits deep) where all blocks share one, r = 1.00; " in sentence
-    assert f"lowest at block 4 (no U) where each block has its own, r = {r:.2f}." in sentence
+    assert f"lowest at block 4 ± 0.0 (no U) where each block has its own, r = {r:.2f}." in sentence
 
     same = made.profile(None, [6.1, 4.0, 3.0, 5.0], magnitude=magnitude, range_mode="layer")
     folder = made.write_analysis(
         tmp_path / "alike", [("cait", "global", None, False, tied), ("cait", "layer", None, False, same)]
     )
     assert findings(load_runs([folder]))[0].startswith(
-        "cait's entropy has one lowest block and one shape under each range"
+        "cait's entropy has one lowest block and one shape under each range of the bins: "
     )
 
     cut = made.profile(
@@ -276,6 +292,95 @@ def test_one_sentence_says_what_the_range_decides(tmp_path):
         tmp_path / "cut", [("cait", "global", None, False, tied), ("cait", "0,1", None, False, cut)]
     )
     assert ", 20.0 % of the values outside it" in findings(load_runs([folder]))[0]
+
+
+def noisy(curve, seed=0, images=8, **changed):
+    """Images that scatter by 0.2 bits, their mean moved onto the curve."""
+    values = np.asarray(curve) + np.random.default_rng(seed).normal(0, 0.2, (images, len(curve)))
+    values += np.asarray(curve) - values.mean(0)
+    return made.profile(changed.pop("epoch", None), curve, images=images, entropy_images=values, **changed)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "images", "verdict"),
+    [
+        # Blocks 2 and 3 are level within the noise: neither "depends" nor "one lowest block".
+        ([4.5, 4.01, 4.0, 4.5], [5.5, 5.0, 5.01, 5.5], 8, "has a lowest block that these images do not fix"),
+        ([4.5, 4.01, 4.0, 4.5], [5.5, 5.01, 5.0, 5.5], 8, "has a lowest block that these images do not fix"),
+        ([4.5, 2.0, 4.0, 4.5], [5.5, 5.0, 3.0, 5.5], 8, "depends on the range of the bins"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 4.0, 5.5], 8, "has one lowest block and one shape under each"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 3.0, 2.0], 1, "is known of too few images to tell"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 4.0, 5.5], 1, "is known of too few images to tell"),
+    ],
+)
+def test_what_the_range_decides_is_claimed_beyond_the_noise_alone(tmp_path, one, other, images, verdict):
+    curves = [
+        ("x", "global", None, False, noisy(one, images=images)),
+        ("x", "layer", None, False, noisy(other, seed=1, images=images, range_mode="layer")),
+    ]
+    (sentence,) = findings(load_runs([made.write_analysis(tmp_path / "out", curves)]))
+    assert sentence.startswith(f"x's entropy {verdict}")
+    assert (" ± " in sentence) is (images > 1)
+
+
+def test_more_models_than_four_in_several_ranges_share_a_sentence(tmp_path):
+    curves = [
+        (f"m{n}", mode, None, False, made.profile(None, curve, range_mode=mode, model=f"m{n}"))
+        for n in range(6)
+        for mode, curve in (("global", made.U), ("layer", made.U if n == 5 else made.FALLING))
+    ]
+    assert findings(load_runs([made.write_analysis(tmp_path / "out", curves)])) == [
+        "The entropy of each of m0, m1, m2, m3 and m4 depends on the range of the bins. Lowest block: 3 ± "
+        "0.0 (U) where all blocks share one, 4 ± 0.0 (no U) where each block has its own in m0, m1, m2, m3 "
+        "and m4.",
+        "The entropy of each of m5 has one lowest block and one shape under each range of the bins. Lowest "
+        "block: 3 ± 0.0 (U) where all blocks share one, 3 ± 0.0 (U) where each block has its own in m5.",
+    ]
+
+
+@pytest.mark.parametrize(("rebound", "claimed"), [(0.0004, False), (0.8, True)])
+def test_a_rise_within_the_noise_is_none(tmp_path, rebound, claimed):
+    lasts = {1: 1.0, 2: 0.9, 3: 0.8, 4: 0.8 + rebound}
+    probes = {
+        f"student_epoch_{epoch:04d}": noisy([3.0, 2.5, 2.0, last], seed=epoch, epoch=epoch)
+        for epoch, last in lasts.items()
+    }
+    runs = load_runs([made.write_run(tmp_path / "r", made.metrics(70.0, 71.0, 72.0, 73.0), **probes)])
+    (sentence,) = said(runs, "r's last block is its lowest")
+    assert ("rises from epoch 3 to the end, to 0.80 ± 0." in sentence) is claimed
+    row = dict(zip(*evolution_rows(runs), strict=True))
+    assert (row["rises from"] == "3") is claimed
+    assert row["rebound (bits)"].startswith(f"{rebound:.2f} ± 0.")
+
+
+def test_only_what_was_measured_alike_is_ranked_and_ties_are_no_order(tmp_path):
+    def folder(name, started=None, **changed):
+        profiles = {**made.all_profiles(), **changed}
+        profiles = {name: content for name, content in profiles.items() if content is not None}
+        return made.write_run(tmp_path / name, starts=[started or made.start()], **profiles)
+
+    def nearest(*paths):
+        return [text for text in findings(load_runs(paths)) if "teacher's" in text]
+
+    a = folder("a")
+    (tie,) = nearest(a, folder("b"))
+    assert tie.startswith("All of a and b are 0.21 bits from the teacher's entropy")
+    assert "Nearest" not in tie
+    far = folder("far", student_best=made.profile(2, made.U + 0.5))
+    (sentence,) = nearest(a, far, folder("c"))
+    assert "are a and c (0.21 bits" in sentence
+    assert "farthest far (" in sentence
+    # A teacher of other weights under the same name; a student seen with other images than its teacher; one
+    # that has only just begun.
+    turned = made.profile(None, made.TEACHER[::-1] + 0.3, model="cait")
+    assert nearest(a, folder("other", teacher=turned)) == []
+    other = {name: made.profile(p.epoch, p.entropy, probe_id="p2") for name, p in made.all_profiles().items()}
+    (alone,) = nearest(a, folder("images", **{**other, "teacher": made.all_profiles()["teacher"]}))
+    assert alone.startswith("a's entropy is 0.21 bits")
+    begun = folder("begun", made.start(ended=None), student_epoch_0003=None, student_best=None)
+    (alone,) = nearest(a, begun)
+    assert alone.startswith("a's entropy is 0.21 bits")
+    assert nearest(begun)[0].startswith("begun's entropy at epoch 0 is ")
 
 
 def test_two_labels_of_one_model_in_several_ranges_are_told_apart(tmp_path):
@@ -327,9 +432,9 @@ def test_distances_to_a_teacher_in_other_bins_are_not_ranked(tmp_path):
     one = made.all_profiles()
     wide = {name: made.profile(p.epoch, p.entropy, bins=50) for name, p in made.all_profiles().items()}
     paths = [made.write_run(tmp_path / "a", **one), made.write_run(tmp_path / "b", **one)]
-    assert said(load_runs(paths), "Nearest to the teacher")
+    assert said(load_runs(paths), "All of a and b are 0.21 bits from the teacher's")
     paths[1] = made.write_run(tmp_path / "c", **wide)
-    assert not said(load_runs(paths), "Nearest to the teacher")
+    assert not [text for text in findings(load_runs(paths)) if "the teacher's" in text]
 
 
 def test_other_models_are_no_other_range(tmp_path):

@@ -134,6 +134,41 @@ def test_a_run_with_other_settings_is_no_baseline_and_that_is_said(tmp_path):
     ]
 
 
+def test_what_is_not_known_of_a_run_is_no_difference(tmp_path):
+    last = {"a": made.term(last=1)}
+    soft = made.write_run(tmp_path / "soft")
+    bare = made.write_run(tmp_path / "bare", conf=made.config(last))
+    (bare / "config.yaml").unlink()
+    assert baseline_warnings(load_runs([soft, bare])) == [
+        "No baseline for unknown method: its settings are not known."
+    ]
+    lost = made.write_run(tmp_path / "lost", conf=made.config(last))
+    (lost / "run.json").write_text("{")
+    runs = load_runs([soft, lost])
+    assert baseline_warnings(runs) == [
+        "No baseline for SpectralKD L 1: its images a step and data are not known."
+    ]
+    for damaged, lacking in ((bare, "the settings of unknown method are"), (lost, "the images a step of")):
+        (sentence, *_) = findings(load_runs([soft, damaged]))
+        assert lacking in sentence
+        assert "differ" not in sentence
+
+
+def test_a_method_is_the_baseline_only_of_another(tmp_path):
+    runs = {"a": (made.config(), [70.0, 71.0, 72.0]), "b": (made.config(epochs=4), [70.0, 71.0, 72.0, 73.0])}
+    two = loaded(tmp_path / "two", **runs)
+    assert findings(two)[0].startswith(
+        "Highest top-1 at the best epoch: SoftKD (4 epochs) with 73.00 %, 1.00 points above the next, "
+        "SoftKD (3 epochs) (72.00 %); their settings differ in trainer.max_epochs, too"
+    )
+    runs["c"] = made.config({"a": made.term(last=1)}), [70.0, 71.0, 71.5]
+    assert [row[6] for row in results_rows(loaded(tmp_path / "three", **runs))[1:]] == [
+        "baseline",
+        "–",
+        "-0.50",
+    ]
+
+
 def test_other_data_or_another_batch_are_other_settings(tmp_path):
     def runs(folder, **changed):
         other = {**made.start(), **changed}
@@ -171,8 +206,12 @@ def test_labels_say_no_more_than_tells_methods_apart(tmp_path):
     runs["c"] = made.config({"t": weak}), [1.0]
     found = labels(methods(loaded(tmp_path / "2", **runs)))
     assert found == ["SoftKD", "SpectralKD L 1, β 0.2", "SpectralKD L 1, β 0.1"]
-    runs["d"] = made.config(epochs=9, temperature=2.0), [1.0]
-    assert labels(methods(loaded(tmp_path / "3", **runs)))[::3] == ["SoftKD (a)", "SoftKD (d)"]
+    runs["a"] = made.config(), [1.0] * 3
+    runs["d"] = made.config(epochs=9, temperature=2.0), [1.0] * 9
+    found = methods(loaded(tmp_path / "3", **runs))
+    assert labels(found)[::3] == ["SoftKD (3 epochs)", "SoftKD (9 epochs)"]
+    runs["e"] = made.config(epochs=9, temperature=3.0), [1.0] * 9
+    assert labels(methods(loaded(tmp_path / "4", **runs)))[3:] == ["SoftKD (d)", "SoftKD (e)"]
 
 
 def test_settings_that_differ_a_column_a_run(tmp_path):
@@ -252,7 +291,7 @@ def test_what_is_not_a_number_is_missing_and_never_a_block():
     teacher = made.profile(None, made.TEACHER, model="cait")
     (_, row) = gap_rows(RunProfiles([half], teacher, None))
     assert (row[1], row[2], row[5]) == ("–", "–", "–")
-    run = Run("r", Path(), "fit", RunProfiles([made.profile(1, made.U), half], None, None))
+    run = Run("r", "r", Path(), "fit", RunProfiles([made.profile(1, made.U), half], None, None))
     assert evolution_rows([run]) == []
 
 
@@ -302,9 +341,12 @@ def test_spectra_and_massive_activations():
     header, row = spectrum_rows([("phases", phases), ("unknown", unknown)])
     power = low_pass[1:9] ** 2
     flatness = math.exp(np.log(power).mean()) / power.mean()
-    assert len(header) == len(row) == 6
-    assert row[:5] == ("phases", "1.000", f"{flatness:.3f}", "1.000", "yes")
-    assert row[5] == "45 at block 2, channel 3"
+    low, high = (100 * power[band].sum() / power.sum() for band in (slice(0, 2), slice(5, 8)))
+    assert len(header) == len(row) == 9
+    assert row[:4] == ("phases", "1.000", f"{flatness:.3f}", "1.000")
+    # k = 1, 2 of 16 are at or below a sixth, k = 6, 7, 8 above a third.
+    assert row[4:7] == ("25, 38", f"{low:.0f}, {high:.0f}", "25, 38")
+    assert row[7:] == ("yes", "45 at block 2, channel 3")
 
 
 def test_distance_to_the_teacher():
@@ -333,5 +375,9 @@ def test_evolution(tmp_path):
         "rebound (bits)": "1.50",
         "U since": "–",
     }
+    # As with the images behind them: all of them moved alike.
+    probes = {f"student_epoch_{e:04d}": made.profile(e, [3.0, 2.5, last]) for e, last in ((1, 1.0), (2, 2.0))}
+    (run,) = load_runs([made.write_run(tmp_path / "r", **probes)])
+    assert evolution_rows([run])[1][3:5] == ("+0.00 ± 0.00", "+1.00 ± 0.00")
     one = made.write_published(tmp_path / "One.csv", {"checkpoint_epoch_1": [1, 2, 3]}, layers=3)
     assert evolution_rows(load_runs([one])) == []

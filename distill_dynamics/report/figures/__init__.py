@@ -15,9 +15,9 @@ from distill_dynamics.report.figures.evolution import (
     of_run,
     overview,
 )
-from distill_dynamics.report.figures.heatmaps import entropy_heatmap, entropy_heatmaps
+from distill_dynamics.report.figures.heatmaps import entropy_heatmap
 from distill_dynamics.report.figures.spectrum import spectra
-from distill_dynamics.report.figures.training import signature_by_epoch, training_comparison, training_curves
+from distill_dynamics.report.figures.training import signature_by_epoch, training_curves
 
 __all__ = [
     "entropy_by_block",
@@ -25,7 +25,6 @@ __all__ = [
     "entropy_by_range",
     "entropy_evolution",
     "entropy_heatmap",
-    "entropy_heatmaps",
     "magnitude_by_block",
     "magnitude_by_method",
     "magnitude_evolution",
@@ -33,6 +32,5 @@ __all__ = [
     "overview",
     "signature_by_epoch",
     "spectra",
-    "training_comparison",
     "training_curves",
 ]

@@ -1,7 +1,6 @@
 """Curves by block of several models or runs, one line each (the paper's Figures 1 and 2)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -15,6 +14,7 @@ from distill_dynamics.report.figures.look import (
     MEASURES,
     STYLE,
     TEACHER,
+    Looks,
     finite,
     footer,
     grid_of,
@@ -36,39 +36,41 @@ _RANGES = {"global": "one range for all layers", "layer": "each layer's own rang
 def entropy_by_block(
     profiles: Mapping[str, Profile],
     teachers: Sequence[Profile] = (),
-    methods: Mapping[str, str] | None = None,
+    looks: Looks | None = None,
+    bootstrap: bool = False,
 ) -> Figure:
     """The paper's Figure 1: entropy (Eq. 5, bits) against block, one line a model or run, by name.
 
-    Runs of one method (`methods`: name → method) share a colour. Teachers are dark and dash-dotted. Where
-    depths differ, x is the relative depth: 0 the first block, 1 the last. Bands are ± one standard error over
-    images. Raises `ValueError` where there is no Profile.
+    Teachers are dark and dash-dotted. Where depths differ, x is the relative depth: 0 the first block, 1 the
+    last. Bands are ± one standard error over images, or with `bootstrap` 95 % intervals. `looks` are those of
+    `run_looks`, of these names and others. Raises `ValueError` where there is no Profile.
     """
-    return _by_block(profiles, teachers, methods, "entropy")
+    return _by_block(profiles, teachers, looks, bootstrap, "entropy")
 
 
 @style.context(STYLE)
 def magnitude_by_block(
     profiles: Mapping[str, Profile],
     teachers: Sequence[Profile] = (),
-    methods: Mapping[str, str] | None = None,
+    looks: Looks | None = None,
+    bootstrap: bool = False,
 ) -> Figure:
     """The paper's Figure 2: magnitude (Eq. 6) against block, drawn and guarded as `entropy_by_block`.
 
     The axis is logarithmic where the values span more than a factor of 30.
     """
-    return _by_block(profiles, teachers, methods, "magnitude")
+    return _by_block(profiles, teachers, looks, bootstrap, "magnitude")
 
 
 @style.context(STYLE)
 def entropy_by_range(
-    ranges: Mapping[str, Mapping[str, Profile]], methods: Mapping[str, str] | None = None
+    ranges: Mapping[str, Mapping[str, Profile]], looks: Looks | None = None, bootstrap: bool = False
 ) -> Figure:
     """The same models' entropy (bits) counted in several value ranges, a panel each, and their magnitude.
 
     Takes the Profiles by range ("global", "layer", "0,1") and by name. The panels have y axes of their own:
-    it is the shapes that can be compared. Magnitude does not depend on the range. Runs of one method share
-    a colour.
+    it is the shapes that can be compared. Magnitude does not depend on the range. Bands and looks as in
+    `entropy_by_block`.
 
     Raises `ValueError` where there is no Profile.
     """
@@ -76,17 +78,17 @@ def entropy_by_range(
     names = dict.fromkeys(name for profiles in ranges.values() for name in profiles)
     if not everything:
         raise ValueError("no Profiles to draw: ranges is empty")
-    looks, x_of = run_looks([*names], methods), _Depth(everything)
+    looks, x_of = looks or run_looks([*names]), _Depth(everything)
     figure, axes = grid_of(len(ranges) + 1, width=2.9, height=3.3)
     legend: dict[str, Line2D] = {}
     for ax, (mode, profiles) in zip(axes, ranges.items(), strict=False):
-        legend |= _draw(ax, profiles, looks, x_of, "entropy")
+        legend |= _draw(ax, profiles, looks, bootstrap, x_of, "entropy")
         ax.set_title(wrapped(f"Entropy, {_RANGES.get(mode, f'range {mode}')}"), fontsize=9)
     measured = {name: profile for profiles in ranges.values() for name, profile in profiles.items()}
-    _draw(axes[-1], measured, looks, x_of, "magnitude")
+    _draw(axes[-1], measured, looks, bootstrap, x_of, "magnitude")
     axes[-1].set_title(MEASURES["magnitude"][0], fontsize=9)
     said = [
-        *notes(*everything, bins=False),
+        *notes(*everything, bins=False, bootstrap=bootstrap),
         "Each panel has its own y axis: compare shapes, not heights.",
     ]
     footer(figure, said, legend)
@@ -118,7 +120,8 @@ class _Depth:
 def _by_block(
     profiles: Mapping[str, Profile],
     teachers: Sequence[Profile],
-    methods: Mapping[str, str] | None,
+    looks: Looks | None,
+    bootstrap: bool,
     measure: str,
 ) -> Figure:
     everything = [*profiles.values(), *teachers]
@@ -127,22 +130,30 @@ def _by_block(
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     ax = figure.subplots()
     x_of = _Depth(everything)
-    legend = _draw(ax, profiles, run_looks([*profiles], methods), x_of, measure)
+    legend = _draw(ax, profiles, looks or run_looks([*profiles]), bootstrap, x_of, measure)
     for teacher in teachers:
         shows = Shows("teacher")
         legend[f"Teacher ({teacher.model})"] = draw_profile(
-            ax, x_of(teacher), teacher, measure, shows, **TEACHER
+            ax, x_of(teacher), teacher, measure, shows, bootstrap, **TEACHER
         )
     ax.set_title(f"{MEASURES[measure][0]} by {x_of.name.lower() if x_of.same else 'depth'}")
-    footer(figure, notes(*everything, bins=measure == "entropy"), legend)
+    said = notes(*everything, bins=measure == "entropy", bootstrap=bootstrap)
+    footer(figure, said, legend)
     return figure
 
 
 def _draw(
-    ax: Axes, profiles: Mapping[str, Profile], looks: Mapping[str, Any], x_of: _Depth, measure: str
+    ax: Axes,
+    profiles: Mapping[str, Profile],
+    looks: Looks,
+    bootstrap: bool,
+    x_of: _Depth,
+    measure: str,
 ) -> dict[str, Line2D]:
     lines: dict[str, Line2D] = {
-        name: draw_profile(ax, x_of(profile), profile, measure, Shows("run", run=name), **looks[name])
+        name: draw_profile(
+            ax, x_of(profile), profile, measure, Shows("run", run=name), bootstrap, **looks[name]
+        )
         for name, profile in profiles.items()
     }
     x_of.label(ax)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.signature import bootstrap_interval
 from distill_dynamics.report.figures.look import places
 
 Role = Literal["student", "best", "teacher", "run"]
@@ -41,7 +42,10 @@ class Shows:
 
 
 class CurveLine(Line2D):
-    """A line of an axes with its meaning: `shows`, what each point is called, and its standard error."""
+    """A line of an axes with its meaning: `shows`, what each point is called, and how sure it is.
+
+    `error` is [n], a standard error or deviation, or [2, n], the ends of an interval; NaN where unknown.
+    """
 
     def __init__(
         self,
@@ -67,25 +71,36 @@ def draw_curve(
     shows: Shows,
     points: Sequence[str],
     error: FloatArray | None = None,
+    band: bool = True,
     **look: Any,
 ) -> CurveLine:
-    """Add a line to the axes, with a band of ± `error` where that is known."""
+    """Add a line to the axes, `error` around it as a band: ± that [n], or between both ends [2, n]."""
     line = CurveLine(x, y, shows, points, error, **{"linewidth": 1.5, **look})
     ax.add_line(line)
-    if np.isfinite(line.error).any():
-        low, high = y - line.error, y + line.error
-        band = ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
-        line.companions.append(band)
+    if band and np.isfinite(line.error).any():
+        low, high = line.error if line.error.ndim == 2 else (y - line.error, y + line.error)
+        line.companions.append(ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0))
     ax.autoscale_view()
     return line
 
 
 def draw_profile(
-    ax: Axes, x: FloatArray, profile: Profile, measure: str, shows: Shows, **look: Any
+    ax: Axes,
+    x: FloatArray,
+    profile: Profile,
+    measure: str,
+    shows: Shows,
+    bootstrap: bool = False,
+    **look: Any,
 ) -> CurveLine:
-    """A Profile's entropy or magnitude against x, with its standard error over images."""
+    """A Profile's entropy or magnitude against x, with its standard error over images.
+
+    With `bootstrap` it is the 95 % interval of `bootstrap_interval` instead.
+    """
     shows = replace(shows, epoch=profile.epoch, measure=measure, unit="bits" if measure == "entropy" else "")
     error = getattr(profile, f"{measure}_se")
+    if bootstrap:
+        error = np.stack(bootstrap_interval(getattr(profile, f"{measure}_images")))
     return draw_curve(ax, x, getattr(profile, measure), shows, places(profile), error, **look)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -11,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.figures.curves import Shows, draw_profile
+from distill_dynamics.report.figures.curves import Shows, draw_curve, draw_profile
 from distill_dynamics.report.figures.heatmaps import draw_heatmap, entropy_heatmap
 from distill_dynamics.report.figures.look import (
     BEST,
@@ -28,6 +30,7 @@ from distill_dynamics.report.figures.look import (
     named,
     not_measured,
     notes,
+    places,
     plain,
     share_y,
     ticks,
@@ -42,28 +45,35 @@ from distill_dynamics.report.records import RunProfiles
 
 @style.context(STYLE)
 def entropy_evolution(
-    students: Sequence[Profile], teacher: Profile | None = None, best: Profile | None = None
+    students: Sequence[Profile],
+    teacher: Profile | None = None,
+    best: Profile | None = None,
+    bootstrap: bool = False,
 ) -> Figure:
     """Entropy (Eq. 5, bits) against block: one line an epoch, the best checkpoint dashed, the teacher too.
 
-    Bands are ± one standard error over images. The teacher is dark and dash-dotted; one of another depth is
-    drawn at matched relative depth (first block on first, last on last) with its own block numbers on top.
+    Bands are ± one standard error over images, or with `bootstrap` 95 % intervals. The teacher is dark and
+    dash-dotted; one of another depth is drawn at matched relative depth (first block on first, last on last)
+    with its own block numbers on top.
 
     Raises `ValueError` without students; `UserError` where students or `best` differ in depth, or where
     two of them are of one epoch or several of none.
     """
-    return _evolution(students, teacher, best, "entropy")
+    return _evolution(students, teacher, best, bootstrap, "entropy")
 
 
 @style.context(STYLE)
 def magnitude_evolution(
-    students: Sequence[Profile], teacher: Profile | None = None, best: Profile | None = None
+    students: Sequence[Profile],
+    teacher: Profile | None = None,
+    best: Profile | None = None,
+    bootstrap: bool = False,
 ) -> Figure:
     """Magnitude (Eq. 6) against block, drawn and guarded as `entropy_evolution`.
 
     The axis is logarithmic where the values span more than a factor of 30.
     """
-    return _evolution(students, teacher, best, "magnitude")
+    return _evolution(students, teacher, best, bootstrap, "magnitude")
 
 
 @style.context(STYLE)
@@ -94,28 +104,38 @@ def overview(
 
 
 @style.context(STYLE)
-def entropy_by_method(runs: Mapping[str, RunProfiles]) -> Figure:
-    """The paper's Figure 4: entropy (bits) against block, a panel a run, a line an epoch, best dashed.
+def entropy_by_method(
+    runs: Mapping[str, RunProfiles], methods: Mapping[str, str] | None = None, bootstrap: bool = False
+) -> Figure:
+    """The paper's Figure 4: entropy (bits) against block, a panel a method, a line an epoch, best dashed.
 
-    One y axis and one colour an epoch for all; each teacher has a panel of its own, after the runs'. Bands
-    are ± one standard error over images. Runs may differ in depth and in probed epochs.
+    Runs of one method and depth share a panel, which `methods` (name of a run → name of its panel) names: of
+    several, each is thin, and their mean at the epochs at which all were probed is thick. A run that is not
+    in it has a panel of its own, with bands of ± one standard error over images, or with `bootstrap` of 95 %
+    intervals. One y axis and one colour an epoch for all; each teacher has a panel of its own, after the
+    runs'. Runs may differ in depth and in probed epochs.
 
     Raises `ValueError` where no run has a student; `UserError` as `entropy_evolution`, within one run.
     """
-    return _by_method(runs, "entropy")
+    return _by_method(runs, methods or {}, bootstrap, "entropy")
 
 
 @style.context(STYLE)
-def magnitude_by_method(runs: Mapping[str, RunProfiles]) -> Figure:
+def magnitude_by_method(
+    runs: Mapping[str, RunProfiles], methods: Mapping[str, str] | None = None, bootstrap: bool = False
+) -> Figure:
     """Magnitude (Eq. 6) against block, drawn and guarded as `entropy_by_method`.
 
     The axis is logarithmic where the values span more than a factor of 30.
     """
-    return _by_method(runs, "magnitude")
+    return _by_method(runs, methods or {}, bootstrap, "magnitude")
 
 
 def of_run(
-    students: Sequence[Profile], teacher: Profile | None = None, best: Profile | None = None
+    students: Sequence[Profile],
+    teacher: Profile | None = None,
+    best: Profile | None = None,
+    bootstrap: bool = False,
 ) -> dict[str, Figure]:
     """The figures of one run's student by name, those for which there is something to draw.
 
@@ -123,30 +143,40 @@ def of_run(
     """
     if not students:
         return {}
-    drawn = {"entropy_evolution": entropy_evolution(students, teacher, best)}
+    drawn = {"entropy_evolution": entropy_evolution(students, teacher, best, bootstrap)}
     everything = [*students, *([best] if best else []), *([teacher] if teacher else [])]
     if any(np.isfinite(profile.magnitude).any() for profile in everything):
-        drawn["magnitude_evolution"] = magnitude_evolution(students, teacher, best)
-    drawn["entropy_heatmap"] = entropy_heatmap(students)
+        drawn["magnitude_evolution"] = magnitude_evolution(students, teacher, best, bootstrap)
+    drawn["entropy_heatmap"] = entropy_heatmap({students[0].model: students})
     with suppress(UserError):  # a dead student has no spectrum, and all else to show
         drawn["student_spectra"] = spectra(best or ordered(students)[-1])
     return drawn
 
 
 def _evolution(
-    students: Sequence[Profile], teacher: Profile | None, best: Profile | None, measure: str
+    students: Sequence[Profile],
+    teacher: Profile | None,
+    best: Profile | None,
+    bootstrap: bool,
+    measure: str,
 ) -> Figure:
     students = ordered(students, best)
     figure = Figure(figsize=(4.6, 3.9), layout="constrained")
     ax = figure.subplots()
-    legend = _draw_run(ax, students, teacher, best, measure)
+    legend = _draw_run(ax, students, teacher, best, measure, bootstrap)
     epoch_bar(figure, [ax], [profile.epoch for profile in students])
-    footer(figure, notes(*students, teacher, best, bins=measure == "entropy"), legend)
+    said = notes(*students, teacher, best, bins=measure == "entropy", bootstrap=bootstrap)
+    footer(figure, said, legend)
     return figure
 
 
 def _draw_run(
-    ax: Axes, students: list[Profile], teacher: Profile | None, best: Profile | None, measure: str
+    ax: Axes,
+    students: list[Profile],
+    teacher: Profile | None,
+    best: Profile | None,
+    measure: str,
+    bootstrap: bool = False,
 ) -> dict[str, Line2D]:
     """All curves of a run in one panel; returns the lines that no colour bar names."""
     heading, unit = MEASURES[measure]
@@ -154,18 +184,17 @@ def _draw_run(
     legend: dict[str, Line2D] = {}
     colours = epoch_colours(len(students))
     for profile, colour in zip(students, colours, strict=True):
-        line = draw_profile(
-            ax, blocks, profile, measure, Shows("student"), color=colour, marker=".", markersize=4
-        )
+        look = {"color": colour, "marker": ".", "markersize": 4}
+        line = draw_profile(ax, blocks, profile, measure, Shows("student"), bootstrap, **look)
         if len(students) == 1:
             legend[named(profile)] = line
     if best is not None:
         label = "Best checkpoint" + ("" if best.epoch is None else f" (epoch {best.epoch})")
-        legend[label] = draw_profile(ax, blocks, best, measure, Shows("best"), **BEST)
+        legend[label] = draw_profile(ax, blocks, best, measure, Shows("best"), bootstrap, **BEST)
     if teacher is not None:
         # First block on first and last on last, as layer pairs are counted from either end.
         matched = np.linspace(1, len(blocks), len(teacher.layers))
-        line = draw_profile(ax, matched, teacher, measure, Shows("teacher"), **TEACHER)
+        line = draw_profile(ax, matched, teacher, measure, Shows("teacher"), bootstrap, **TEACHER)
         legend[f"Teacher ({teacher.model})"] = line
         if len(matched) != len(blocks):
             top = ax.secondary_xaxis("top")
@@ -189,27 +218,41 @@ def _draw_run(
     return legend
 
 
-def _by_method(runs: Mapping[str, RunProfiles], measure: str) -> Figure:
-    trained = {name: run for name, run in runs.items() if run.students}
+def _by_method(
+    runs: Mapping[str, RunProfiles], methods: Mapping[str, str], bootstrap: bool, measure: str
+) -> Figure:
+    trained = {
+        name: run._replace(students=ordered(run.students, run.best))
+        for name, run in runs.items()
+        if run.students
+    }
     if not trained:
         raise ValueError("no Profiles to draw: no run has a student in training")
+    panels: dict[tuple[str, int], dict[str, RunProfiles]] = {}
+    for name, run in trained.items():
+        panels.setdefault((methods.get(name, name), len(run.students[0].layers)), {})[name] = run
     teachers = distinct(run.teacher for run in trained.values())
-    students = {name: ordered(run.students, run.best) for name, run in trained.items()}
-    known = {profile.epoch for profiles in students.values() for profile in profiles}
-    epochs = sorted(known, key=lambda epoch: -1 if epoch is None else epoch)
+    drawn = [profile for run in trained.values() for profile in run.students]
+    epochs = sorted({profile.epoch for profile in drawn}, key=lambda epoch: -1 if epoch is None else epoch)
     colours = dict(zip(epochs, epoch_colours(len(epochs)), strict=True))
 
-    figure, axes = grid_of(len(trained) + len(teachers), width=2.3, height=3.1)
-    legend = {}
-    for ax, (name, run) in zip(axes, trained.items(), strict=False):
-        for profile in students[name]:
-            look = {"color": colours[profile.epoch], "marker": ".", "markersize": 4}
-            _draw_alone(ax, profile, measure, Shows("student", run=name), **look)
-        if run.best is not None:
-            legend["Best checkpoint"] = _draw_alone(ax, run.best, measure, Shows("best", run=name), **BEST)
-        _label_panel(ax, name, students[name][0])
-    for ax, teacher in zip(axes[len(trained) :], teachers, strict=True):
-        legend["Teacher"] = _draw_alone(ax, teacher, measure, Shows("teacher"), **TEACHER)
+    figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1)
+    legend: dict[str, Line2D] = {}
+    for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
+        thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.7, "band": False} if len(members) > 1 else {}
+        for name, run in members.items():
+            for profile in run.students:
+                look = {"color": colours[profile.epoch], **(thin or {"marker": ".", "markersize": 4})}
+                _draw_alone(ax, profile, measure, Shows("student", run=name), bootstrap, **look)
+            if run.best is not None:
+                look = {**BEST, **thin}
+                shows = Shows("best", run=name)
+                legend["Best checkpoint"] = _draw_alone(ax, run.best, measure, shows, bootstrap, **look)
+        if thin:
+            _draw_means(ax, title, [*members.values()], measure, colours)
+        _label_panel(ax, title, next(iter(members.values())).students[0])
+    for ax, teacher in zip(axes[len(panels) :], teachers, strict=True):
+        legend["Teacher"] = _draw_alone(ax, teacher, measure, Shows("teacher"), bootstrap, **TEACHER)
         _label_panel(ax, f"Teacher ({teacher.model})", teacher)
 
     unit = MEASURES[measure][1]
@@ -223,14 +266,37 @@ def _by_method(runs: Mapping[str, RunProfiles], measure: str) -> Figure:
             not_measured(ax)
     share_y(axes)
     epoch_bar(figure, axes, epochs)
-    drawn = [profile for profiles in students.values() for profile in profiles]
-    said = notes(*drawn, *teachers, bins=measure == "entropy")
+    said = notes(*drawn, *teachers, bins=measure == "entropy", bootstrap=bootstrap)
+    if len(panels) < len(trained):
+        said.append("Where a panel has several runs: thin each of them, thick their mean, which has no band.")
     footer(figure, said, legend)
     return figure
 
 
-def _draw_alone(ax: Axes, profile: Profile, measure: str, shows: Shows, **look: object) -> Line2D:
-    return draw_profile(ax, np.arange(1.0, len(profile.layers) + 1), profile, measure, shows, **look)
+def _draw_alone(
+    ax: Axes, profile: Profile, measure: str, shows: Shows, bootstrap: bool, **look: Any
+) -> Line2D:
+    blocks = np.arange(1.0, len(profile.layers) + 1)
+    return draw_profile(ax, blocks, profile, measure, shows, bootstrap, **look)
+
+
+def _draw_means(
+    ax: Axes, title: str, runs: Sequence[RunProfiles], measure: str, colours: Mapping[int | None, Any]
+) -> None:
+    """The means over the runs of one panel, at the epochs at which each of them was probed."""
+    first, *others = [{profile.epoch: profile for profile in run.students} for run in runs]
+    shared = [epoch for epoch in first if all(epoch in other for other in others)]
+    groups: list[tuple[Shows, list[Profile], dict[str, Any]]] = [
+        (Shows("student", title, epoch), [run[epoch] for run in (first, *others)], {"color": colours[epoch]})
+        for epoch in shared
+    ]
+    if all(bests := [run.best for run in runs]):
+        groups.append((Shows("best", title), [best for best in bests if best], BEST))
+    for shows, profiles, look in groups:
+        mean = np.mean([getattr(profile, measure) for profile in profiles], axis=0)
+        shows = replace(shows, measure=measure, unit="bits" if measure == "entropy" else "")
+        blocks = np.arange(1.0, len(mean) + 1)
+        draw_curve(ax, blocks, mean, shows, places(profiles[0]), **{**look, "linewidth": 1.8})
 
 
 def _label_panel(ax: Axes, title: str, profile: Profile) -> None:

@@ -16,46 +16,37 @@ from distill_dynamics.report.figures.look import (
     footer,
     grid_of,
     layer_labels,
+    not_measured,
     notes,
     ticks,
     word,
     wrapped,
 )
 from distill_dynamics.report.figures.order import ordered
-from distill_dynamics.report.records import RunProfiles
 
 
 @style.context(STYLE)
-def entropy_heatmap(students: Sequence[Profile]) -> Figure:
+def entropy_heatmap(runs: Mapping[str, Sequence[Profile]]) -> Figure:
     """Entropy (bits) as colour: epochs from left to right, one column each, blocks from bottom to top.
 
-    Columns are equally wide whatever the distance of their epochs. Raises as `entropy_evolution`.
-    """
-    students = ordered(students)
-    figure = Figure(figsize=(4.6, 3.9), layout="constrained")
-    ax = figure.subplots()
-    image = draw_heatmap(ax, students)
-    figure.colorbar(image, ax=ax, label="Entropy (bits)").outline.set_visible(False)
-    footer(figure, notes(*students, bands=False))
-    return figure
-
-
-@style.context(STYLE)
-def entropy_heatmaps(runs: Mapping[str, RunProfiles]) -> Figure:
-    """`entropy_heatmap` of several runs, a panel each, with one colour scale for all.
+    Takes the students of each run by its name: a panel a run, with one colour scale for all. Columns are
+    equally wide whatever the distance of their epochs.
 
     Raises `ValueError` where no run has a student; `UserError` as `entropy_evolution`, within one run.
     """
-    trained = {name: ordered(run.students) for name, run in runs.items() if run.students}
+    trained = {name: ordered(students) for name, students in runs.items() if students}
     if not trained:
         raise ValueError("no Profiles to draw: no run has a student in training")
     everything = [profile for students in trained.values() for profile in students]
     values = np.concatenate([profile.entropy for profile in everything])
-    scale = Normalize(*np.nanquantile(values, [0, 1]))
-    figure, axes = grid_of(len(trained), width=2.3, height=2.9)
+    known = values[np.isfinite(values)]
+    scale = Normalize(known.min(), known.max()) if known.size else None
+    figure, axes = grid_of(len(trained), width=2.3, height=2.9 if len(trained) > 1 else 3.9)
     for ax, (name, students) in zip(axes, trained.items(), strict=True):
-        image = draw_heatmap(ax, students, most=7, scale=scale)
+        image = draw_heatmap(ax, students, most=7 if len(trained) > 1 else 12, scale=scale)
         ax.set_title(wrapped(name), fontsize=9)
+        if not known.size:
+            not_measured(ax)
         if not ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             ax.set_ylabel("")
     figure.colorbar(image, ax=axes, label="Entropy (bits)").outline.set_visible(False)

@@ -66,6 +66,10 @@ _BIN_NOTES = {
 }
 
 
+Looks = Mapping[str, Mapping[str, Any]]
+"""Colour, dash and marker of each run by name, as `run_looks` gives them: one look a run in all figures."""
+
+
 def run_looks(names: Sequence[str], methods: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """What tells each run from the others: colour, dash and marker, 60 different ones.
 
@@ -106,12 +110,15 @@ def epoch_bar(figure: Figure, axes: Sequence[Axes], epochs: Sequence[int | None]
     bar.outline.set_visible(False)
 
 
-def notes(*profiles: Profile | None, bands: bool = True, bins: bool = True) -> list[str]:
+def notes(
+    *profiles: Profile | None, bands: bool = True, bins: bool = True, bootstrap: bool = False
+) -> list[str]:
     """What a reader must know before comparing the curves of these Profiles."""
     drawn = [profile for profile in profiles if profile is not None]
     said = []
     if bands and any(len(profile.entropy_images) > 1 for profile in drawn):
-        said.append("Bands: ± standard error over images.")
+        what = "95 % bootstrap intervals" if bootstrap else "± standard error"
+        said.append(f"Bands: {what} over images.")
     if bins and len(drawn) > 1:
         modes = {profile.range_mode for profile in drawn}
         said += [note for mode, note in _BIN_NOTES.items() if mode in modes]

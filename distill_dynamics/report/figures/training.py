@@ -1,7 +1,6 @@
 """What changes over the epochs of training: losses, accuracy, and the signature of the entropy curve."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import gap, signature
 from distill_dynamics.report.figures.curves import Shows, draw_curve
 from distill_dynamics.report.figures.look import (
-    OKABE_ITO,
     STYLE,
     TEACHER,
+    Looks,
     finite,
     footer,
     grid_of,
@@ -33,9 +32,10 @@ from distill_dynamics.report.records import RunProfiles
 
 Rows = Sequence[Mapping[str, float]]
 
+_DIP = "Smaller of fall and rise"
 _PANELS = [
     ("Lowest block", ""),
-    ("Depth of the U", "bits"),
+    (_DIP, "bits"),
     ("Entropy of the last block", "bits"),
     ("Distance to the teacher", "bits"),
 ]
@@ -46,68 +46,20 @@ _UNWEIGHTED = "Losses are unweighted; train/*: means over the epoch, val/loss: p
 
 
 @style.context(STYLE)
-def training_curves(rows: Rows) -> Figure:
-    """Losses and top-1 against epoch, the teacher's top-1 beside it: rows of metrics.csv, name to value.
-
-    Where the weights were averaged (callback EMA), their top-1 is there, too.
-
-    Terms are those of `train/loss_*`, unweighted, and `val/loss`; what a row lacks is not drawn there.
-    The axis of the losses is logarithmic where they span more than a factor of 30.
-
-    Raises `ValueError` where no row holds a loss or an accuracy.
-    """
-    drawn = {name: by_epoch(rows, name) for name in _metrics(rows)}
-    if not any(epochs.size for epochs, _ in drawn.values()):
-        raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
-
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
-    losses, top1 = figure.subplots(2, 1, sharex=True)
-    for name, colour in zip(_TOP1, OKABE_ITO, strict=False):
-        if (curve := drawn.pop(name))[0].size:
-            _draw_metric(top1, curve, name, None, color=colour, label=name)
-    for (name, curve), colour in zip(drawn.items(), cycle(OKABE_ITO), strict=False):
-        look = {"color": "0.15" if name == "val/loss" else colour, "label": plain(name)}
-        if curve[0].size:
-            _draw_metric(losses, curve, name, None, **look)
-    _, teacher = by_epoch(rows, "teacher/acc1")
-    if np.isfinite(teacher[:1]).any():
-        top1.axhline(teacher[0], **TEACHER, label="teacher/acc1")
-    for ax, heading, unit in ((losses, "Losses", "Loss"), (top1, "Top-1 accuracy", "Top-1 (%)")):
-        values = finite(ax)
-        if values.size == 0:
-            not_measured(ax)
-            ax.set_yticks([])
-        else:
-            ax.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the axes, where it covers no data
-        if ax is losses and wide_span(values):
-            log_y(ax)
-            unit += " (log scale)"
-        ax.set_ylabel(unit)
-        ax.set_title(f"{heading} by epoch")
-    top1.set_xlabel("Epoch")
-    top1.xaxis.set_major_locator(MaxNLocator(integer=True))
-    footer(figure, [_UNWEIGHTED])
-    return figure
-
-
-@style.context(STYLE)
-def training_comparison(runs: Mapping[str, Rows], methods: Mapping[str, str] | None = None) -> Figure:
+def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Figure:
     """Every loss term and top-1 against epoch, a panel each, a line a run: rows of each run's metrics.csv.
 
-    A run that lacks a metric has no line in its panel. Runs of one method (`methods`: name → method) share a
-    colour. The teacher's top-1 is dark and dash-dotted. The axis of a loss is logarithmic where its values
-    span more than a factor of 30.
+    Terms are those of `train/loss_*`, unweighted, and `val/loss`. Where the weights were averaged (callback
+    EMA), their top-1 has a panel, too. A run that lacks a metric has no line in its panel. `looks` are those
+    of `run_looks`, of these names and others. The teacher's top-1 is dark and dash-dotted. The axis of a loss
+    is logarithmic where its values span more than a factor of 30.
 
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
-    metrics = [
-        name
-        for name in _metrics([row for rows in runs.values() for row in rows])
-        if any(name in row for rows in runs.values() for row in rows)
-    ]
+    metrics = _metrics([row for rows in runs.values() for row in rows])
     if not metrics:
         raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
-    looks = run_looks([*runs], methods)
+    looks = looks or run_looks([*runs])
     figure, axes = grid_of(len(metrics), width=2.6, height=2.6)
     legend: dict[str, Line2D] = {}
     for ax, metric in zip(axes, metrics, strict=True):
@@ -129,24 +81,31 @@ def training_comparison(runs: Mapping[str, Rows], methods: Mapping[str, str] | N
         ax.set_ylabel("Top-1 (%)" if metric in _TOP1 else "Loss")
         ax.set_xlabel("Epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    footer(figure, [_UNWEIGHTED], {name: legend[name] for name in [*runs, "Teacher"] if name in legend})
+    named = [*(runs if len(runs) > 1 else []), "Teacher"]  # a run alone needs no name
+    footer(figure, [_UNWEIGHTED], {name: legend[name] for name in named if name in legend})
     return figure
 
 
 @style.context(STYLE)
-def signature_by_epoch(runs: Mapping[str, RunProfiles], methods: Mapping[str, str] | None = None) -> Figure:
-    """How the shape of the entropy curve changes over training, a line a run, a colour a method.
+def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = None) -> Figure:
+    """How the shape of the entropy curve changes over training, a line a run.
 
-    Panels: block of lowest entropy, depth of the U (bits), entropy of the last block (bits), and distance
-    to the teacher (bits, root mean square at matched relative depth). Bands are ± one standard deviation
-    over resamples of the images, in the first two, and ± one standard error over images in the third.
+    Panels: block of lowest entropy, the smaller of fall and rise (bits; the depth of the U where it is one,
+    else its marker is open), entropy of the last block (bits), and distance to the teacher (bits, root mean
+    square at matched relative depth). Bands are ± one standard deviation over resamples of the images, in the
+    first two, and ± one standard error over images in the third. `looks` as in `training_curves`.
 
-    Raises `ValueError` where no run has a student; `UserError` as `entropy_evolution`, within one run.
+    Raises `ValueError` where no run has a student whose entropy is known; `UserError` as `entropy_evolution`,
+    within one run.
     """
-    trained = {name: run for name, run in runs.items() if run.students}
+    trained = {
+        name: run
+        for name, run in runs.items()
+        if any(np.isfinite(profile.entropy).any() for profile in run.students)
+    }
     if not trained:
-        raise ValueError("no Profiles to draw: no run has a student in training")
-    looks = run_looks([*runs], methods)
+        raise ValueError("no Profiles to draw: no run has a student in training whose entropy is known")
+    looks = looks or run_looks([*runs])
     shapes = {name: _signatures(ordered(run.students), run.teacher) for name, run in trained.items()}
     # Without a teacher there is no distance, and no panel for it.
     panels = [
@@ -165,17 +124,31 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], methods: Mapping[str, st
                 epochs = np.array([profile.epoch for profile in students], dtype=float)
                 shows = Shows("run", run=name, measure=measure.lower(), unit=unit)
                 points = [f"epoch {epoch:g}" for epoch in epochs]
-                legend[name] = draw_curve(ax, epochs, y, shows, points, error, **looks[name])
+                line = legend[name] = draw_curve(ax, epochs, y, shows, points, error, **looks[name])
+                if measure == _DIP:
+                    line.companions += _opened(ax, epochs, y, students, looks[name])
         ax.set_title(wrapped(measure), fontsize=9)
         ax.set_xlabel("Epoch")
         ax.set_ylabel(unit.capitalize() or "Block")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
-    said = ["A depth of 0: the lowest block is the first or the last, and the curve no U."]
+    said = [
+        "Fall and rise: the first and the last block's entropy above the lowest's. Open markers: the curve "
+        "is no U, or too few images tell."
+    ]
     if any(len(profile.entropy_images) > 1 for run in trained.values() for profile in run.students):
         said.append("Bands: ± standard deviation over resamples of the images; none for the distance.")
     footer(figure, said, legend if len(runs) > 1 else None)
     return figure
+
+
+def _opened(
+    ax: Axes, epochs: FloatArray, y: FloatArray, students: Sequence[Profile], look: Mapping[str, Any]
+) -> list[Line2D]:
+    """White markers on those of the curves that are no U."""
+    no_u = np.array([not signature(profile).u_shaped for profile in students]) & np.isfinite(y)
+    white = {"linestyle": "none", "markerfacecolor": "white", "markeredgecolor": look["color"]}
+    return ax.plot(epochs[no_u], y[no_u], **{**look, **white}) if no_u.any() else []
 
 
 def _signatures(students: list[Profile], teacher: Profile | None) -> list[tuple[FloatArray, FloatArray]]:
@@ -202,10 +175,11 @@ def by_epoch(rows: Rows, name: str) -> tuple[FloatArray, FloatArray]:
 
 
 def _metrics(rows: Rows) -> list[str]:
-    """Names of the loss terms, in the order of the loss; then val/loss and top-1."""
+    """Names of the loss terms, in the order of the loss; then val/loss and top-1, where there are any."""
     terms = {name for row in rows for name in row if name.startswith("train/loss_")}
     first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]
-    return [*first, *sorted(terms - {*first}), "val/loss", *_TOP1]
+    known = {name for row in rows for name in row}
+    return [*first, *sorted(terms - {*first}), *(name for name in ("val/loss", *_TOP1) if name in known)]
 
 
 def _draw_metric(
