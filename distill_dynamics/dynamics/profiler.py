@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill_dynamics.dynamics.entropy import channel_entropy
-from distill_dynamics.dynamics.magnitude import image_magnitudes, image_medians, image_peaks
+from distill_dynamics.dynamics.magnitude import image_magnitudes
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.spectrum import image_spectra
 from distill_dynamics.errors import UserError
@@ -345,8 +345,7 @@ class _Run:
             np.maximum(high, highest, out=high)
             for moments, x in zip(spectra, maps, strict=True):
                 moments.add(_Moments.of(_numpy(image_spectra(x))))
-            columns = [[image_magnitudes(x), image_medians(x), *image_peaks(x).unbind(1)] for x in maps]
-            measured = _numpy(torch.stack([torch.stack(column, dim=1) for column in columns], dim=1))
+            measured = _numpy(torch.stack([image_magnitudes(x) for x in maps], dim=1))
             entropy, outside = self._entropy(maps, given), _ranges(maps, given, _outside)
             values.add(np.concatenate([measured, entropy, outside], axis=2))
 
