@@ -6,6 +6,7 @@ Letters: L layers, N images, C_l channels of layer l.
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -43,8 +44,8 @@ class Profile:
     """Entropy, magnitude and spectrum of every layer of one model, over N images.
 
     Arrays are float64, whatever is passed in; a shape that does not fit the rest is a `ValueError`.
-    Layers are in depth order: row 0 is block 1. A curve that was published without its images has N = 0;
-    what was not published with it is NaN, a spectrum of no length.
+    Layers are in depth order. A curve that was published without its images has N = 0; what was not
+    published with it is NaN, a spectrum of no length.
     """
 
     model: str
@@ -85,6 +86,8 @@ class Profile:
     """Version of the file format."""
     probe_indices: NDArray[np.int64] | None = field(default=None, repr=False)
     """[N] indices of the images in their data set, None where unknown."""
+    blocks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64), repr=False)
+    """[L] numbers of the layers, from 1, among all of the model's. Left out: as named, else 1 to L."""
 
     def __post_init__(self) -> None:
         self.epoch = None if self.epoch is None else int(self.epoch)
@@ -97,6 +100,7 @@ class Profile:
         self.peak_channel = np.asarray(self.peak_channel, dtype=np.int64)
         if self.probe_indices is not None:
             self.probe_indices = np.asarray(self.probe_indices, dtype=np.int64)
+        self.blocks = np.asarray(self.blocks if len(self.blocks) else _numbers(self.layers), dtype=np.int64)
 
         layers, images = len(self.layers), len(self.entropy_images)
         expected = {
@@ -109,6 +113,7 @@ class Profile:
             "peak_channel": (layers,),
             "value_range": (layers, 2),
             "clipped": (layers,),
+            "blocks": (layers,),
         }
         if self.probe_indices is not None:
             expected["probe_indices"] = (images,)
@@ -137,7 +142,7 @@ class Profile:
         A reader sees the old file or the new one, never half of one. Equal Profiles give equal
         bytes. A missing folder is made.
         """
-        content: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, "peak_channel")}
+        content: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, "peak_channel", "blocks")}
         for i, (mean, se) in enumerate(zip(self.spectrum, self.spectrum_se, strict=True)):
             content[f"spectrum_{i}"] = mean
             content[f"spectrum_se_{i}"] = se
@@ -171,6 +176,7 @@ class Profile:
                     spectrum=[archive[f"spectrum_{i}"] for i in layers],
                     spectrum_se=[archive[f"spectrum_se_{i}"] for i in layers],
                     probe_indices=archive.get("probe_indices"),
+                    blocks=archive.get("blocks", np.empty(0)),  # files of earlier versions have none
                 )
         except UserError:
             raise
@@ -189,6 +195,14 @@ def standard_error(values: FloatArray) -> FloatArray:
     if n < 2:
         return np.full(values.shape[1:], np.nan)
     return values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def _numbers(layers: list[str]) -> NDArray[np.int64]:
+    """Block numbers that go by the layers' names (a ViT's blocks.0), else 1 to L."""
+    named = [re.fullmatch(r"blocks\.(\d+)", layer) for layer in layers]
+    if all(named):
+        return np.array([int(name[1]) + 1 for name in named if name], dtype=np.int64)
+    return np.arange(1, len(layers) + 1)
 
 
 def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict:

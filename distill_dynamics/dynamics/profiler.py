@@ -204,6 +204,7 @@ def profile_ranges(
             bins=bins,
             probe_id=probe_id,
             probe_indices=None if probe_indices is None else np.asarray(probe_indices),
+            blocks=np.array(numbers),
         )
         for i, mode in enumerate(modes)
     ]

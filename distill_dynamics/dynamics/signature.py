@@ -1,8 +1,8 @@
 """What the curves say, as numbers: of one Profile, of a student beside its teacher, over the epochs.
 
 `signature` reads the entropy, `spectrum_signature` the channel spectrum, `massive_activations` the largest
-values; `gap` compares student and teacher; `evolution` follows a student. NaN (None for an epoch) where
-something cannot be said. Pure numpy.
+values; `gap` compares student and teacher; `evolution` follows a student. NaN (None for an epoch, or for a
+yes or no) where something cannot be said. Pure numpy.
 Letters: L layers, N images, R resamples, C channels, P power.
 """
 
@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 
@@ -22,7 +23,7 @@ RESAMPLES = 1000
 class Signature:
     """Shape of the entropy curve of one Profile.
 
-    Layers count from 1 in the order of the Profile: block numbers where it holds all of them.
+    Layers are given by their block numbers, `Profile.blocks`.
     Uncertainties come from resampling the images, layers kept together; they are NaN for fewer than two.
     They say how the curve would differ with other images, not with another training.
     """
@@ -30,7 +31,7 @@ class Signature:
     nadir: int
     """Layer of the lowest entropy; the first one of several."""
     nadir_se: float
-    """Standard deviation of the nadir over resamples, in layers."""
+    """Standard deviation of the nadir over resamples, in blocks."""
     depth_left: float
     """First layer's entropy minus the nadir's, bits, ≥ 0: what the compression phase takes away."""
     depth_left_se: float
@@ -43,15 +44,17 @@ class Signature:
     """The smaller of the two: depth of the U, bits; 0 when the nadir is at an end."""
     depth_se: float
     """Standard error of `depth` over images, bits."""
-    u_shaped: bool
-    """Whether the curve falls and rises again by more than chance would have it; see `signature`."""
+    u_shaped: bool | None
+    """Whether the curve falls and rises again by more than chance would have it; see `signature`. None where
+    that is unknown: for fewer than two images, and where a layer's entropy is not known."""
     magnitude_nadir: float
     """Layer of the lowest activation magnitude; NaN where it was not measured."""
-    magnitude_agrees: bool
-    """Whether both curves are U-shaped, their nadirs at most max(1, L / 10) layers apart. Under a global
-    value range this is weak evidence: entropy then contains log2 of the layer's scale, which magnitude is."""
+    magnitude_agrees: bool | None
+    """Whether both curves are U-shaped, their nadirs at most max(1, L / 10) layers apart; None where one of
+    the shapes is unknown. Under a global value range this is weak evidence: entropy then contains log2 of
+    the layer's scale, which magnitude is."""
     compression: tuple[int, int] | None
-    """First and last layer of the compression phase (paper, Section 3.1); None where there is no U."""
+    """First and last block of the compression phase (paper, Section 3.1); None where there is no U."""
     expansion: tuple[int, int] | None
     """The same of the expansion phase, which begins where compression ends."""
 
@@ -63,22 +66,23 @@ def signature(profile: Profile) -> Signature:
     on neither side the curve moves back by more than half of that side's depth (a second dip). For three
     layers t is Student's at 2.5 %, with N - 1 degrees of freedom; with more, the nadir is the lowest of L - 2
     candidates, which noise alone makes deep, and the level is 2.5 % / (L - 2): t = 3.3 for L = 24 and N = 32.
-    Of few images little is certain: two or three make hardly any curve a U, one makes none. A curve that is
-    monotone, flat, lost in its noise or of two dips is no U.
+    Of few images little is certain: two or three make hardly any curve a U, and of one the shape is unknown.
+    A curve that is monotone, flat, lost in its noise or of two dips is no U.
 
     Standard errors come from R = 1000 bootstrap resamples of the images, drawn with a fixed seed (equal
     Profiles, equal signatures), each with its own nadir; those of depths are scaled by √(N / (N - 1)), as the
     standard error of a mean is.
     """
-    count = len(profile.layers)
+    count, blocks = len(profile.layers), profile.blocks
     resampled = _resampled_means(np.hstack([profile.entropy_images, profile.magnitude_images]))
     entropy = _read(profile.entropy, resampled[:, :count], len(profile.entropy_images))
     magnitude = _read(profile.magnitude, resampled[:, count:], len(profile.entropy_images))
-    measured = bool(np.isfinite(profile.magnitude).all())
     near = abs(entropy.nadir - magnitude.nadir) <= max(1, count / 10)
+    known = entropy.u_shaped is not None and magnitude.u_shaped is not None
+    first, nadir, last = (int(blocks[row]) for row in (0, entropy.nadir, -1))
     return Signature(
-        nadir=entropy.nadir + 1,
-        nadir_se=entropy.nadir_se,
+        nadir=nadir,
+        nadir_se=float(blocks[entropy.nadirs].std()) if len(entropy.nadirs) else np.nan,
         depth_left=entropy.sides[0],
         depth_left_se=entropy.side_errors[0],
         depth_right=entropy.sides[1],
@@ -86,20 +90,20 @@ def signature(profile: Profile) -> Signature:
         depth=min(entropy.sides),
         depth_se=entropy.depth_se,
         u_shaped=entropy.u_shaped,
-        magnitude_nadir=magnitude.nadir + 1.0 if measured else np.nan,
-        magnitude_agrees=entropy.u_shaped and magnitude.u_shaped and near,
-        compression=(1, entropy.nadir + 1) if entropy.u_shaped else None,
-        expansion=(entropy.nadir + 1, count) if entropy.u_shaped else None,
+        magnitude_nadir=float(blocks[magnitude.nadir]) if np.isfinite(profile.magnitude).all() else np.nan,
+        magnitude_agrees=bool(entropy.u_shaped and magnitude.u_shaped and near) if known else None,
+        compression=(first, nadir) if entropy.u_shaped else None,
+        expansion=(nadir, last) if entropy.u_shaped else None,
     )
 
 
 class _Reading(NamedTuple):
-    nadir: int  # from 0
-    nadir_se: float
+    nadir: int  # its row
+    nadirs: NDArray[np.int64]  # [R] those of the resamples; none for fewer than two images
     sides: tuple[float, float]
     side_errors: tuple[float, float]
     depth_se: float
-    u_shaped: bool
+    u_shaped: bool | None
 
 
 def _read(curve: FloatArray, resampled: FloatArray, images: int) -> _Reading:
@@ -107,23 +111,22 @@ def _read(curve: FloatArray, resampled: FloatArray, images: int) -> _Reading:
     nadir = int(curve.argmin())
     sides = float(curve[0] - curve[nadir]), float(curve[-1] - curve[nadir])
     if images < 2:
-        return _Reading(nadir, np.nan, sides, (np.nan, np.nan), np.nan, False)
+        return _Reading(nadir, np.empty(0, int), sides, (np.nan, np.nan), np.nan, None)
     scale = np.sqrt(images / (images - 1))
     depths = resampled[:, [0, -1]] - resampled.min(axis=1, keepdims=True)
     errors = depths.std(axis=0) * scale
     t = student_t(0.025 / max(1, len(curve) - 2), images - 1)
     back = _largest_rise(curve[: nadir + 1]), _largest_rise(curve[: nadir - len(curve) - 1 : -1])
+    deep = [
+        side > t * error and side > 2 * rise for side, error, rise in zip(sides, errors, back, strict=True)
+    ]
     return _Reading(
         nadir,
-        float(resampled.argmin(axis=1).std()),
+        resampled.argmin(axis=1),
         sides,
         (float(errors[0]), float(errors[1])),
         float(depths.min(axis=1).std() * scale),
-        0 < nadir < len(curve) - 1
-        and all(
-            side > t * error and side > 2 * rise
-            for side, error, rise in zip(sides, errors, back, strict=True)
-        ),
+        0 < nadir < len(curve) - 1 and all(deep) if np.isfinite(curve).all() else None,
     )
 
 
@@ -165,11 +168,12 @@ class SpectrumSignature:
     energy_middle: float
     energy_late: float
     """Power summed over k = 1 .. C/2, in squared units of the activations."""
-    three_phases: bool
+    three_phases: bool | None
     """Whether the spectrum is uniform, low-pass and uniform again: the flatness falls and returns, by more
     than its error over images (Student's t at 2.5 %) on each side, the share of low frequencies is largest in
     the middle, and late energy is above early energy. The standard error is an upper bound, as Profiles keep
-    none across frequencies: in doubt the answer is no."""
+    none across frequencies: in doubt the answer is no. None where a number above is NaN, and for fewer than
+    two images."""
 
 
 def spectrum_signature(profile: Profile) -> SpectrumSignature:
@@ -205,9 +209,9 @@ def spectrum_signature(profile: Profile) -> SpectrumSignature:
         and found["low_middle"] > found[f"low_{end}"]
         for end in ("early", "late")
     )
-    return SpectrumSignature(
-        **found, three_phases=bool(low_pass_between and found["energy_late"] > found["energy_early"])
-    )
+    three_phases = bool(low_pass_between and found["energy_late"] > found["energy_early"])
+    known = images > 1 and np.isfinite(list(found.values())).all()
+    return SpectrumSignature(**found, three_phases=three_phases if known else None)
 
 
 def spectral_flatness(profile: Profile) -> FloatArray:
@@ -269,7 +273,7 @@ class MassiveActivations:
     """Largest |A| of an image over its median |A|, mean over images. Sun et al. call a value massive that
     is above 100 and about 1,000 times the median."""
     block: float
-    """The layer, from 1, where the ratio is largest."""
+    """Number of the block where the ratio is largest."""
     channel: float
     """The channel, from 0, of that layer's largest |A|."""
 
@@ -285,7 +289,9 @@ def massive_activations(profile: Profile) -> MassiveActivations:
     row = int(ratios.argmax())
     if not np.isfinite(ratios[row]):
         return MassiveActivations(np.nan, np.nan, np.nan)
-    return MassiveActivations(float(ratios[row]), row + 1.0, float(profile.peak_channel[row]))
+    return MassiveActivations(
+        float(ratios[row]), float(profile.blocks[row]), float(profile.peak_channel[row])
+    )
 
 
 @dataclass(frozen=True)
@@ -357,7 +363,7 @@ class Evolution:
     first_change: float
     """The same of the first block: negative is the early-layer drop of Section 5.3."""
     nadir_change: float
-    """Layer of the lowest entropy at the end minus that at the beginning."""
+    """Block of the lowest entropy at the end minus that at the beginning."""
     u_since: int | None
     """Epoch since which every probe is a U (`Signature.u_shaped`); None if the last one is not."""
 
@@ -374,14 +380,14 @@ def evolution(students: Sequence[Profile]) -> Evolution:
     suppressed = lowest.index(False) if False in lowest else len(lowest)
     rising = _trailing([step >= 0 for step in np.diff(last)])
     rising = rising if last[-1] > last[-1 - rising] else 0  # level is not rising
-    u_shaped = _trailing([signature(profile).u_shaped for profile in trained])
+    u_shaped = _trailing([bool(signature(profile).u_shaped) for profile in trained])
     return Evolution(
         last_lowest_until=epochs[suppressed - 1] if suppressed else None,
         last_rises_from=epochs[-1 - rising] if rising else None,
         last_rebound=float(last[-1] - last.min()),
         last_change=float(last[-1] - last[0]),
         first_change=float(trained[-1].entropy[0] - trained[0].entropy[0]),
-        nadir_change=float(nadirs[-1] - nadirs[0]),
+        nadir_change=float(trained[-1].blocks[nadirs[-1]] - trained[0].blocks[nadirs[0]]),
         u_since=epochs[-u_shaped] if u_shaped else None,
     )
 

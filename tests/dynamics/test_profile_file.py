@@ -56,6 +56,7 @@ def assert_same(one, other):
         {"epoch": np.int64(0), "bins": np.int32(7)},
         {"entropy": [1, 2, np.nan]},
         {"images": 0, "channels": (0, 0), "peak_channel": [-1, -1]},
+        {"layers": ["a", "b", "c"], "blocks": [2, 7, 12]},
     ],
 )
 def test_what_is_loaded_is_what_was_saved(tmp_path, changes):
@@ -72,6 +73,17 @@ def test_plain_numpy_reads_the_file(tmp_path):
         assert np.array_equal(archive["entropy_images"], profile.entropy_images)
         assert np.array_equal(archive["spectrum_1"], profile.spectrum[1])
         assert json.loads(str(archive["meta"]))["layers"] == profile.layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks"),
+    [(["blocks.0", "blocks.5", "blocks.11"], [1, 6, 12]), (["stem", "a.1", "a.2"], [1, 2, 3])],
+)
+def test_block_numbers_of_a_file_without_them(tmp_path, layers, blocks):
+    make_profile(layers=layers).save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as archive:
+        np.savez(tmp_path / "old.npz", **{name: archive[name] for name in archive if name != "blocks"})
+    assert Profile.load(tmp_path / "old.npz").blocks.tolist() == blocks
 
 
 def test_equal_profiles_give_equal_bytes(tmp_path, monkeypatch):

@@ -257,6 +257,7 @@ def test_layers_are_chosen_by_number_and_come_in_depth_order(stub):
     assert profile_model(stub, images, layers=[-1, 1]).layers == ["first", "second"]
     last = profile_model(stub, images, layers=[-1])
     assert last.layers == ["second"]
+    assert last.blocks.tolist() == [2]
     assert last.entropy[0] == both.entropy[1]
     with pytest.raises(UserError, match="layer 3 does not exist"):
         profile_model(stub, images, layers=[3])

@@ -159,7 +159,8 @@ def test_too_few_layers_for_a_u(layers):
 
 def test_one_image_is_never_enough():
     found = signature(noisy(U, images=1, noise=0))
-    assert not found.u_shaped
+    assert found.u_shaped is None
+    assert found.magnitude_agrees is None
     assert found.depth == pytest.approx(0.3)
     assert np.isnan(found.nadir_se)
     assert np.isnan(found.depth_se)
@@ -194,6 +195,41 @@ def test_equal_profiles_have_equal_signatures():
     assert signature(noisy(U)) == signature(noisy(U))
 
 
+@pytest.mark.parametrize(
+    ("values", "unknown"),
+    [
+        (np.tile(U, (1, 1)), {"u_shaped", "magnitude_agrees", "three_phases", "nadir_se"}),  # one image
+        (np.array([[4.0, 5.0], [4.1, 5.2]]), {"three_phases", "flatness_early", "low_middle"}),  # two layers
+    ],
+)
+def test_what_is_unknown_is_logged_neither_as_yes_nor_as_no(values, unknown):
+    profile = make_profile(
+        values, spectrum=[np.ones(8)] * values.shape[1], spectrum_se=[np.zeros(8)] * values.shape[1]
+    )
+    assert not unknown & scalars(profile).keys()
+    several = make_profile(np.tile(U, (4, 1)), spectrum=[np.ones(8)] * 13, spectrum_se=[np.zeros(8)] * 13)
+    assert unknown <= scalars(several).keys()
+
+
+def test_layers_are_told_by_their_block_numbers_where_some_were_left_out():
+    curve, magnitude = np.array([5.0, 4.0, 6.0, 7.0]), np.array([3.0, 2.0, 1.0, 3.0])
+    some = {"layers": ["a", "b", "c", "d"], "blocks": [1, 6, 12, 24]}
+    peaks = np.ones((4, 4))
+    peaks[:, 2] = 100
+    found = make_profile(np.tile(curve, (4, 1)), magnitude, peak_images=peaks, **some)
+    told = signature(found)
+    assert (told.nadir, told.magnitude_nadir) == (6, 12)
+    assert (told.compression, told.expansion) == ((1, 6), (6, 24))
+    assert told.magnitude_agrees  # a row apart, as the Profile has no layers between
+    assert massive_activations(found).block == 12
+    # Of four images two are lowest at block 6 and two at 12: a coin thrown by each resample.
+    doubtful = make_profile(np.array([[5.0, 3.9, 4.1, 6.0], [5.0, 4.1, 3.9, 6.0]] * 2), **some)
+    assert 2.5 < signature(doubtful).nadir_se <= 3
+    later = make_profile(np.tile([5.0, 6.0, 4.0, 7.0], (4, 1)), **some | {"epoch": 2})
+    found.epoch = 1
+    assert evolution([found, later]).nadir_change == 6
+
+
 def test_phases_meet_at_the_nadir_and_are_none_without_a_u():
     found = signature(noisy(U, noise=1e-6))
     assert (found.compression, found.expansion) == ((1, 7), (7, 13))
@@ -211,11 +247,12 @@ def test_each_side_has_its_own_error():
 
 def test_a_published_curve_has_a_nadir_and_nothing_that_needs_images():
     found = signature(published(U))
-    assert (found.nadir, found.depth, found.u_shaped) == (7, pytest.approx(0.3), False)
+    assert (found.nadir, found.depth, found.u_shaped) == (7, pytest.approx(0.3), None)
     assert np.isnan([found.nadir_se, found.depth_se, found.depth_left_se, found.magnitude_nadir]).all()
     assert not found.magnitude_agrees
     assert "massive_ratio" not in scalars(published(U))
-    assert not {"flatness_early", "magnitude_nadir", "nadir_se"} & scalars(published(U)).keys()
+    said = {"nadir", "depth", "depth_left", "depth_right"}  # of these the curve alone is enough
+    assert scalars(published(U)).keys() == said
 
 
 def test_bootstrap_interval_is_scipys():
