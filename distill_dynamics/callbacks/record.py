@@ -96,20 +96,16 @@ class RunRecord(Callback):
         )
 
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
-        """Record on which error it stopped; Ctrl-C is one, a preemption none."""
+        """Record on which error it stopped; Ctrl-C is one, a preemption none. A recorded end stays."""
         if not isinstance(exception, Preempted):
             end_others()  # before they lose the connection to this process, and tell of that
         if self._started and trainer.is_global_zero:
-            preempted = isinstance(exception, Preempted)
+            run_dir, preempted = Path(trainer.default_root_dir), isinstance(exception, Preempted)
             with suppress(
                 OSError
             ):  # it would take the place of the error that is recorded: a full disk is both
-                record_end(
-                    Path(trainer.default_root_dir),
-                    trainer.current_epoch,
-                    None if preempted else exception,
-                    preempted,
-                )
+                if not has_ended(run_dir):
+                    record_end(run_dir, trainer.current_epoch, None if preempted else exception, preempted)
 
 
 def _told(position: tuple[int, int] | None) -> str:

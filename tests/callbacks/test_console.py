@@ -1,0 +1,47 @@
+import json
+import signal
+
+import pytest
+
+from distill_dynamics.callbacks.console import Console
+from distill_dynamics.cli import main
+
+
+def end_of(run):
+    return json.loads((run / "run.json").read_text())["starts"][-1]["ended"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        (lambda *args: 1 / 0, "division by zero"),
+        (lambda *args: signal.raise_signal(signal.SIGINT), "stopped"),
+    ],
+)
+def test_a_run_whose_report_cannot_be_drawn_has_ended_well(
+    experiment, tmp_path, monkeypatch, capsys, fails, reason
+):
+    monkeypatch.setattr("distill_dynamics.callbacks.console.write_report", fails)
+    main(["fit", "--config", str(experiment(trainer__max_epochs=1))])
+    run = tmp_path / "runs" / "tiny-1"
+    assert end_of(run) == {"epoch": 1, "error": None}
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "no report" in line]
+    assert reason in line
+    assert "student, best" in printed
+    assert "student_best.safetensors" in printed
+
+    monkeypatch.undo()
+    _, command, *rest = line.partition("distill_dynamics ")[2].partition("report ")
+    main([command.strip(), *rest[0].split()])
+    assert "<html" in (run / "report.html").read_text()
+
+
+def test_an_error_after_the_recorded_end_leaves_it(experiment, tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("after all is done")
+
+    monkeypatch.setattr(Console, "on_fit_end", fails)
+    with pytest.raises(RuntimeError, match="after all is done"):
+        main(["fit", "--config", str(experiment(trainer__max_epochs=1))])
+    assert end_of(tmp_path / "runs" / "tiny-1") == {"epoch": 1, "error": None}
