@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,12 +25,13 @@ from distill_dynamics.backbone import Backbone, Evaluation
 from distill_dynamics.data.analysed import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import Profile, profile_ranges
+from distill_dynamics.dynamics.profiler import undisturbed
 from distill_dynamics.dynamics.signature import (
     bootstrap_interval,
     scalars,
     spectral_flatness,
 )
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
 from distill_dynamics.report.tables import aligned, side_intervals, signature_rows, spectrum_rows
@@ -147,6 +149,7 @@ def analyze(
         backbone = _backbone(model, weights, seed, told)
         backbone.resolve_layers(layers)
         evaluation = _evaluation(backbone, images, told)
+        _try(backbone, evaluation.image_size)
         stream = ImageStream(
             images.source,
             indices,
@@ -222,6 +225,7 @@ def _claimed(folder: Path) -> Iterator[Path]:
 
     Raises UserError where it holds an analysis, or files of another kind.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in folder.iterdir()}
     if "analysis.json" in present:
@@ -231,8 +235,9 @@ def _claimed(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):  # it is left where something was written
-            folder.rmdir()
+        if new:
+            with suppress(OSError):  # it is left where something was written
+                folder.rmdir()
 
 
 def _backbone(model: Model, weights: Weights, seed: int, told: Told) -> Backbone:
@@ -270,6 +275,22 @@ def _evaluation(backbone: Backbone, images: ImageSet, told: Told) -> Evaluation:
                 f"--image-size {wanted_size}, or the model img_size: {given} in its timm_kwargs"
             ) from error
     return evaluation
+
+
+def _try(backbone: Backbone, size: tuple[int, int]) -> None:
+    """UserError where one black image of a size that is not the model's own does not go through it."""
+    channels, *own = backbone.input_size
+    if size == tuple(own):
+        return
+    try:
+        with undisturbed(backbone):
+            backbone(torch.zeros(1, channels, *size), "all", logits=False)
+    except Exception as error:  # a kernel larger than the map, a memory too small: each layer has its own
+        reason = textwrap.shorten(first_line(error), 160)
+        raise UserError(
+            f"{backbone.name} takes no images of {size[0]} x {size[1]} here ({reason}); give another "
+            f"--image-size, such as its own, {own[0]}"
+        ) from error
 
 
 def _introduction(label: str, backbone: Backbone, evaluation: Evaluation) -> str:
@@ -312,7 +333,12 @@ def _blocks(curve: Curve, bootstrap: bool) -> Iterator[dict[str, Any]]:
             columns |= {f"{name}_low": low, f"{name}_high": high}
     for row, layer in enumerate(profile.layers):
         facts = {name: curve.facts[name] for name in ("label", "epoch", "best", "range")}
-        yield {**facts, "block": row + 1, "layer": layer, **{name: c[row] for name, c in columns.items()}}
+        yield {
+            **facts,
+            "block": profile.blocks[row],
+            "layer": layer,
+            **{name: c[row] for name, c in columns.items()},
+        }
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -158,7 +158,7 @@ def _analyze_parser() -> OneLineParser:
         nargs="+",
         default=["all"],
         metavar="N",
-        help="numbers from 1, negative from the end; blocks are then counted among these (default: all)",
+        help="numbers from 1, negative from the end (default: all)",
     )
     measures.add_argument(
         "--bootstrap", action="store_true", help="95 %% bootstrap intervals over images, not standard errors"
@@ -193,6 +193,16 @@ def _analyze(settings: Any, command: str) -> None:
             "--checkpoint is for one model given by its name; with several, each has its own: "
             f"--model '{{name: {models[0].name}, checkpoint: FILE}}'"
         )
+    if not any(isinstance(entry, str) for entry in settings.model):
+        for option, given in (
+            ("pretrained", settings.pretrained),
+            ("timm-kwargs", settings.timm_kwargs),
+        ):
+            if given:
+                raise UserError(
+                    f"--{option} is for models given by name alone; a mapping has its own: "
+                    f"--model '{{name: {models[0].name}, {option.replace('-', '_')}: ...}}'"
+                )
     images = _images(settings)
     if "all" in settings.layers and len(settings.layers) > 1:
         raise UserError("--layers: give numbers, or all, not both")

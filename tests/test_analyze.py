@@ -204,7 +204,32 @@ def test_one_image_has_no_errors_and_no_verdict(photos, tmp_path, no_report, cap
     images = ImageSet.of_path(photos / "a" / "0.png")
     analyze([Model(DEIT, timm_kwargs=SMALL)], images, out, n_images=1, bootstrap=True)
     assert table(out, "curves.csv")[0]["entropy_se"] == ""
+    assert not {"u_shaped", "magnitude_agrees", "three_phases"} & table(out)[0].keys()
     assert "unknown: one image" in capsys.readouterr().out
+
+
+def test_blocks_have_their_own_numbers_where_some_are_left_out(photos, tmp_path, no_report, capsys):
+    out = tmp_path / "out"
+    model = Model(DEIT, timm_kwargs={**SMALL, "depth": 7})
+    analyze([model], ImageSet.of_path(photos), out, n_images=4, layers=[2, 5, -1])
+    rows = table(out, "curves.csv")
+    assert [(row["block"], row["layer"]) for row in rows] == [
+        ("2", "blocks.1"), ("5", "blocks.4"), ("7", "blocks.6"),
+    ]  # fmt: skip
+    lowest = {name: min(rows, key=lambda row: float(row[name]))["block"] for name in ("entropy", "magnitude")}
+    (row,) = table(out)
+    assert int(float(row["nadir"])) == int(lowest["entropy"])
+    assert int(float(row["magnitude_nadir"])) == int(lowest["magnitude"])
+    assert f"lowest at {lowest['magnitude']}" in capsys.readouterr().out
+
+
+def test_batches_are_counted_while_they_run(photos, tmp_path, no_report, capsys):
+    images, model = ImageSet.of_path(photos), Model(DEIT, timm_kwargs=SMALL)
+    analyze([model], images, tmp_path / "out", n_images=6, batch_size=2)
+    shown = capsys.readouterr().err
+    assert f"{DEIT}: magnitude and spectrum" in shown
+    assert f"{DEIT}: entropy" in shown
+    assert shown.count("0/3") >= 2
 
 
 def test_random_weights_are_those_of_the_seed(photos, tmp_path, no_report):
@@ -451,12 +476,20 @@ def test_a_mistake_in_the_last_model_is_found_before_the_first_is_run(photos, tm
         ({"bins": 0}, "bins must be at least 1"),
         ({"models": [Model(DEIT, timm_kwargs={**SMALL, "in_chans": 4})]}, "takes 4 channels"),
         ({"value_ranges": [(1.0, 0.0)]}, "lo < hi"),
+        ({"models": [Model("convnext_atto")], "told": Told(image_size=16)}, "takes no images of 16 x 16"),
+        ({"models": [Model("resnet18")], "told": Told(image_size=10**8)}, "give another --image-size"),
     ],
 )
 def test_what_is_refused(photos, tmp_path, change, words):
     settings = {"models": [Model(DEIT, timm_kwargs=SMALL)], "n_images": 2, **change}
     assert words in refused(images=ImageSet.of_path(photos), out=tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_of_the_users_is_left(photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    refused([Model(DEIT, timm_kwargs=SMALL)], ImageSet.of_path(photos), tmp_path / "out", n_images=7)
+    assert (tmp_path / "out").is_dir()
 
 
 def test_a_gpu_that_is_not_there(photos, tmp_path, monkeypatch):

@@ -183,6 +183,8 @@ def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
         (["--model", "{name: x, timm_kwargs: 3}"], ["timm_kwargs: expected a mapping, not 3"]),
         (["--model", DEIT, "b", "--checkpoint", "x.pth"], ["--checkpoint", "{name: deit_tiny_patch16_224"]),
         (["--model", "{name: x}", "--checkpoint", "x.pth"], ["--checkpoint"]),
+        (["--model", "{name: x}"], ["--timm-kwargs", "by name alone", "{name: x, timm_kwargs: ...}"]),
+        (["--model", "{name: x}", "--pretrained"], ["--pretrained", "{name: x, pretrained: ...}"]),
         (["--timm-kwargs", "{embed_dm: 3}"], ["'embed_dm'", "'embed_dim'"]),
         (["--timm-kwargs", "3"], ["--timm-kwargs: expected a mapping"]),
         (["--model", "{name: x, checkpoint: [1]}"], ["checkpoint: expected a file or a list of files"]),
