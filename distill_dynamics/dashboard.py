@@ -234,7 +234,7 @@ def _signature() -> list[Any]:
     said = "dynamics/student/signature/"
     return [
         _curve("Block of the lowest entropy", "block", f"{said}nadir"),
-        _curve("Depth of the U", "bits", f"{said}depth"),
+        _curve("The smaller of fall and rise: depth, where the curve is a U", "bits", f"{said}depth"),
         _curve("Fall before, rise after the lowest block", "bits", f"{said}depth_left", f"{said}depth_right"),
         _curve("Is the curve a U?", "1 yes, 0 no", f"{said}u_shaped", range_y=(0, 1)),
         _curve("Block of the lowest magnitude", "block", f"{said}magnitude_nadir"),
