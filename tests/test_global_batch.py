@@ -73,8 +73,8 @@ def test_any_number_of_devices_makes_the_same_steps(world):
     assert {step: set(views) for step, views in one.items()} == {step: set(v) for step, v in several.items()}
 
 
-def one_after_three_steps(experiment, name, batch_size, devices=1):
-    accumulated = 16 // batch_size // devices
+def one_after_three_steps(experiment, name, batch_size):
+    accumulated = 16 // batch_size
     return experiment(
         name,
         model__terms={"spectral": SPECTRAL},
@@ -86,8 +86,6 @@ def one_after_three_steps(experiment, name, batch_size, devices=1):
         data__init_args__global_batch=16,
         trainer__limit_train_batches=STEPS * accumulated,
         trainer__max_epochs=1,
-        trainer__devices=devices,
-        trainer__strategy=DDP if devices > 1 else "auto",
         probe__every_n_epochs=0,
     )
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -523,6 +524,36 @@ def test_a_run_goes_on_on_two_devices(whole, run_dir):
         for name in ("epoch", "step", "train/loss", "train/loss_kd", "train/lr"):
             assert float(ours[name] or 0) == pytest.approx(float(theirs[name] or 0), rel=1e-4), name
     assert not (run_dir / "checkpoints" / "preempted.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_run_directories_are_refused(whole, run_dir, tmp_path):
+    """As on two nodes that share no file system; the launcher of each is this test."""
+    uninterrupted, write = whole
+    shutil.copytree(uninterrupted, run_dir)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", write(), *AUTO]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4"]
+    ranks = [
+        subprocess.Popen(
+            [*command, "--runs_dir", folder],
+            cwd=ROOT,
+            env={**os.environ, **group, "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT / "tests")},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate((run_dir.parent, tmp_path))
+    ]
+    before = rows(run_dir)
+    for process in ranks:
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, error
+        (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert "the first process goes on from epoch 3, step 12, one of the others from another" in line
+    assert rows(run_dir) == before
 
 
 @pytest.mark.slow
