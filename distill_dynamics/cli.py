@@ -362,8 +362,13 @@ class CacheTeacherCLI(DistillCLI):
 
     def predict(self, model: Any, datamodule: ImageData, **kwargs: Any) -> None:
         """Build or verify."""
-        model.folder = Path(self.config.predict.out).expanduser()
-        model.top_k = self.config.predict.top_k
+        model.folder, model.top_k = Path(self.config.predict.out).expanduser(), self.config.predict.top_k
+        if model.top_k < 1:
+            raise UserError(f"--top_k: {model.top_k} must be at least 1")
+        bar: Any = self.trainer.progress_bar_callback
+        model.shows_progress = bar is not None
+        if bar is not None:
+            bar.disable()  # of Lightning's batches, which these are not
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
 
 

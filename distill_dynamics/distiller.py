@@ -477,15 +477,15 @@ class Distiller(LightningModule):
             shard(self.teacher, self.trainer.strategy)
 
     def use(self, cache: TeacherCache) -> list[str]:
-        """Settle what comes from a cache; its fields. UserError where it lacks what is not cheap to compute."""
+        """Settle what comes from a cache: its fields. UserError where it lacks what is not cheap to run."""
         if self.alpha > 0 and not cache.logit_fields():
             raise UserError(f"teacher_cache: {cache.folder} holds no logits, and alpha is {self.alpha}")
-        if self.alpha > 0 and "classes" in cache.logit_fields():
-            if cache.temperature != self.soft_kd.temperature:
-                raise UserError(
-                    f"teacher_cache: {cache.folder} was made with model.temperature {cache.temperature}, and "
-                    f"here it is {self.soft_kd.temperature}, for which it would have to hold all classes"
-                )
+        cut = self.alpha > 0 and "classes" in cache.logit_fields()
+        if cut and cache.temperature != self.soft_kd.temperature:
+            raise UserError(
+                f"teacher_cache: {cache.folder} was made with model.temperature {cache.temperature}, and "
+                f"here it is {self.soft_kd.temperature}, for which it would have to hold all classes"
+            )
         fields = {pair: name for pair, (name, _) in self.part_fields().items()}
         self._cached = {pair: name for pair, name in fields.items() if name in cache.layout.fields}
         self._uncached = sorted({self.pairs[name][i][1] for name, i in fields.keys() - self._cached.keys()})

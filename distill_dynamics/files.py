@@ -24,17 +24,25 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with told_of(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Raises the system's errors with the name `path`, and that of a full disk with the room that is left."""
+    try:
+        yield
     except OSError as error:
         if error.errno is None:  # a library's own, with a text of its own
             raise
         raise OSError(error.errno, f"{error.strerror}{_space_left(error, path)}", str(path)) from error
-    finally:
-        _remove(partial)
 
 
 def remove_partial(folder: Path) -> None:

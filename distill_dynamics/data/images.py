@@ -88,7 +88,7 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
         """What remains to be done to normalised images, in place."""
 
     def _answers(self, keys: Sequence[K]) -> dict[str, Tensor]:
-        """What else is known of the images."""
+        """What else is known of the images. UserError where it is not to be had."""
         return {}
 
     def __getitems__(self, keys: Sequence[K]) -> Drawn:
@@ -107,7 +107,10 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
         read, pixels, targets = zip(*drawn, strict=True)
         images = normalise(torch.stack(pixels), self.mean, self.std)
         self._finish(images, read)
-        return images, torch.tensor(targets), lines, self._answers(read)
+        try:
+            return images, torch.tensor(targets), lines, self._answers(read)
+        except UserError as error:
+            return torch.empty(0), torch.empty(0, dtype=torch.int64), error, {}
 
     def __getitem__(self, key: K) -> tuple[Tensor, Tensor]:
         images, targets, lines, _ = self.__getitems__([key])

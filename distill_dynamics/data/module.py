@@ -1,7 +1,9 @@
 """The base of every data module: loaders, keyed randomness, the probe set."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -289,9 +291,11 @@ class ImageData(pl.LightningDataModule):
             "crop_padding",
             "interpolation",
         )
+        transforms = re.sub(r" at 0x[0-9a-f]+", "", repr(self._train_transforms()))
         return {
             "fingerprint": fingerprint(self._source("train")),
             **{name: getattr(self, name) for name in names},
+            "transforms": sha256(transforms.encode()).hexdigest()[:16],
         }
 
     def val_dataloader(self) -> ImageLoader:

@@ -28,8 +28,8 @@ def soft_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
             "expected logits [B, K] of the same images and classes, "
             f"got {list(student_logits.shape)} (student) and {list(teacher_logits.shape)} (teacher)"
         )
-    log_student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
-    log_teacher = F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
+    log_student = softened(student_logits, temperature)
+    log_teacher = softened(teacher_logits.detach(), temperature)
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     return divergence * temperature**2
 
@@ -45,19 +45,24 @@ class TopClasses(NamedTuple):
     """[B], the probability of all other classes together; 0 where k = K."""
 
 
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Logarithms of the class probabilities, [B, K], of logits [B, K] divided by T; in float32 at least."""
+    return F.log_softmax(at_least_float32(logits) / temperature, dim=1)
+
+
 def top_classes(teacher_logits: Tensor, k: int, temperature: float = 1.0) -> TopClasses:
     """The k likeliest classes of logits [B, K] softened by T; all K where k ≥ K, in the classes' order.
 
     In float32 at least. `rest` is summed up over the other classes, not taken from 1, where a sure
     teacher's would be lost in round-off.
     """
-    log_probs = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=1)
+    log_probs = softened(teacher_logits, temperature)
     count = log_probs.shape[1]
     if k >= count:
         classes = torch.arange(count, device=log_probs.device).expand_as(log_probs)
         return TopClasses(log_probs, classes, log_probs.new_zeros(len(log_probs)))
-    ordered, classes = log_probs.sort(dim=1, descending=True)
-    return TopClasses(ordered[:, :k], classes[:, :k], ordered[:, k:].exp().sum(dim=1))
+    likeliest, classes = log_probs.topk(k, dim=1)
+    return TopClasses(likeliest, classes, log_probs.exp().scatter(1, classes, 0.0).sum(dim=1))
 
 
 def soft_kd_top(student_logits: Tensor, teacher: TopClasses, temperature: float = 1.0) -> Tensor:
@@ -82,7 +87,7 @@ def soft_kd_top(student_logits: Tensor, teacher: TopClasses, temperature: float 
         raise ValueError(
             f"expected logits [B, K] of {len(teacher.log_probs)} images, got {list(student_logits.shape)}"
         )
-    log_student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    log_student = softened(student_logits, temperature)
     log_teacher = at_least_float32(teacher.log_probs)
     log_stored = log_student.gather(1, teacher.classes.long())
     divergence = (log_teacher.exp() * (log_teacher - log_stored)).sum()

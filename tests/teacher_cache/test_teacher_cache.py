@@ -1,7 +1,7 @@
 import hashlib
 import json
-import shutil
 from collections import namedtuple
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,10 +11,11 @@ from conftest import VIT
 from PIL import Image
 from test_fit import fit, rows
 
+from distill_dynamics import lease
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.cli import main
 from distill_dynamics.data import ImageFolder
-from distill_dynamics.teacher_cache import build, shards
+from distill_dynamics.teacher_cache import blocks, build
 
 LOSSES = "distill_dynamics.losses"
 RGB = {**VIT, "in_chans": 3}
@@ -89,6 +90,13 @@ def fails(capsys, run, *words):
 
 
 @pytest.fixture(autouse=True)
+def _no_lease_of_the_test_before():
+    """`main` of one process is run again and again here."""
+    yield
+    lease.release()
+
+
+@pytest.fixture(autouse=True)
 def _time_goes_with_depth(monkeypatch):
     """As it does for models that are not tiny, on machines that have nothing else to do."""
     monkeypatch.setattr(
@@ -97,17 +105,18 @@ def _time_goes_with_depth(monkeypatch):
 
 
 @pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 20_000)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 25)
 
 
-def test_a_run_with_the_cache_is_a_run_with_the_teacher(config, tmp_path, monkeypatch, small_shards, capsys):
+def test_a_run_with_the_cache_is_a_run_with_the_teacher(config, tmp_path, monkeypatch, small_blocks, capsys):
     fit(config(), "--name", "online")
     cache_teacher(config(), tmp_path / "cache")
     said = capsys.readouterr().out
     assert "computed while training" in said
     assert "stored, " in said
-    assert len(list((tmp_path / "cache").glob("view_*/*"))) > 4
+    assert "10 of 10 blocks" not in said
+    assert len(list((tmp_path / "cache" / "done").iterdir())) == 10
 
     asked = []
     forward = Backbone.forward
@@ -135,7 +144,7 @@ def test_the_config_that_trains_with_the_cache_builds_it(config, tmp_path):
 
 
 def test_the_first_step_is_equal_to_the_rounding_of_what_is_stored(config, tmp_path):
-    once = {"trainer__limit_train_batches": 1, "trainer__max_epochs": 1}
+    once = {"trainer__limit_train_batches": 0.15, "trainer__max_epochs": 1}  # of 7 batches 1
     cache_teacher(config(), tmp_path / "cache")
     fit(config(**once), "--name", "online")
     fit(config(**once), "--name", "cached", "--model.teacher_cache", str(tmp_path / "cache"))
@@ -176,28 +185,34 @@ def test_repeat_r_of_R_in_epoch_e_is_view_R_e_plus_r(folder):
         assert found == expected
 
 
-def test_a_build_that_was_killed_goes_on(config, tmp_path, monkeypatch, small_shards):
+def test_a_build_that_was_killed_goes_on(config, tmp_path, monkeypatch, small_blocks):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     cache_teacher(config(), whole)
-    write, written = build.write_shard, []
+    write, batches = blocks.Writer.write, []
 
-    def killed(folder, layout, shard, arrays):
-        if len(written) == 3:
+    def killed(self, rows):
+        if len(batches) == 12:
             raise KeyboardInterrupt
-        written.append(shards.shard_folder(folder, layout, shard))
-        write(folder, layout, shard, arrays)
+        batches.append(len(rows))
+        write(self, rows)
 
-    monkeypatch.setattr(build, "write_shard", killed)
+    monkeypatch.setattr(blocks.Writer, "write", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         cache_teacher(config(), cut)
+    written = list((cut / "done").iterdir())
+    assert len(written) == sum(batches) // 24 == 3
     before = [path.stat().st_mtime_ns for path in written]
-    monkeypatch.setattr(build, "write_shard", write)
+    monkeypatch.setattr(blocks.Writer, "write", write)
     cache_teacher(config(), cut)
     assert [path.stat().st_mtime_ns for path in written] == before
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*.npy"))
-    assert files == sorted(path.relative_to(cut) for path in cut.rglob("*.npy"))
+    same_cache(whole, cut)
+
+
+def same_cache(one, other):
+    files = sorted(path.relative_to(one) for path in [*one.glob("*.npy"), *one.glob("done/*")])
+    assert files == sorted(path.relative_to(other) for path in [*other.glob("*.npy"), *other.glob("done/*")])
     for file in files:
-        assert (whole / file).read_bytes() == (cut / file).read_bytes()
+        assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
 def test_what_does_not_match_is_refused_with_the_line_that_differs(config, tmp_path, capsys):
@@ -212,30 +227,106 @@ def test_what_does_not_match_is_refused_with_the_line_that_differs(config, tmp_p
     fails(capsys, run(f"{given}augment", "{hflip: 0.5}"), "data.augment", "'hflip': 0.5")
     fails(capsys, run(f"{given}views", "3"), "data.views 2", "here it is 3")
     fails(capsys, run("--seed_everything", "2"), "teacher.weights")
-    fails(capsys, run("--model.temperature", "2"), "model.temperature 1.0", "it is 2.0")
+    fails(capsys, run("--trainer.precision", "bf16-mixed"), "trainer.precision '32-true'", "'bf16-mixed'")
     terms = {"deep": {"loss": {"class_path": f"{LOSSES}.SpectralKD"}, "pairs": [[1, 7]]}}
     fails(capsys, run(model__terms=terms), "no map of the teacher's block 7")
-    shutil.rmtree(next(cache.glob("view_001/*")))
-    fails(capsys, run(), "1 of 2 shards are missing")
+    path = cache / "view_001.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    fails(capsys, run(), "view_001.npy is damaged (cut off?)")
+    path.unlink()
+    fails(capsys, run(), "view_001.npy: No such file")
+    path.write_bytes(content)
+    next(cache.glob("done/view_001*")).unlink()
+    fails(capsys, run(), "1 of 2 blocks are missing (the first: rows 0 to 119 of view 1)")
     fails(capsys, lambda: fit(config(), "--model.teacher_cache", str(tmp_path)), "cache.json does not exist")
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
-def test_verifying_finds_damage_and_foreign_answers(config, tmp_path, capsys):
+@contextmanager
+def forged(cache, change, view=0):
+    """A cache whose rows someone has changed, checksums and all, for as long as the block lasts."""
+    path, record = cache / f"view_{view:03d}.npy", next((cache / "done").glob(f"view_{view:03d}_*"))
+    before = path.read_bytes(), record.read_bytes()
+    rows = np.load(path)
+    change(rows)
+    np.save(path, rows)
+    record.write_text(json.dumps({"sha256": hashlib.sha256(rows.tobytes()).hexdigest()}))
+    yield
+    path.write_bytes(before[0])
+    record.write_bytes(before[1])
+
+
+def maps_of(rows):
+    return [name for name in rows.dtype.names if name.startswith("block")]
+
+
+def less(rows):
+    rows["log_probs"][:, 0] -= np.float16(0.5)
+
+
+def not_numbers(rows):
+    rows["log_probs"] -= 3
+    rows["log_probs"][:, 1] = np.nan
+
+
+def no_maps(rows):
+    rows[maps_of(rows)[0]] = 0
+
+
+def one_class(rows):
+    rows["classes"] = rows["classes"][:, :1]
+
+
+def other_classes(rows):
+    rows["classes"] = (rows["classes"] + 1) % 10
+
+
+def no_rest(rows):
+    rows["rest"] = 0
+
+
+@pytest.mark.parametrize(
+    ("top_k", "changes"), [(100, [less, not_numbers, no_maps]), (3, [one_class, other_classes, no_rest])]
+)
+def test_verifying_finds_foreign_answers(config, tmp_path, capsys, top_k, changes):
+    cache = tmp_path / "cache"
+    cache_teacher(config(), cache, "--top_k", str(top_k))
+
+    def verify():
+        cache_teacher(config(), cache, "--verify")
+
+    for change in changes:
+        with forged(cache, change):
+            fails(capsys, verify, "is not what the teacher answers now")
+    verify()
+    assert "2 blocks are what was written" in capsys.readouterr().out
+
+
+def test_verifying_finds_damage_and_says_how_to_mend_it(config, tmp_path, capsys):
     cache = tmp_path / "cache"
     cache_teacher(config(), cache)
+    path = cache / "view_001.npy"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 4
+    path.write_bytes(content)
+    fails(
+        capsys, lambda: cache_teacher(config(), cache, "--verify"), "view_001.npy: rows 0 to 119", "delete "
+    )
+    (cache / "done" / "view_001_00000.json").unlink()
+    cache_teacher(config(), cache)
     cache_teacher(config(), cache, "--verify")
-    assert "are what was written" in capsys.readouterr().out
-    path = next(cache.glob("view_001/*/log_probs.npy"))
-    rows = np.load(path)
-    rows[:, 0] -= np.float16(0.5)
-    np.save(path, rows)
-    fails(capsys, lambda: cache_teacher(config(), cache, "--verify"), "log_probs.npy is damaged")
-    checksums = path.with_name("checksums.json")
-    content = json.loads(checksums.read_text())
-    content["log_probs"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    checksums.write_text(json.dumps(content))
-    fails(capsys, lambda: cache_teacher(config(), cache, "--verify"), "is not what the teacher answers now")
+
+
+def test_a_cache_serves_fewer_terms_and_is_verified_as_far_as_they_go(config, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    cache_teacher(config(), cache)
+    few = config(model__terms={}, trainer__max_epochs=1)
+    cache_teacher(few, cache, "--verify")
+    assert "not computed, for want of their terms: block_" in capsys.readouterr().out
+    fit(few, "--name", "few", "--model.teacher_cache", str(cache))
+    fails(capsys, lambda: cache_teacher(few, cache), "--out", "terms that this config lacks")
+    fails(capsys, lambda: cache_teacher(config(), cache, "--top_k", "3"), "--top_k", "begun with 10")
 
 
 def test_a_disk_too_small_is_known_before(config, tmp_path, monkeypatch, capsys):
@@ -248,8 +339,8 @@ def test_a_disk_too_small_is_known_before(config, tmp_path, monkeypatch, capsys)
 def test_the_likeliest_classes_are_what_the_teacher_answers(config, tmp_path, folder):
     cache = tmp_path / "cache"
     cache_teacher(config(), cache, "--top_k", "3")
-    place = next(cache.glob("view_000/*"))
-    stored = {path.stem: torch.from_numpy(np.load(path)) for path in place.glob("*.npy")}
+    rows = np.load(cache / "view_000.npy")
+    stored = {name: torch.from_numpy(rows[name].copy()) for name in ("log_probs", "classes", "rest")}
     torch.manual_seed(1)
     data = ImageFolder(str(folder), image_size=28, num_workers=0, augment=AUGMENT, views=2, batch_size=120)
     data.setup("fit")

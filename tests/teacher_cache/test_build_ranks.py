@@ -1,0 +1,104 @@
+"""Builds by processes of their own: several ranks, and one that is killed."""
+# ruff: noqa: F811 - fixtures are imported
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_teacher_cache import config, folder, same_cache  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import sys, time
+from distill_dynamics.cli import main
+from distill_dynamics.teacher_cache import blocks, build
+
+least, pause = int(sys.argv[1]), float(sys.argv[2])
+blocks.LEAST_ROWS = least
+build.CacheBuilder._seconds = lambda self, layers, logits: layers[-1]
+write = blocks.Writer.write
+
+def slowly(self, rows):
+    time.sleep(pause)
+    write(self, rows)
+
+blocks.Writer.write = slowly
+main(sys.argv[3:])
+"""
+
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Starts a build in a process group of its own."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+
+    def start(config, out, *args, least=25, pause=0.0):
+        command = [sys.executable, program, str(least), str(pause)]
+        return subprocess.Popen(
+            [*command, "cache-teacher", "--config", config, "--out", out, *args],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def ended(process):
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    return out
+
+
+def plan(cache):
+    return json.loads((cache / "cache.json").read_text())
+
+
+def test_two_ranks_build_what_one_builds(config, tmp_path, build):
+    settings = {"data__init_args__eval_batch_size": 8, "trainer__use_distributed_sampler": True}
+    given = config(**settings)
+    # 15 images a step cannot be shared by two; nor do they have to be.
+    odd = config("odd", **settings, data__init_args__global_batch=15)
+    one = build(given, tmp_path / "one")
+    assert ended(build(odd, tmp_path / "two", *TWO)).count("0 of 10 blocks are there") == 1
+    ended(one)
+    same_cache(tmp_path / "one", tmp_path / "two")
+    assert plan(tmp_path / "one") == plan(tmp_path / "two")
+    assert "are what was written" in ended(build(given, tmp_path / "two", *TWO, "--verify"))
+
+
+def test_a_rank_may_have_nothing_to_do(config, tmp_path, build):
+    given = config(data__init_args__views=1)
+    assert "0 of 1 blocks are there" in ended(build(given, tmp_path / "two", *TWO, least=256))
+    assert "1 of 1 blocks are there" in ended(build(given, tmp_path / "two", *TWO, least=256))
+
+
+def test_one_rank_goes_on_where_two_were_killed(config, tmp_path, build):
+    given = config(data__init_args__eval_batch_size=8)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    killed = build(given, cut, *TWO, pause=1.0)
+    ended(build(given, whole))
+    until = time.monotonic() + 120
+    while len(list(cut.glob("done/*"))) < 1:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGSTOP)  # it lives
+    second = build(given, cut)
+    assert "another cache-teacher is building" in second.communicate(timeout=100)[1]
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = {path: path.stat().st_mtime_ns for path in cut.glob("done/*.json")}
+    assert 1 <= len(before) < 10
+    ended(build(given, cut))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    same_cache(whole, cut)
