@@ -211,14 +211,13 @@ def spectrum_rows(named: Named) -> list[Row]:
             (found.low_middle, found.high_middle),
             (found.low_late, found.high_late),
         ]
-        known = all(map(math.isfinite, flatness))
         at = f"{massive.ratio:.0f} at block {massive.block:.0f}, channel {massive.channel:.0f}"
         rows.append(
             (
                 who,
                 *(_number(value, 3) for value in flatness),
                 *(", ".join(_number(100 * share, 0) for share in shares) for shares in bands),
-                ("yes" if found.three_phases else "no") if known else _NOTHING,
+                {True: "yes", False: "no", None: _NOTHING}[found.three_phases],
                 at if math.isfinite(massive.ratio) else _NOTHING,
             )
         )

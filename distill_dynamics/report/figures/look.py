@@ -1,7 +1,6 @@
 """How every figure looks: style, colours, ticks, legends and the notes below the axes."""
 
 import math
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -199,10 +198,11 @@ def wide_span(values: FloatArray) -> bool:
 
 
 def log_y(ax: Axes) -> None:
-    """A log axis with plain numbers, at 1, 2 and 5 where they are fewer than three decades."""
+    """A log axis with plain numbers: at 1, 2 and 5 below three decades, at 1, 2, ..., 9 below half of one."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    steps = (1,) if high / low > 1000 else (1, 2, 5) if high / low > 3 else range(1, 10)
+    ax.yaxis.set_major_locator(LogLocator(subs=steps))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
 
@@ -219,14 +219,11 @@ def ticks(axis: Axis, places: FloatArray, labels: Sequence[str], most: int = 12)
 
 def layer_labels(profile: Profile) -> list[str]:
     """What each layer is called on an axis: its block number, or its name in a network of few stages."""
-    blocks = [re.fullmatch(r"blocks\.(\d+)", name) for name in profile.layers]
-    if all(blocks):  # the name has the number also where only some blocks were measured
-        return [str(int(block[1]) + 1) for block in blocks if block]
     if _published(profile):
         return [name.removeprefix(_PUBLISHED) for name in profile.layers]
     if word(profile) == "layer":
         return profile.layers
-    return [str(row + 1) for row in range(len(profile.layers))]
+    return [str(block) for block in profile.blocks]
 
 
 def word(profile: Profile) -> str:
