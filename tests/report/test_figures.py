@@ -1,3 +1,5 @@
+import io
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +23,7 @@ from scipy import stats
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
+from distill_dynamics.report.make_picture import make
 
 
 @pytest.fixture
@@ -275,6 +278,15 @@ def test_overview_keeps_its_titles_on_one_line_above_the_teachers_axis(students)
     png(figure)
     heights = [ax._left_title.get_window_extent().y0 for ax in figure.axes[:3]]
     np.testing.assert_allclose(heights, heights[0], atol=2)
+
+
+def test_the_readme_s_picture_is_made_of_the_profiles_of_a_run(students, tmp_path):
+    for student in students:
+        student.save(tmp_path / "run" / "dynamics" / f"student_epoch_{student.epoch:04d}.npz")
+    make(tmp_path / "run", tmp_path / "a.png")
+    expected = io.BytesIO()
+    figures.overview(students).savefig(expected, format="png", dpi=150)
+    np.testing.assert_array_equal(plt.imread(tmp_path / "a.png"), plt.imread(io.BytesIO(expected.getvalue())))
 
 
 ALL = [
