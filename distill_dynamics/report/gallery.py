@@ -158,7 +158,7 @@ def _panels(runs: Sequence[Run]) -> dict[str, str]:
                 measured_alike.setdefault((run.latest.probe_id, run.latest.bins), []).append(run.label)
         for members in measured_alike.values():
             if len(members) > 1:
-                titles |= dict.fromkeys(members, f"{label}, mean of {counted(len(members), 'run')}")
+                titles |= dict.fromkeys(members, f"{label}, {counted(len(members), 'run')}")
     return titles
 
 

@@ -144,7 +144,7 @@ def _results(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return _table("Accuracy on the validation set", accuracy_rows(runs[0].metrics), "numbers")
     note = "Top-1 on the validation set in percent; ± is the standard deviation over seeds."
-    return _table(note, results_rows(runs), "numbers")
+    return _table(note, results_rows(runs), "numbers results")
 
 
 # --- figures ------------------------------------------------------------------------------------------

@@ -348,7 +348,7 @@ def test_seeds_share_a_panel_and_what_does_not_depend_on_the_range_is_drawn_once
     last = config({"s": term(last=1)})
     page = report(tmp_path, *runs, write_run(tmp_path / "last", conf=last, **all_profiles()))
     panels = dict.fromkeys(curve["panel"] for curve in page.curves("entropy_by_method"))
-    assert [*panels] == ["SoftKD, mean of 2 runs", "last", "Teacher (cait)"]
+    assert [*panels] == ["SoftKD, 2 runs", "last", "Teacher (cait)"]
     boxes = [box["value"] for box in page.all("input") if box["name"] == "run"]
     assert boxes == ["soft-0", "soft-1", "last"]
     curves = [

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made import FALLING, U, all_profiles, write_published, write_run
+from made import FALLING, U, all_profiles, config, term, write_published, write_run
 
 from distill_dynamics.report.page import write_report
 
@@ -21,8 +21,12 @@ CSV = {"checkpoint_epoch_30": FALLING - 2, "checkpoint_epoch_60": U - 2, "model_
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     runs = [
-        write_run(root / name, **all_profiles(shift))
-        for name, shift in (("softkd", 0.0), ("spectral-last", 0.3), ("projector-last", -0.2))
+        write_run(root / name, conf=config(terms), **all_profiles(shift))
+        for name, terms, shift in (
+            ("softkd", {}, 0.0),
+            ("spectral-last", {"s": term(last=1)}, 0.3),
+            ("projector-last", {"p": term("ProjectorKD", last=1)}, -0.2),
+        )
     ]
     return [*runs, write_published(root / "published" / "SoftKD.csv", CSV).parent]
 

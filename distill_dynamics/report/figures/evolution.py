@@ -239,7 +239,7 @@ def _by_method(
     figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1)
     legend: dict[str, Line2D] = {}
     for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
-        thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.7, "band": False} if len(members) > 1 else {}
+        thin: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.7, "band": False} if len(members) > 1 else {}
         for name, run in members.items():
             for profile in run.students:
                 look = {"color": colours[profile.epoch], **(thin or {"marker": ".", "markersize": 4})}
@@ -296,7 +296,7 @@ def _draw_means(
         mean = np.mean([getattr(profile, measure) for profile in profiles], axis=0)
         shows = replace(shows, measure=measure, unit="bits" if measure == "entropy" else "")
         blocks = np.arange(1.0, len(mean) + 1)
-        draw_curve(ax, blocks, mean, shows, places(profiles[0]), **{**look, "linewidth": 1.8})
+        draw_curve(ax, blocks, mean, shows, places(profiles[0]), **{**look, "linewidth": 1.5})
 
 
 def _label_panel(ax: Axes, title: str, profile: Profile) -> None:
