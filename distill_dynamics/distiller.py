@@ -190,6 +190,7 @@ class Distiller(LightningModule):
         self.latest_loss: Tensor | None = None
         self._epoch_sum: Tensor | None = None
         self._epoch_steps = self._epoch_images = 0
+        self._epoch_ended: float | None = None  # when its validation began
         self._begun: dict[str, Any] | None = None  # what a checkpoint says of the epoch it was saved in
         self._first_bad: Tensor | None = None
 
@@ -362,6 +363,7 @@ class Distiller(LightningModule):
             if scheduler.last_epoch < self.current_epoch:
                 scheduler.step()
         self._epoch_sum, self._epoch_steps, self._epoch_images = None, 0, 0
+        self._epoch_ended = None
         self._epoch_began = time.perf_counter()
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
@@ -395,10 +397,12 @@ class Distiller(LightningModule):
         row = dict(
             zip(["train/loss", *(f"train/loss_{name}" for name in self._part_names)], means, strict=True)
         )
-        validated = self.trainer.fit_loop.epoch_loop._should_check_val_epoch()
-        ended = self._epoch_ended if validated else time.perf_counter()
+        # One that max_steps cuts short has not been validated, though it was due.
+        due = self.trainer.fit_loop.epoch_loop._should_check_val_epoch()
+        ended = self._epoch_ended if due else None
+        validated = ended is not None
         images = self._epoch_images * self.trainer.world_size
-        row["train/images_per_s"] = images / (ended - self._epoch_began)
+        row["train/images_per_s"] = images / ((ended or time.perf_counter()) - self._epoch_began)
         row["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if validated:
             row |= {k: v.item() for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}

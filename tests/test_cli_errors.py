@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
         "scheduler": {"class_path": "distill_dynamics.schedule.WarmupCosine"},
     },
     "data": {"class_path": "distill_dynamics.data.FashionMNISTSample", "init_args": {"batch_size": 8}},
-    "trainer": {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "accelerator": "cpu"},
+    "trainer": {"max_epochs": 1, "max_steps": 1, "limit_val_batches": 0.01, "accelerator": "cpu"},
     "probe": {"every_n_epochs": 0},
     "wandb": {"mode": "disabled"},
 }

@@ -383,3 +383,11 @@ def test_a_loss_from_outside_trains_by_class_path_alone(experiment, tmp_path):
     fit(experiment(model__terms={"gap": term}), "--name", "r")
     assert checkpoint(tmp_path / "runs" / "r")["state_dict"]["terms.gap.0.scale"].item() != 1.0
     assert float(rows(tmp_path / "runs" / "r")[-1]["train/loss_gap"]) > 0
+
+
+def test_steps_that_end_in_the_middle_of_an_epoch_leave_a_row_without_validation(experiment, tmp_path):
+    fit(experiment(trainer__max_epochs=1, trainer__max_steps=2, probe__every_n_epochs=0), "--name", "cut")
+    _, last = rows(tmp_path / "runs" / "cut")
+    assert (last["epoch"], last["step"]) == ("1", "2")
+    assert float(last["train/loss"]) > 0
+    assert not last.get("val/acc1")

@@ -73,13 +73,25 @@ def soft_kd_top(student_logits: Tensor, teacher: TopClasses, temperature: float 
 
         sum over stored k of p_k (log p_k - log q_k)  +  sum over the others of m/n (log(m/n) - log q_j)
 
-    where n = K - k. Exact if k = K. Else it differs from `soft_kd` by what the others' true distribution
-    within the rest has that the even one has not,
+    where n = K - k. Exact if k = K. Else `soft_kd` is larger by what the others' true distribution within
+    the rest has that the even one has not,
 
         m (H_even - H_true) - sum over the others of (p_j - m/n) log q_j
 
-    so that its gradient with respect to a softened student logit differs by |p_j - m/n| for the others
-    (at most m in all) and not at all for the stored ones.
+    with H the entropies of the others' distributions: for an image at most m (log n + d) T² either way, where
+    d is how far the student's log q lie apart among the others. The gradient with respect to a student's
+    logit differs by |p_j - m/n| T/B for the others (2 m (1 - 1/n) T/B at most in all) and not at all for the
+    stored ones. The two losses on average, where the student's logits are others (left: Gaussian with a
+    deviation of 2, and nearly equal for Fashion-MNIST) and where they are the teacher's with Gaussian errors
+    of deviation 1 (right):
+
+        teacher                                  k of K         m      full    cut     full    cut
+        Gaussian logits, deviation 2             100 of 1000    0.24   3.87    3.69    0.48    0.74
+                                   3                            0.06   5.55    5.48    0.43    0.55
+                                   5                            0.002  7.31    7.31    0.28    0.29
+                                   8                            2e-5   7.99    7.99    0.21    0.21
+        the packaged one, Fashion-MNIST sample   1 of 10        0.19   1.58    1.48    0.18    0.27
+                                                 3 of 10        0.08   1.58    1.58    0.16    0.16
 
     `ValueError` unless both are of equally many images.
     """

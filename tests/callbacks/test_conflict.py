@@ -375,7 +375,7 @@ def test_a_mistake_is_one_line(tmp_path, make, words):
 @pytest.mark.slow
 def test_two_ranks_find_what_one_finds(experiment, tmp_path):
     callbacks = [{"class_path": CALLBACK}]
-    config = experiment(trainer__callbacks=callbacks, trainer__max_epochs=1, trainer__limit_train_batches=1)
+    config = experiment(trainer__callbacks=callbacks, trainer__max_epochs=1, trainer__max_steps=1)
     fit(config, "--name", "one")
     command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", "two"]
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]

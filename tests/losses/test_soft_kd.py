@@ -112,16 +112,55 @@ def test_with_all_classes_it_is_soft_kd(k):
     assert loss.item() == pytest.approx(scipy_soft_kd(student, teacher, 2.0), rel=1e-12)
 
 
-def test_the_gradient_is_exact_for_stored_classes_and_bounded_for_the_others():
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.5, 3.0, 8.0])
+def test_the_distance_from_the_whole_loss_is_the_documented_one(scale, temperature):
     torch.manual_seed(1)
-    logits, teacher = torch.randn(1, 50).double(), 3 * torch.randn(1, 50).double()
-    top = top_classes(teacher, 5)
+    classes, k, images = 50, 5, 16
+    others = classes - k
+    logits, teacher = torch.randn(images, classes).double(), scale * torch.randn(images, classes).double()
+    top = top_classes(teacher, k, temperature)
     whole, cut = (logits.clone().requires_grad_() for _ in range(2))
-    soft_kd(whole, teacher).backward()
-    soft_kd_top(cut, top).backward()
-    wrong = (whole.grad - cut.grad)[0].abs()
-    assert wrong[top.classes[0]].max().item() == pytest.approx(0, abs=1e-15)
-    assert 0 < wrong.sum().item() < 2 * top.rest.item()
+    full, short = soft_kd(whole, teacher, temperature), soft_kd_top(cut, top, temperature)
+    full.backward()
+    short.backward()
+
+    p, log_q = (teacher / temperature).softmax(1), (logits / temperature).log_softmax(1)
+    left = torch.ones_like(p, dtype=torch.bool).scatter(1, top.classes, False)
+    p, log_q = p[left].view(images, others), log_q[left].view(images, others)
+    m = p.sum(1, keepdim=True)
+    entropy = torch.special.entr(p / m).sum(1)
+    more = m[:, 0] * (np.log(others) - entropy) - ((p - m / others) * log_q).sum(1)
+    assert (full - short).item() == pytest.approx(more.mean().item() * temperature**2, rel=1e-9, abs=1e-12)
+    bound = m[:, 0] * (np.log(others) + log_q.amax(1) - log_q.amin(1))
+    assert (more.abs() <= bound).all()
+
+    wrong = (whole.grad - cut.grad).abs()
+    assert wrong[~left].max().item() == pytest.approx(0, abs=1e-15)
+    in_all = wrong.sum(1) / (temperature / images)
+    torch.testing.assert_close(in_all, (p - m / others).abs().sum(1))
+    assert (in_all <= 2 * m[:, 0] * (1 - 1 / others)).all()
+
+
+@pytest.mark.parametrize(
+    ("deviation", "m", "full", "cut", "near_full", "near_cut"),
+    [
+        (2, 0.24, 3.87, 3.69, 0.48, 0.74),
+        (3, 0.06, 5.55, 5.48, 0.43, 0.55),
+        (5, 0.002, 7.31, 7.31, 0.28, 0.29),
+        (8, 2e-5, 7.99, 7.99, 0.21, 0.21),
+    ],
+)
+def test_the_table_of_distances(deviation, m, full, cut, near_full, near_cut):
+    torch.manual_seed(0)
+    teacher = deviation * torch.randn(2048, 1000)
+    top = top_classes(teacher, 100)
+    assert top.rest.mean().item() == pytest.approx(m, rel=0.3)
+    other, near = 2 * torch.randn(2048, 1000), teacher + torch.randn(2048, 1000)
+    for student, *expected in ((other, full, cut), (near, near_full, near_cut)):
+        found = [soft_kd(student, teacher).item(), soft_kd_top(student, top).item()]
+        assert found == pytest.approx(expected, rel=0.05)
+        assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], abs=0.03)
 
 
 def test_a_sure_teachers_rest_is_not_lost():

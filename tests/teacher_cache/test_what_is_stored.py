@@ -1,0 +1,235 @@
+"""Teachers, losses and images that are hard to store."""
+# ruff: noqa: F811 - fixtures are imported
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_fit import fit, rows
+from test_teacher_cache import (  # noqa: F401 - fixtures
+    LOSSES,
+    RGB,
+    _no_lease_of_the_test_before,
+    _time_goes_with_depth,
+    cache_teacher,
+    config,
+    fails,
+    folder,
+)
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.losses.logits import TopClasses, soft_kd
+from distill_dynamics.losses.projector import standardise
+from distill_dynamics.teacher_cache.cache import Scale
+
+ONE_STEP = {"trainer__limit_train_batches": 0.15, "trainer__max_epochs": 1, "trainer__limit_val_batches": 0}
+
+
+def term(loss, **pairs):
+    return {"loss": {"class_path": loss if "." in loss else f"{LOSSES}.{loss}"}, "weight": 0.2, **pairs}
+
+
+def losses_of(run_dir):
+    return {name: float(x) for name, x in rows(run_dir)[-1].items() if name.startswith("train/loss")}
+
+
+class FirstChannels(torch.nn.Module):
+    """Sees as many of the teacher's channels as the student has: the shape that SpectralKD pools to."""
+
+    def __init__(self, student_channels, teacher_channels):
+        super().__init__()
+
+    def teacher_part(self, student_map, teacher_map):
+        return teacher_map[:, : student_map.shape[1]]
+
+    def forward(self, student_map, teacher_map):
+        return F.mse_loss(student_map, teacher_map[:, : student_map.shape[1]])
+
+
+def test_losses_that_see_other_parts_of_one_block_have_fields_of_their_own(config, tmp_path, capsys):
+    both = {
+        "pooled": term("SpectralKD", last=1),
+        "first_channels": term("test_what_is_stored.FirstChannels", last=1),
+        "same": term("SpectralKD", last=1),
+    }
+    cache = tmp_path / "cache"
+    cache_teacher(config(model__terms=both), cache)
+    fields = np.load(cache / "view_000.npy", mmap_mode="r").dtype.names
+    assert len([name for name in fields if name.startswith("block")]) == 2
+    given = config(model__terms=both, **ONE_STEP)
+    fit(given, "--name", "online")
+    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
+    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
+    assert online["train/loss_pooled"] != pytest.approx(online["train/loss_first_channels"], rel=0.01)
+    assert cached == pytest.approx(online, rel=1e-3, abs=5e-5)
+
+
+@pytest.fixture
+def teacher_maps(monkeypatch):
+    """Changes the maps of every teacher."""
+
+    def change(how):
+        forward = Backbone.forward
+
+        def changed(self, images, layers=(), logits=True):
+            found = forward(self, images, layers, logits)
+            if not self.name.startswith("cait"):
+                return found
+            return found._replace(maps=[how(x) for x in found.maps])
+
+        monkeypatch.setattr(Backbone, "forward", changed)
+
+    return change
+
+
+def test_maps_beyond_half_precision_are_stored(config, tmp_path, teacher_maps):
+    teacher_maps(lambda x: 1e5 * x + 3e6)
+    cache = tmp_path / "cache"
+    cache_teacher(config(), cache)
+    cache_teacher(config(), cache, "--verify")
+    fit(config(**ONE_STEP), "--name", "online")
+    fit(config(**ONE_STEP), "--name", "cached", "--model.teacher_cache", str(cache))
+    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
+    assert cached == pytest.approx(online, rel=1e-3, abs=5e-5)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (30, 0.3), (300, 0.1), (1e6, 1e4), (0, 1e-7)])
+def test_a_standardised_map_keeps_its_precision(mean, deviation):
+    torch.manual_seed(0)
+    sample, x = (deviation * torch.randn(8, 4, 7, 7).double() + mean for _ in range(2))
+    sample[:, 3] = x[:, 3] = mean
+    x[0, 3] += 3 * deviation  # a channel that was still in the sample
+    scale = Scale.of(sample)
+    found = scale.restored(scale.stored(x.float()).half())
+    torch.testing.assert_close(found, x.float(), rtol=1e-6, atol=3e-3 * deviation)
+    if deviation > 1e-3:
+        of_exact, of_stored = standardise(x.float())[0], standardise(found)[0]
+        assert (of_exact - of_stored)[:, :3].square().mean().sqrt() < 5e-4
+
+
+def test_an_answer_that_is_no_number_is_refused_by_name(config, tmp_path, capsys, teacher_maps):
+    seen = []
+
+    def later(x):
+        seen.append(x)
+        return x if len(seen) < 60 else x / 0
+
+    teacher_maps(later)
+    fails(capsys, lambda: cache_teacher(config(), tmp_path / "cache"), "cannot be stored", "of image ")
+
+
+def test_a_cache_of_logits_serves_cheap_blocks_that_it_never_heard_of(config, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    cache_teacher(config(model__terms={}), cache)
+    first, last = ({"a": term("SpectralKD", **{end: 1})} for end in ("first", "last"))
+    given = config(model__terms=first, **ONE_STEP)
+    fit(given, "--name", "online")
+    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
+    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
+    assert cached == pytest.approx(online, rel=1e-4, abs=5e-5)
+    given = config(model__terms=last)
+    fails(capsys, lambda: fit(given, "--model.teacher_cache", str(cache)), "no map of the teacher's block 12")
+
+
+def test_a_teacher_without_classes(config, tmp_path):
+    cache = tmp_path / "cache"
+    given = config(
+        model__alpha=0.0,
+        model__teacher__timm_kwargs={**RGB, "embed_dim": 24, "depth": 12, "num_classes": 0},
+        **ONE_STEP,
+    )
+    cache_teacher(given, cache)
+    cache_teacher(given, cache, "--verify")
+    fit(given, "--name", "online")
+    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
+    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
+    assert cached == pytest.approx(online, rel=1e-3, abs=5e-5)
+
+
+@pytest.mark.slow
+def test_maps_in_bfloat16(config, tmp_path):
+    cache = tmp_path / "cache"
+    given = config(
+        model__teacher={"name": "resnet10t", "timm_kwargs": {"num_classes": 10}},
+        model__terms={"last": term("SpectralKD", last=1)},
+        data__init_args__image_size=28,
+        trainer__precision="bf16-mixed",
+        **ONE_STEP,
+    )
+    cache_teacher(given, cache)
+    cache_teacher(given, cache, "--verify")
+    fit(given, "--name", "online")
+    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
+    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
+    assert cached == pytest.approx(online, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_an_image_that_was_unreadable_has_no_answer(config, tmp_path, folder, capsys):
+    path = Path(folder, "train", "class_0", "0.png")
+    good = path.read_bytes()
+    given = config(
+        data__init_args__skip_unreadable=True, trainer__max_epochs=1, trainer__limit_train_batches=1.0
+    )
+    cache = tmp_path / "cache"
+    try:
+        path.write_bytes(bytes(len(good)))
+        cache_teacher(given, cache)
+        fit(given, "--name", "left_out", "--model.teacher_cache", str(cache))
+    finally:
+        path.write_bytes(good)
+
+    def mended():
+        fit(given, "--model.teacher_cache", str(cache), "--data.init_args.repeats", "1")
+
+    fails(capsys, mended, "image 0 of the training data could not be read", "view_000_00000.json")
+    (cache / "done" / "view_000_00000.json").unlink()
+    (cache / "done" / "view_001_00000.json").unlink()
+    cache_teacher(given, cache)
+    fit(given, "--model.teacher_cache", str(cache), "--data.init_args.repeats", "1")
+
+
+def test_the_likeliest_classes_keep_their_documented_distance(config, tmp_path, monkeypatch):
+    """At every step of a training with 3 of 10 classes: the loss and its gradient, beside the whole ones."""
+    cache = tmp_path / "cache"
+    given = config(model__temperature=2.0, model__terms={})
+    cache_teacher(given, cache, "--top_k", "3")
+    seen, losses, answer = [], Distiller.losses, Distiller.teacher_features
+
+    def both(self, images, row=None):
+        self.whole = answer(self, images)
+        return answer(self, images, row)
+
+    def watched(self, student, teacher, targets):
+        parts = losses(self, student, teacher, targets)
+        top = teacher.logits
+        assert isinstance(top, TopClasses)
+        t, b, n = self.soft_kd.temperature, len(targets), 10 - 3
+        full = soft_kd(student.logits, self.whole.logits, t)
+        q = (student.logits / t).log_softmax(1).scatter(1, top.classes.long(), torch.nan)
+        apart = q.nan_to_num(-torch.inf).amax(1) - q.nan_to_num(torch.inf).amin(1)
+        bound = (top.rest * (np.log(n) + apart)).mean() * t**2
+        of_cut, of_full = (
+            torch.autograd.grad(x, student.logits, retain_graph=True)[0] for x in (parts["kd"], full)
+        )
+        off = (of_cut - of_full).abs().sum(1)
+        seen.append(
+            (
+                float(parts["kd"].detach() - full.detach()),
+                bound.item(),
+                float((off / (2 * top.rest * (1 - 1 / n) * t / b)).max()),
+            )
+        )
+        return parts
+
+    monkeypatch.setattr(Distiller, "teacher_features", both)
+    monkeypatch.setattr(Distiller, "losses", watched)
+    fit(config(model__temperature=2.0, model__terms={}), "--name", "cut", "--model.teacher_cache", str(cache))
+    off, bound, gradient = np.array(seen).T
+    assert len(seen) == 15
+    assert (np.abs(off) < bound + 1e-3).all()
+    assert (gradient < 1.01).all()
+    assert (np.abs(off) > 1e-4).any()  # it is not the whole loss
