@@ -105,8 +105,8 @@ def methods(runs: Sequence[Run]) -> list[Method]:
         if run.kind != "fit":
             continue
         settings = _settings(run)
-        # An unfinished run would pull its method's mean down; without a configuration nothing is known.
-        alone = not run.finished or not run.config
+        # An unfinished run would pull its method's mean down; without a model's settings nothing is known.
+        alone = not run.finished or not run.config.get("model")
         key = run.name if alone else json.dumps(settings, sort_keys=True)
         if key in found:
             found[key].runs.append(run)
@@ -179,7 +179,7 @@ def unknown(a: Method, b: Method) -> list[tuple[Method, str]]:
     """What is not known of one of two methods, and so may differ: "settings", or a fact of run.json."""
     found = []
     for one, other in ((a, b), (b, a)):
-        if not one.runs[0].config:
+        if not one.runs[0].config.get("model"):
             found.append((one, "settings"))
         else:
             found += [(one, fact) for fact in _FACTS if fact in other.settings and fact not in one.settings]

@@ -346,8 +346,7 @@ def _distances(runs: Sequence[Run]) -> list[str]:
         if run.latest is not None
         and run.profiles.teacher is not None
         and run.latest.probe_id == run.profiles.teacher.probe_id
-        and measured(run.latest)
-        and measured(run.profiles.teacher)
+        and all(measured(p) and len(p.layers) > 1 for p in (run.latest, run.profiles.teacher))
     ]
     if len(found) > 1:
         found = [item for item in found if item[1].finished and item[1].profiles.best is not None]

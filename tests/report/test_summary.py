@@ -399,6 +399,9 @@ def test_a_model_of_one_layer_has_no_lowest_block(tmp_path):
         tmp_path, ("r", made.config(), 80.0, one, {}), ("s", made.config(), 80.0, made.all_profiles(), {})
     )
     assert not said(runs, "r's")
+    assert said(runs, "One layer of r was probed")
+    one["teacher"] = made.profile(None, made.TEACHER, model="cait")
+    assert "from its teacher" not in " ".join(findings(load_runs([made.write_run(tmp_path / "t", **one)])))
     assert said(runs, "s's entropy is lowest")
 
 

@@ -142,6 +142,8 @@ def test_what_is_not_known_of_a_run_is_no_difference(tmp_path):
     assert baseline_warnings(load_runs([soft, bare])) == [
         "No baseline for unknown method: its settings are not known."
     ]
+    half = made.write_run(tmp_path / "half", conf={"seed_everything": 0})
+    assert baseline_warnings(load_runs([soft, half]))[0].endswith("its settings are not known.")
     lost = made.write_run(tmp_path / "lost", conf=made.config(last))
     (lost / "run.json").write_text("{")
     runs = load_runs([soft, lost])
