@@ -1,0 +1,189 @@
+"""What a cache may stand for, and what a start on one says when it may not."""
+# ruff: noqa: F811 - fixtures are imported
+
+import json
+from collections import namedtuple
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+from test_fit import fit, rows
+from test_teacher_cache import (  # noqa: F401 - fixtures
+    _no_lease_of_the_test_before,
+    _time_goes_with_depth,
+    cache_teacher,
+    config,
+    fails,
+    folder,
+    same_cache,
+    small_blocks,
+)
+
+from distill_dynamics.backbone import Backbone
+from distill_dynamics.cli import main
+from distill_dynamics.data import ImageFolder, StreamedImageFolder
+from distill_dynamics.data.convert import convert
+from distill_dynamics.distiller import Distiller
+from distill_dynamics.errors import UserError
+from distill_dynamics.losses.logits import soft_kd, soft_kd_top
+from distill_dynamics.teacher_cache import build
+from distill_dynamics.teacher_cache.blocks import Field, Layout
+from distill_dynamics.teacher_cache.cache import TeacherCache, identity, validated_on
+
+ONE_STEP = {"trainer__max_epochs": 1, "trainer__max_steps": 1}
+
+
+def test_how_many_classes_is_checked_before_any_work(config, tmp_path, capsys):
+    for number in ("0", "-1"):
+        build_ = lambda number=number: cache_teacher(config(), tmp_path / "c", "--top_k", number)  # noqa: E731
+        fails(capsys, build_, f"--top_k: {number} must be at least 1")
+    assert not (tmp_path / "c").exists()
+
+
+def test_what_a_kill_left_before_the_plan_was_written_is_cleared_away(config, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / ".cache.json.0123.partial").write_text("{")
+    cache_teacher(config(), cache)
+    assert not list(cache.rglob("*.partial"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    fails(capsys, lambda: cache_teacher(config(), tmp_path / "mine"), "holds other files")
+
+
+def test_the_room_is_looked_at_again_when_a_build_goes_on(
+    config, tmp_path, monkeypatch, capsys, small_blocks
+):
+    cache = tmp_path / "cache"
+    cache_teacher(config(), cache)
+    gone = sorted((cache / "done").iterdir())[:2]
+    for path in gone:
+        path.unlink()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 20_000))
+    fails(capsys, lambda: cache_teacher(config(), cache), "takes 25.5 kB", "20 kB free")
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 30_000))
+    cache_teacher(config(), cache)
+    assert all(path.exists() for path in gone)
+
+
+def test_a_run_that_is_over_needs_its_cache_no_more(config, tmp_path, monkeypatch, capsys):
+    cache = tmp_path / "cache"
+    cache_teacher(config(), cache)
+    fit(config(**ONE_STEP), "--name", "done", "--model.teacher_cache", str(cache))
+    cache.rename(tmp_path / "elsewhere")
+    run = tmp_path / "runs" / "done"
+    main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last"])
+    assert "val/acc1" in capsys.readouterr().out
+
+
+def test_the_teachers_accuracy_is_measured_anew_on_other_images(config, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(self, teacher):
+        measured.append(self.trainer.datamodule.crop_pct)
+        return {"acc1": 12.5, "acc5": 50.0}
+
+    monkeypatch.setattr(Distiller, "_measure_teacher", measure)
+    cache = tmp_path / "cache"
+    cache_teacher(config(), cache)
+    given = config(**ONE_STEP)
+    for crop in ("1.0", "0.5"):
+        settings = ["--model.teacher_cache", str(cache), "--data.init_args.crop_pct", crop]
+        fit(given, "--name", crop, *settings)
+        assert rows(tmp_path / "runs" / crop)[0]["teacher/acc1"] == "12.5"
+    assert measured == [0.875, 1.0, 0.5]
+
+
+def test_data_without_fixed_views_is_told(config, tmp_path):
+    class Mine:
+        pass
+
+    with pytest.raises(UserError, match=r"Mine has no fixed views .*ImageData"):
+        identity(Backbone("deit_tiny_patch16_224", timm_kwargs={"depth": 1}), Mine(), "32-true")
+
+
+def test_a_build_of_torch_is_not_a_version(folder, monkeypatch):
+    teacher = Backbone("deit_tiny_patch16_224", timm_kwargs={"depth": 1})
+    data = ImageFolder(str(folder), image_size=28, views=2)
+    data.setup("fit")
+    version = metadata.version
+    before = identity(teacher, data, "32-true")
+    monkeypatch.setattr(metadata, "version", lambda name: version(name).split("+")[0] + "+cu999")
+    assert identity(teacher, data, "32-true") == before
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1")
+    assert identity(teacher, data, "32-true")["version of torch"] == "0.1"
+
+
+def test_transforms_of_a_subclass_are_part_of_what_made_it(folder):
+    class Sharper(ImageFolder):
+        def _train_transforms(self):
+            to_pixels, finish = super()._train_transforms()
+            to_pixels.transforms.insert(1, torch.nn.Identity())
+            return to_pixels, finish
+
+    plain, other = (kind(str(folder), image_size=28, views=2) for kind in (ImageFolder, Sharper))
+    for data in (plain, other):
+        data.setup("fit")
+    here, there = plain.views_depend_on(), other.views_depend_on()
+    assert [name for name in here if here[name] != there[name]] == ["transforms"]
+
+
+def test_with_all_classes_stored_any_temperature_will_do():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(64, 10), 3 * torch.randn(64, 10)
+    layout = Layout(64, 1, 64, {"log_probs": Field((10,), "float16")})
+    stored = TeacherCache("", {}, layout, {}, 10, 2.0, 0, {}, {})
+    row = {"log_probs": (teacher / 2.0).log_softmax(1).half()}
+    for temperature in (1.0, 2.0, 5.0):
+        found = soft_kd_top(student, stored.top(row, temperature), temperature)
+        assert found.item() == pytest.approx(soft_kd(student, teacher, temperature).item(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_streamed_images_are_gone_through_chunk_by_chunk_and_share_their_folders_cache(
+    config, tmp_path, folder, monkeypatch
+):
+    convert(str(folder), str(tmp_path / "chunks"), chunk_mb=0.05)
+    of_folder = config()
+    streamed = config(
+        "streamed",
+        data__class_path="distill_dynamics.data.StreamedImageFolder",
+        data__init_args__data_dir=str(tmp_path / "chunks"),
+    )
+    read, chunks = [], ImageFolder.views_dataloader
+
+    def watched(self, views):
+        places = getattr(self.sources["train"], "places", None)
+        if places is not None and len(views) > 100:
+            read.append([int(places[image]) for _, image in views])
+        return chunks(self, views)
+
+    monkeypatch.setattr(StreamedImageFolder, "views_dataloader", watched)
+    cache_teacher(streamed, tmp_path / "streamed")
+    assert read == [list(range(120)) * 2]
+    rows_of = np.load(tmp_path / "streamed" / "rows.npy")
+    assert sorted(rows_of) == list(range(120))
+    assert list(rows_of) != sorted(rows_of)
+    cache_teacher(of_folder, tmp_path / "streamed", "--verify")
+    cache_teacher(of_folder, tmp_path / "folder")
+    cache_teacher(streamed, tmp_path / "folder", "--verify")
+    facts = [json.loads((tmp_path / x / "cache.json").read_text()) for x in ("streamed", "folder")]
+    assert facts[0]["identity"] == facts[1]["identity"]
+    given = config(**ONE_STEP)
+    for name in ("streamed", "folder"):
+        fit(given, "--name", name, "--model.teacher_cache", str(tmp_path / name))
+    one, other = (float(rows(tmp_path / "runs" / name)[-1]["train/loss"]) for name in ("streamed", "folder"))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_what_the_accuracy_depends_on_is_the_validation_images(folder):
+    def facts(**settings):
+        data = ImageFolder(str(folder), image_size=28, **settings)
+        data.setup("fit")
+        return validated_on(data)
+
+    assert facts(views=2) == facts(views=3, batch_size=4)
+    assert facts() != facts(crop_pct=0.5)
+    assert facts() != facts(interpolation="bilinear")
