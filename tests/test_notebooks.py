@@ -1,14 +1,26 @@
 import os
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
+from distill_dynamics.dynamics import Profile
+from distill_dynamics.report.records import Run, RunProfiles
+from distill_dynamics.report.tables import (
+    accuracy_rows,
+    evolution_rows,
+    gap_rows,
+    signature_rows,
+    spectrum_rows,
+)
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TEACHER = ROOT / "distill_dynamics" / "weights" / "cait_fashion_mnist.npz"
 
 
 def cells(notebook, kind="code"):
@@ -32,6 +44,37 @@ def test_a_committed_notebook_was_run_from_top_to_bottom(path):
     for folder in (ROOT, Path.home(), tempfile.gettempdir()):
         assert f"{folder}/" not in text, "a path of the machine it was run on"
     assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in cells(notebook))
+
+
+def headings():
+    """The header row of every table, by its first cell."""
+    teacher = Profile.load(TEACHER)
+    first, second = (replace(teacher, epoch=epoch) for epoch in (1, 2))
+    profiles = RunProfiles([first, second], teacher, None)
+    run = Run("r", "r", Path("r"), "fit", profiles)
+    made = [
+        accuracy_rows([{"epoch": 1.0, "val/acc1": 50.0}]),
+        signature_rows(profiles.named()),
+        spectrum_rows(profiles.named()),
+        gap_rows(profiles),
+        evolution_rows([run]),
+    ]
+    return {rows[0][0]: rows[0] for rows in made}
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "README.md"], ids=lambda path: path.stem)
+def test_tables_that_are_shown_have_the_headings_of_today(path):
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        outputs = [o for cell in cells(nbformat.read(path, as_version=4)) for o in cell.outputs]
+        text = "\n".join(output.get("text", "") for output in outputs)
+    today, seen = headings(), set()
+    for line in text.splitlines():
+        row = tuple(re.split(r"\s{2,}", line.strip()))
+        if row[0] in today:
+            assert row == today[row[0]], line
+            seen.add(row[0])
+    assert len(seen) >= 2
 
 
 @pytest.mark.slow
