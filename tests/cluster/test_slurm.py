@@ -34,18 +34,18 @@ def test_a_job_stopped_twice_ends_as_if_it_never_had_been(slurm, experiment, tmp
         slurm("scontrol", "update", f"JobId={number}", "StartTime=now+3")
 
     # What --signal sends before the time limit: to the tasks, not to the script.
-    wait_for("first epoch", (tmp_path / "1_0").exists, 120)
+    wait_for("first epoch", (tmp_path / "1_0").exists, 240)
     slurm("scancel", "--signal=USR1", number)
     wait_for("requeued job", lambda: stopped(1), 60)
     start_again()
 
     # Another's job, from a partition that comes first, takes both nodes.
-    wait_for("second epoch", (tmp_path / "2_0").exists, 120)
+    wait_for("second epoch", (tmp_path / "2_0").exists, 240)
     slurm("srun", "--partition=theirs", "--nodes=2", "--ntasks-per-node=1", "true")
     wait_for("preempted job", lambda: stopped(2), 60)
     start_again()
 
-    wait_for("end", lambda: slurm.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 120)
+    wait_for("end", lambda: slurm.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 240)
     assert slurm.job(number)["JobState"] == "COMPLETED", log.read_text()
     assert_same_run(runs / "whole", runs / "job")
     assert [row["epoch"] for row in rows(runs / "job")] == ["0", "1", "2", "3"]
