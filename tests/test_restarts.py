@@ -400,12 +400,15 @@ def cli(command, config, *args):
     main([command, "--config", str(config), *args])
 
 
-def started(config, *args, until="run.json") -> subprocess.Popen:
-    """A fit of "r" in a process of its own that has written that file: in the middle of its training."""
-    file = Path(yaml.safe_load(config.read_text())["runs_dir"]) / "r" / until
+def started(config, *args, in_step=False) -> subprocess.Popen:
+    """A fit of "r" in a process of its own whose training has begun; with `Slow` and `in_step`, a step."""
+    run_dir = Path(yaml.safe_load(config.read_text())["runs_dir"]) / "r"
+    file = run_dir / "training"
 
     def written():
-        return file.stat().st_mtime_ns if file.exists() else 0
+        if in_step:
+            return file.stat().st_mtime_ns if file.exists() else 0
+        return len(starts(run_dir)) if (run_dir / "run.json").exists() else 0
 
     before = written()
     process = subprocess.Popen(
@@ -442,6 +445,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # six starts of two processes, on whatever else the machine has to do
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_at_random_moments_ends_as_an_uninterrupted_one(whole, run_dir, ranks):
     uninterrupted, write = whole
@@ -485,7 +489,7 @@ def test_a_signal_to_every_process_of_a_job_is_survived(whole, run_dir, ranks):
             assert started(write(), "--name", "two", *devices).wait() == 0
     slow = write({"class_path": "test_restarts.Slow", "init_args": {"seconds": 0.2}})
     for number, wait in ((signal.SIGTERM, 0.5), (signal.SIGUSR1, 1.0)):
-        process = started(slow, *options, until="training")
+        process = started(slow, *options, in_step=True)
         time.sleep(wait)
         reached = descendants(process.pid)
         assert len(reached) > 3 * ranks  # with the workers, and W&B's own process
@@ -583,8 +587,7 @@ def test_a_signal_to_an_interpreter_that_is_ending_changes_nothing(whole, run_di
 @pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(whole, run_dir):
     stuck = whole[1]({"class_path": "test_restarts.Slow", "init_args": {"seconds": 60}})
-    process = started(stuck, *AUTO)
-    time.sleep(2)
+    process = started(stuck, *AUTO, in_step=True)
     process.send_signal(signal.SIGTERM)
     time.sleep(SAME_SIGNAL_S + 1)
     assert process.poll() is None
