@@ -10,7 +10,8 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["step", "cache", "probe", "memory", "analyze"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["step", "cache", "probe", "conflict", "memory", "analyze"])
 def test_a_small_variant_runs(name, tmp_path):
     command = [sys.executable, HERE / "bench.py", "--small", "--only", name, "--out", tmp_path]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
