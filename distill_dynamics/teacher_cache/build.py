@@ -41,6 +41,9 @@ from distill_dynamics.teacher_cache.cache import Scale, TeacherCache, identity, 
 CHEAP = 0.1
 """Share of the teacher's time up to which its first blocks are run while training, and not stored."""
 
+TIMED = 64
+"""Images that the teacher's time is measured on, at most: a plan should cost little beside what it plans."""
+
 VERIFIED = 256
 """Views that are computed again to verify a cache."""
 
@@ -312,14 +315,15 @@ class CacheBuilder(_OverViews):
         data, teacher = self.data, self.teacher
         assert teacher is not None
         side = data.image_size
-        images = torch.zeros(data.eval_batch_size, len(data.mean), side, side, device=self.device)
+        count = min(data.eval_batch_size, TIMED)
+        images = torch.zeros(count, len(data.mean), side, side, device=self.device)
         images = self.trainer.precision_plugin.convert_input(images)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             return _seconds(lambda: teacher(images, layers, logits=logits))
 
     def _sample(self) -> _Sample:
         """Views spread over the images."""
-        count, size = len(self.data.sources["train"].targets), self.data.eval_batch_size
+        count, size = len(self.data.sources["train"].targets), min(self.data.eval_batch_size, TIMED)
         order = [View(0, int(image)) for image in np.linspace(0, count - 1, min(count, size))]
         loader = self.data.views_dataloader(order)
         began = time.perf_counter()

@@ -1,6 +1,8 @@
 """Teachers, losses and images that are hard to store."""
 # ruff: noqa: F811 - fixtures are imported
 
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
 )
 
 from distill_dynamics.backbone import Backbone
+from distill_dynamics.data.sources import FileSource
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.losses.logits import TopClasses, soft_kd
 from distill_dynamics.losses.projector import standardise
@@ -233,3 +236,19 @@ def test_the_likeliest_classes_keep_their_documented_distance(config, tmp_path, 
     assert (np.abs(off) < bound + 1e-3).all()
     assert (gradient < 1.01).all()
     assert (np.abs(off) > 1e-4).any()  # it is not the whole loss
+
+
+def test_how_long_it_takes_is_said_with_the_images_that_have_to_be_read(
+    config, tmp_path, monkeypatch, capsys
+):
+    image = FileSource.image
+
+    def slowly(self, *args):
+        time.sleep(0.05)
+        return image(self, *args)
+
+    monkeypatch.setattr(FileSource, "image", slowly)
+    given = config(model__terms={}, data__init_args__views=1)
+    cache_teacher(given, tmp_path / "cache")
+    said = re.search(r"the rest takes about (\d+) s", capsys.readouterr().out)
+    assert int(said[1]) >= 120 * 0.05
