@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     "wandb": {"mode": "disabled"},
 }
 GONE = object()
-COMMANDS = "fit, validate, test, predict, analyze, report, dashboard, convert, cache-teacher"
+WORDS = "fit, validate, test, predict, analyze, report, dashboard, convert, cache-teacher"
 
 
 @pytest.fixture(autouse=True)
@@ -185,11 +185,11 @@ def test_something_required_is_missing(capsys, edits, words):
         (["fitt"], ["'fitt'", "'fit'"]),
         (
             ["--trainer.max_epochs", "3", "fit"],
-            [f"command ({COMMANDS}) comes first"],
+            [f"command ({WORDS}) comes first"],
         ),
         (
             ["--config", "experiment.yaml", "fit"],
-            [f"command ({COMMANDS}) comes first"],
+            [f"command ({WORDS}) comes first"],
         ),
         (["fit"], ["model.student and data", "--config"]),
         (["fit", "experiment.yaml"], ["did you mean --config experiment.yaml"]),
