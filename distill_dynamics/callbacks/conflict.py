@@ -118,9 +118,10 @@ class GradientConflict(Callback):
     A batch of training has others, and with few images a cosine within some tenths of zero may be
     noise. Nor does it say how hard a term pulls, only where to.
 
-    Cost of a probe against a training step of as many images, teacher included in both: 1.0 to 1.2 with one
-    term, 1.4 to 1.5 with two on the last block (one core of a CPU; CaiT-S24 into DeiT-Ti, and the pair of
-    the quickstart). The memory is that of such a step and of one gradient of the student a term.
+    Cost of a probe against a training step of as many images, teacher included in both: with one term on the
+    last block 1.2 for CaiT-S24 into DeiT-Ti and 1.3 for the pair of the quickstart, with two 1.4 for both
+    (tests/benchmarks/bench_conflict.py: processor time, one thread of a CPU). The memory is that of such a
+    step and of one gradient of the student a term.
 
     In a config, under `trainer`: `callbacks: [{class_path: distill_dynamics.callbacks.GradientConflict}]`.
 
