@@ -433,6 +433,7 @@ NOISE = (
     ".*callbacks used to create the checkpoint need to be provided",  # not outside fit
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
     "LightningCLI's args parameter is intended to run from within Python",
+    "The `srun` command is available on your system",  # docker/slurm/fit.sbatch uses it
 )
 """Warnings that tell the user of this program nothing."""
 
