@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made import FALLING, U, all_profiles, config, term, write_published, write_run
+from made import FALLING, U, all_profiles, config, start, term, write_published, write_run
 
 from distill_dynamics.report.page import write_report
 
@@ -250,6 +250,15 @@ def test_a_phone_scrolls_figures_and_tables_but_not_the_page(open_page):
     x, y = move_to(page, "entropy_by_block", 0, 1)
     page.touchscreen.tap(x, y)
     assert "block 2: entropy" in page.locator("#entropy_by_block .readout").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_long_words_do_not_make_a_phone_s_page_wider(open_page, tmp_path):
+    starts = [start(ended=None, commit="a" * 40), start(from_epoch=2, commit="b" * 40)]
+    names = ["spectralkd_first_and_last_six_layers_beta_0.2_seed_1_of_three", "other"]
+    runs = [write_run(tmp_path / name, starts=starts, **all_profiles()) for name in names]
+    page = open_page(write_report(runs, tmp_path / "long.html"), width=390, height=844)
+    assert "commit " + "a" * 40 in page.locator(".warnings").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
