@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def _seed_of_one_test_only(monkeypatch):
     for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(variable, "0")
         monkeypatch.delenv(variable)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """After a fit that was interrupted SIGINT stays ignored: Lightning does so when it shuts down."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
