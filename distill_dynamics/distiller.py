@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ from distill_dynamics.teacher_cache.cache import (
     teacher_part,
     validated_on,
 )
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 _NEVER = torch.iinfo(torch.int64).max
 """The step in which nothing happened that has not happened."""
@@ -101,6 +103,8 @@ class Distiller(LightningModule):
         compile: compile student and teacher (`torch.compile`'s defaults); the first steps are slow. Probes
             stay uncompiled and checkpoints keep their names. With dropout the numbers drawn are others
             than without, though still a function of (seed, step, rank). Untested on GPU.
+        teacher_precision: what the teacher computes in, as Lightning names it: "32-true", "16-mixed" or
+            "bf16-mixed"; null is the trainer's precision. Its weights stay float32. Untested on GPU.
         channels_last: store images and convolutions' weights with the channels last, which tensor cores
             prefer; what is computed is the same. Untested on GPU.
         teacher_cache: folder in which `cache-teacher` has stored the teacher's answers to the data's fixed
@@ -131,6 +135,7 @@ class Distiller(LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = lambda optimizer: WarmupCosine(optimizer),
         lr_images: int | None = 512,
         compile: bool = False,
+        teacher_precision: Precision | None = None,
         channels_last: bool = False,
         shard_teacher: bool = False,
         teacher_cache: str | None = None,
@@ -141,8 +146,10 @@ class Distiller(LightningModule):
             raise UserError(
                 "model: without a teacher there can be no terms and alpha must be 0 (or left out)"
             )
-        if (shard_teacher or teacher_cache) and teacher is None:
-            raise UserError("model: without a teacher shard_teacher and teacher_cache have no meaning")
+        if (shard_teacher or teacher_cache or teacher_precision) and teacher is None:
+            raise UserError(
+                "model: without a teacher shard_teacher, teacher_cache and teacher_precision have no meaning"
+            )
         if shard_teacher and channels_last:
             raise UserError(
                 "model: a teacher cannot be sharded with its channels last; choose one of the two"
@@ -157,6 +164,7 @@ class Distiller(LightningModule):
         # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval() if teacher else None)
         self.shard_teacher = shard_teacher
+        self.teacher_precision = teacher_precision
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for model in (student, teacher):
             if model is not None and channels_last:
@@ -214,8 +222,7 @@ class Distiller(LightningModule):
         layers, head = (self.teacher_layers, self.alpha > 0) if row is None else (self._uncached, False)
         found = Features(None, [])
         if layers or head:
-            with torch.no_grad():
-                found = self.teacher(self.for_teacher(images), layers, logits=head)
+            found = self.ask_teacher(images, layers, head)
         at = dict(zip(layers, found.maps, strict=True))
         pairs = [(name, i, t) for name, pairs in self.pairs.items() for i, (_, t) in enumerate(pairs)]
         if row is None:
@@ -226,6 +233,16 @@ class Distiller(LightningModule):
             for name, i, t in pairs
         }
         return Taught(self.cache.top(row, self.soft_kd.temperature) if self.alpha > 0 else None, maps)
+
+    def ask_teacher(self, images: Tensor, layers: Sequence[int], head: bool) -> Features:
+        """The teacher's answer to a batch as the DataModule gives it: no gradients, its own precision."""
+        assert self.teacher is not None
+        own: AbstractContextManager = nullcontext()
+        if self.teacher_precision is not None:
+            half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(self.teacher_precision)
+            own = torch.autocast(self.device.type, half, enabled=half is not None)
+        with torch.no_grad(), own:
+            return self.teacher(self.for_teacher(images), layers, logits=head)
 
     def losses(self, student: Features, teacher: Taught | None, targets: Tensor) -> dict[str, Tensor]:
         """Every part of the loss by name, unweighted; the order is that of `self.weights`."""
@@ -347,7 +364,7 @@ class Distiller(LightningModule):
             cache, known = self.cache, None
             if cache is not None and cache.validated_on == validated_on(datamodule(self.trainer)):
                 known = cache.accuracy
-            self.teacher_accuracy = known or self._measure_teacher(self.teacher)
+            self.teacher_accuracy = known or self._measure_teacher()
             self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
 
     def on_train_epoch_start(self) -> None:
@@ -416,14 +433,15 @@ class Distiller(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({"epoch": epoch, **metrics}, step=self.trainer.global_step)
 
-    def _measure_teacher(self, teacher: Backbone) -> dict[str, float]:
+    def _measure_teacher(self) -> dict[str, float]:
         metrics = self.teacher_metrics.to(self.device)
         loader = datamodule(self.trainer).val_dataloader()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        plugin = self.trainer.precision_plugin
+        with plugin.forward_context():
             shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
             for batch in tqdm(loader, "Teacher", leave=False, disable=not shown):
-                images, targets = self.transfer_batch_to_device(batch, self.device, 0)
-                metrics.update(teacher(self.for_teacher(images)).logits, targets)
+                batch = self.transfer_batch_to_device(plugin.convert_input(batch), self.device, 0)
+                metrics.update(self.ask_teacher(batch[0], [], True).logits, batch[1])
         return {name: value.item() for name, value in metrics.compute().items()}
 
     # --- what surrounds it ------------------------------------------------------------------------
@@ -438,6 +456,11 @@ class Distiller(LightningModule):
             raise UserError(
                 f"data: the DataModule has no {lacking[0]}; Distiller needs mean, std, num_classes, "
                 "image_size and batch_size (those of distill_dynamics.data have them)"
+            )
+        if self.teacher_precision is not None and self.trainer.precision not in get_args(Precision):
+            raise UserError(
+                f"model.teacher_precision: with trainer.precision {self.trainer.precision} the teacher's "
+                f"weights have that one too; leave it out, or set there {' or '.join(get_args(Precision))}"
             )
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         if not self.student.has_weights:
@@ -473,7 +496,7 @@ class Distiller(LightningModule):
             self._renormalise_teacher = _Renormalise(data, self.teacher)
         if self.teacher is not None and self.teacher_cache is not None and stage == "fit":
             self.cache = TeacherCache.read(self.teacher_cache)
-            self.cache.check(identity(self.teacher, data, self.trainer.precision))
+            self.cache.check(identity(self.teacher, data, self.teacher_precision or self.trainer.precision))
             self.cache.check_whole()
             fields = self.use(self.cache)
             data.answers = self.cache.answers(fields) if fields else None

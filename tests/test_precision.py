@@ -99,6 +99,52 @@ def test_losses_and_probes_are_float32_under_mixed_precision(experiment, tmp_pat
             assert other[name] != row[name]
 
 
+@pytest.mark.parametrize(
+    ("trainers", "teachers", "dtypes"),
+    [
+        (None, "bf16-mixed", (torch.float32, torch.bfloat16)),
+        (None, "16-mixed", (torch.float32, torch.float16)),
+        ("bf16-mixed", "32-true", (torch.bfloat16, torch.float32)),
+    ],
+)
+def test_the_teacher_may_have_a_precision_of_its_own(
+    experiment, tmp_path, monkeypatch, no_report, trainers, teachers, dtypes
+):
+    seen, losses = set(), Distiller.losses
+
+    def kept(self, student, teacher, targets):
+        seen.add((student.logits.dtype, teacher.logits.dtype))
+        parts = losses(self, student, teacher, targets)
+        assert {part.dtype for part in parts.values()} == {torch.float32}
+        return parts
+
+    monkeypatch.setattr(Distiller, "losses", kept)
+    settings = plain(trainer__precision=trainers, probe__every_n_epochs=0, trainer__max_epochs=1)
+    fit(experiment("own", **settings, model__teacher_precision=teachers), "--name", "own")
+    assert seen == {dtypes}
+    fit(experiment("same", **settings), "--name", "same")
+    own, same = (rows(tmp_path / "runs" / name) for name in ("own", "same"))
+    assert float(own[0]["teacher/acc1"]) == pytest.approx(float(same[0]["teacher/acc1"]), abs=2)
+    assert own[1]["train/loss_kd"] != same[1]["train/loss_kd"]
+    assert float(own[1]["train/loss_kd"]) == pytest.approx(float(same[1]["train/loss_kd"]), rel=0.05)
+
+
+def test_a_teachers_precision_needs_weights_in_float32(experiment, capsys):
+    with pytest.raises(SystemExit):
+        fit(experiment(trainer__precision="bf16-true", model__teacher_precision="32-true"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in ("model.teacher_precision", "bf16-true"))
+
+
+def test_everything_may_be_in_half_precision(experiment, tmp_path, no_report):
+    fit(experiment(**plain(trainer__precision="bf16-true", probe__every_n_epochs=0)), "--name", "half")
+    first, *_, last = rows(tmp_path / "runs" / "half")
+    assert 0 < float(first["teacher/acc1"]) < 100
+    assert np.isfinite(float(last["train/loss"]))
+    weights = checkpoint(tmp_path / "runs" / "half")["state_dict"]
+    assert {v.dtype for name, v in weights.items() if name.startswith("student.")} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("half", HALF)
 def test_the_spectral_loss_of_half_precision_maps_is_computed_in_float32(half):
     generator = torch.Generator().manual_seed(0)

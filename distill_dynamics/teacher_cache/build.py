@@ -80,7 +80,8 @@ class _OverViews(Distiller):
         self.told = self.trainer.is_global_zero
         self.data.global_batch = None  # whose share a device takes matters to training alone
         self.data.setup("fit")
-        self.made_by = identity(self.teacher, self.data, self.trainer.precision)
+        precision = self.teacher_precision or self.trainer.precision
+        self.made_by = identity(self.teacher, self.data, precision)
         if self.data.views is None:
             raise UserError(
                 "cache-teacher: give data.init_args.views, how many augmented views of each image there are "
@@ -123,8 +124,8 @@ class _OverViews(Distiller):
         """Logits [B, K], None without a head; and by field what the losses of these pairs see of the maps."""
         assert self.teacher is not None
         layers = sorted({self.pairs[term][i][1] for term, i in parts})
+        found = self.ask_teacher(images, layers, self.teacher.num_classes > 0)
         with torch.no_grad():
-            found = self.teacher(self.for_teacher(images), layers, logits=self.teacher.num_classes > 0)
             seen = self.teacher_parts(dict(zip(layers, found.maps, strict=True)))
         return found.logits, {name: at_least_float32(seen[pair]) for pair, name in parts.items()}
 
@@ -158,7 +159,7 @@ class CacheBuilder(_OverViews):
             stored: Any = self._take_up() if self.told else None
         else:
             stored = self._plan() if self.told else None
-            accuracy = self._measure_teacher(self.teacher) if self.teacher and self.alpha > 0 else {}
+            accuracy = self._measure_teacher() if self.teacher and self.alpha > 0 else {}
             if self.told:
                 stored = self._begin(stored, accuracy)
         self.stored: TeacherCache = broadcast(stored)
@@ -312,14 +313,13 @@ class CacheBuilder(_OverViews):
 
     def _seconds(self, layers: list[int], logits: bool) -> float:
         """Of the teacher, a batch, up to these layers or its end."""
-        data, teacher = self.data, self.teacher
-        assert teacher is not None
+        data = self.data
         side = data.image_size
         count = min(data.eval_batch_size, TIMED)
         images = torch.zeros(count, len(data.mean), side, side, device=self.device)
         images = self.trainer.precision_plugin.convert_input(images)
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            return _seconds(lambda: teacher(images, layers, logits=logits))
+        with self.trainer.precision_plugin.forward_context():
+            return _seconds(lambda: self.ask_teacher(images, layers, logits))
 
     def _sample(self) -> _Sample:
         """Views spread over the images."""

@@ -81,7 +81,7 @@ def test_a_run_that_is_over_needs_its_cache_no_more(config, tmp_path, monkeypatc
 def test_the_teachers_accuracy_is_measured_anew_on_other_images(config, tmp_path, monkeypatch):
     measured = []
 
-    def measure(self, teacher):
+    def measure(self):
         measured.append(self.trainer.datamodule.crop_pct)
         return {"acc1": 12.5, "acc5": 50.0}
 
