@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import uuid
@@ -18,6 +19,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from distill_dynamics.cli_help import PROGRAM
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import remove_partial, whole
 
@@ -100,7 +102,7 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
     start = {
         "from_epoch": epoch,
         **facts,
-        "command": " ".join(sys.argv),
+        "command": shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
