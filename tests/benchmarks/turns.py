@@ -56,8 +56,11 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Median seconds of a step in each round, by contestant; one round more, the first, is not counted.
 
-    A turn is `steps` steps and one before them that is not counted: the caches are the last contestant's.
+    A turn is `steps` steps and, if these are several, one before them that is not counted: the caches are the
+    last contestant's. Steps of seconds, which fill them anew in no time, are better taken one by one: the
+    closer in time what is compared, the less a machine that is now faster and now slower matters.
     """
+    uncounted = int(steps > 1)
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     medians: dict[str, list[float]] = {name: [] for name in contestants}
@@ -73,10 +76,10 @@ def take_turns(
             _hear(pipes[name], name)  # one after the other: it is ready
         for number in range(1 + rounds):
             for name, pipe in pipes.items():
-                pipe.send(1 + steps)
+                pipe.send(uncounted + steps)
                 seconds = _hear(pipe, name)
                 if number:
-                    medians[name].append(statistics.median(seconds[1:]))
+                    medians[name].append(statistics.median(seconds[uncounted:]))
     finally:
         for process in processes:
             process.kill()
