@@ -36,7 +36,9 @@ def _ctrl_c_is_heard():
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr("distill_dynamics.analyze.write_report", lambda *args: None)
+    """Neither `analyze` nor `fit` draws its report, which is most of the time that a tiny one takes."""
+    for place in ("analyze", "callbacks.console"):
+        monkeypatch.setattr(f"distill_dynamics.{place}.write_report", lambda *args: None)
 
 
 def tiny_config(**changes) -> dict:

@@ -121,7 +121,7 @@ def test_runs_can_be_sorted_by_what_their_curves_say():
     assert set(columns[1:]) <= set(named_metrics())
 
 
-def test_every_metric_and_picture_is_one_that_fit_logs(experiment, tmp_path, monkeypatch):
+def test_every_metric_and_picture_is_one_that_fit_logs(experiment, tmp_path, monkeypatch, no_report):
     pictures = []
     monkeypatch.setattr("wandb.Image", lambda figure: pictures.append(figure) or "picture")
     logged = set()

@@ -20,11 +20,7 @@ from test_fit import checkpoint, fit, rows
 from distill_dynamics import Distiller
 from distill_dynamics.files import whole
 
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch):
-    """Seconds, and nothing to do with what is tested here."""
-    monkeypatch.setattr("distill_dynamics.callbacks.console.write_report", lambda *args: None)
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 def failed(capsys, config, *args) -> str:

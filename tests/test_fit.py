@@ -129,7 +129,7 @@ def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys)
         assert word in printed
 
 
-def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path):
+def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path, no_report):
     fit(experiment(), "--name", "r")
     folder = tmp_path / "runs" / "r" / "checkpoints"
     path = folder / "student_best.safetensors"
@@ -148,7 +148,7 @@ def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path):
     assert json.loads(metadata["epoch"]) == int(best["epoch"])
 
 
-def test_probing_changes_nothing(experiment, tmp_path):
+def test_probing_changes_nothing(experiment, tmp_path, no_report):
     config = experiment()
     fit(config, "--name", "with")
     fit(config, "--name", "without", "--probe.every_n_epochs", "0")
@@ -165,7 +165,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize(
     ("hook", "epoch"), [("on_train_epoch_start", 1), ("on_train_epoch_start", 3), ("batch", 2)]
 )
-def test_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path, monkeypatch, hook, epoch):
+def test_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path, monkeypatch, hook, epoch, no_report):
     config = experiment(trainer__max_epochs=4, probe__every_n_epochs=2)
     runs = tmp_path / "runs"
     fit(config, "--name", "whole")
@@ -193,7 +193,7 @@ def test_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path, monkeypat
     assert [start["from_epoch"] for start in starts] == [0, epoch]
 
 
-def test_resume_finds_a_run_that_was_moved(experiment, tmp_path):
+def test_resume_finds_a_run_that_was_moved(experiment, tmp_path, no_report):
     fit(experiment(), "--name", "r", "--trainer.max_epochs", "1")
     moved = tmp_path / "elsewhere"
     shutil.move(tmp_path / "runs" / "r", moved)
@@ -209,7 +209,7 @@ def test_resume_finds_a_run_that_was_moved(experiment, tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_run_that_is_complete_can_be_resumed_to_no_effect(experiment, tmp_path):
+def test_a_run_that_is_complete_can_be_resumed_to_no_effect(experiment, tmp_path, no_report):
     fit(experiment(), "--name", "r")
     run_dir = tmp_path / "runs" / "r"
     before = {
@@ -226,14 +226,14 @@ class StopAfterAnEpoch(pl.Callback):
         trainer.should_stop = True
 
 
-def test_a_run_stopped_early_is_probed_at_its_last_epoch(experiment, tmp_path):
+def test_a_run_stopped_early_is_probed_at_its_last_epoch(experiment, tmp_path, no_report):
     stop = [{"class_path": "test_fit.StopAfterAnEpoch"}]
     fit(experiment(trainer__callbacks=stop, trainer__max_epochs=9, probe__every_n_epochs=5), "--name", "r")
     names = sorted(p.name for p in (tmp_path / "runs" / "r" / "dynamics").glob("student_epoch_*"))
     assert names == ["student_epoch_0000.npz", "student_epoch_0001.npz"]
 
 
-def test_existing_name_is_refused_and_left_alone(experiment, tmp_path, capsys):
+def test_existing_name_is_refused_and_left_alone(experiment, tmp_path, capsys, no_report):
     config = experiment()
     fit(config, "--name", "r")
     before = {p: p.read_bytes() for p in (tmp_path / "runs" / "r").rglob("*") if p.is_file()}
@@ -252,7 +252,7 @@ def test_a_run_that_cannot_start_leaves_no_directory(experiment, tmp_path, capsy
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(experiment, tmp_path, capsys):
+def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(experiment, tmp_path, capsys, no_report):
     fit(experiment(), "--name", "r")
     run_dir = tmp_path / "runs" / "r"
     (run_dir / "metrics.csv").unlink()
@@ -265,7 +265,7 @@ def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(experiment, tmp_
     assert (run_dir / "checkpoints" / "last.ckpt").exists()
 
 
-def test_validate_test_and_predict(experiment, tmp_path, capsys):
+def test_validate_test_and_predict(experiment, tmp_path, capsys, no_report):
     fit(experiment(trainer__limit_val_batches=1.0), "--name", "r")
     run_dir = tmp_path / "runs" / "r"
     config = str(run_dir / "config.yaml")
@@ -282,7 +282,7 @@ def test_validate_test_and_predict(experiment, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["r"]
 
 
-def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(experiment, tmp_path):
+def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(experiment, tmp_path, no_report):
     fit(experiment(), "--name", "r", "--wandb.mode", "offline")
     settings = yaml.safe_load((tmp_path / "runs" / "r" / "config.yaml").read_text())["wandb"]
     assert settings["group"] == "tiny"  # the config's name, which its seeds share
@@ -374,7 +374,7 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
     )
 
 
-def test_a_loss_from_outside_trains_by_class_path_alone(experiment, tmp_path):
+def test_a_loss_from_outside_trains_by_class_path_alone(experiment, tmp_path, no_report):
     term = {
         "loss": {"class_path": "test_distiller.MeanGap", "init_args": {"power": 1.0}},
         "weight": 1.0,
@@ -385,7 +385,9 @@ def test_a_loss_from_outside_trains_by_class_path_alone(experiment, tmp_path):
     assert float(rows(tmp_path / "runs" / "r")[-1]["train/loss_gap"]) > 0
 
 
-def test_steps_that_end_in_the_middle_of_an_epoch_leave_a_row_without_validation(experiment, tmp_path):
+def test_steps_that_end_in_the_middle_of_an_epoch_leave_a_row_without_validation(
+    experiment, tmp_path, no_report
+):
     fit(experiment(trainer__max_epochs=1, trainer__max_steps=2, probe__every_n_epochs=0), "--name", "cut")
     _, last = rows(tmp_path / "runs" / "cut")
     assert (last["epoch"], last["step"]) == ("1", "2")

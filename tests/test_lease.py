@@ -19,8 +19,7 @@ AUTO = ["--name", "r", "--ckpt_path", "auto"]
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("distill_dynamics.callbacks.console.write_report", lambda *args: None)
+def _quick(no_report, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.05)
     monkeypatch.setattr(lease, "DEAD_S", 0.5)
     yield

@@ -16,6 +16,8 @@ from distill_dynamics.distiller import _Renormalise
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.losses import spectral
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 # Lightning takes bf16-mixed where 16-mixed is asked for on a CPU; given as a plugin, it is what it says.
 FP16 = {"class_path": "lightning.pytorch.plugins.MixedPrecision"}
 FP16 |= {"init_args": {"precision": "16-mixed", "device": "cpu"}}

@@ -107,9 +107,8 @@ class Interrupts(pl.Callback):
 
 
 @pytest.fixture(autouse=True)
-def _this_process_goes_on(monkeypatch):
-    """One that is preempted stays deaf to its end; and no test here is about the report."""
-    monkeypatch.setattr("distill_dynamics.callbacks.console.write_report", lambda *args: None)
+def _this_process_goes_on(no_report):
+    """One that is preempted stays deaf to its end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():

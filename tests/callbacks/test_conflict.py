@@ -23,6 +23,8 @@ from distill_dynamics.cli import main
 from distill_dynamics.data import FashionMNISTSample, draw_probe
 from distill_dynamics.losses import ProjectorKD, SpectralKD
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 CALLBACK = "distill_dynamics.callbacks.GradientConflict"
 
 

@@ -17,6 +17,8 @@ from distill_dynamics.callbacks import EMA
 from distill_dynamics.cli import main
 from distill_dynamics.data import FashionMNISTSample
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 DECAY = 0.8
 
 

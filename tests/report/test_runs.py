@@ -467,7 +467,7 @@ class Stop(Callback):
 
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "RuntimeError"])
-def test_fit_records_how_it_ended(experiment, tmp_path, error):
+def test_fit_records_how_it_ended(experiment, tmp_path, no_report, error):
     stop = {"class_path": f"{__name__}.Stop", "init_args": {"error": error, "epoch": 1}}
     with pytest.raises((SystemExit, RuntimeError)):
         main(["fit", "--config", str(experiment("r", trainer__callbacks=[stop]))])

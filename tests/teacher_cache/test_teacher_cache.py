@@ -17,6 +17,8 @@ from distill_dynamics.cli import main
 from distill_dynamics.data import ImageFolder
 from distill_dynamics.teacher_cache import blocks, build
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 LOSSES = "distill_dynamics.losses"
 RGB = {**VIT, "in_chans": 3}
 AUGMENT = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "re_mode": "pixel", "scale": [0.5, 1]}

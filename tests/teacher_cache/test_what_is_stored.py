@@ -28,6 +28,8 @@ from distill_dynamics.losses.logits import TopClasses, soft_kd
 from distill_dynamics.losses.projector import standardise
 from distill_dynamics.teacher_cache.cache import Scale
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ONE_STEP = {"trainer__limit_train_batches": 0.15, "trainer__max_epochs": 1, "trainer__limit_val_batches": 0}
 
 

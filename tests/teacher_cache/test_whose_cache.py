@@ -31,6 +31,8 @@ from distill_dynamics.teacher_cache import build
 from distill_dynamics.teacher_cache.blocks import Field, Layout
 from distill_dynamics.teacher_cache.cache import TeacherCache, identity, validated_on
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 ONE_STEP = {"trainer__max_epochs": 1, "trainer__max_steps": 1}
 
 
