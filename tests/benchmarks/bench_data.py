@@ -22,7 +22,6 @@ import PIL
 import timm
 import torch
 from PIL import Image
-from ratios import compare
 from timm.data import IMAGENET_DEFAULT_STD
 
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
@@ -126,6 +125,12 @@ def measure(folder: Path, name: str) -> None:
     print(
         f"reduced_decode changes a view by {grey_levels(*views):.2f} grey levels (mean absolute difference)"
     )
+
+
+def compare(rounds: list[list[float]], one: int, other: int) -> str:
+    """Median and range of a ratio within rounds."""
+    ratios = sorted(times[one] / times[other] for times in rounds)
+    return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
 
 
 def grey_levels(one: np.ndarray, other: np.ndarray) -> float:
