@@ -1,6 +1,6 @@
 """All benchmarks, as one table: ratios within one run on one machine.
 
-    make bench                                    everything; keep the machine quiet (about half an hour)
+    make bench                                    everything; keep the machine quiet (more than an hour)
     python tests/benchmarks/bench.py --only step cache
     python tests/benchmarks/bench.py --small      minutes: whether they run, not how fast anything is
 

@@ -1,6 +1,7 @@
 """A benchmark's result: ratios within rounds, beside what they should be."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,9 +12,11 @@ from typing import Any
 
 import lightning
 import matplotlib.pyplot as plt
-import numpy as np
 import timm
 import torch
+
+DRAWN = {"met": ("#0072b2", "o"), "level": ("0.5", "D"), "missed": ("#d55e00", "X")}
+"""Colour and marker of a verdict."""
 
 
 @dataclass
@@ -33,10 +36,27 @@ class Row:
         return statistics.median(self.ratios)
 
     @property
-    def met(self) -> bool | None:
+    def interval(self) -> tuple[float, float]:
+        """Of 95 % for the median, from order statistics: ranks n/2 ± 0.98 √n; the range for few rounds."""
+        ordered, n = sorted(self.ratios), len(self.ratios)
+        low = max(0, math.floor(n / 2 - 0.98 * math.sqrt(n)))
+        return ordered[low], ordered[n - 1 - low]
+
+    @property
+    def verdict(self) -> str:
+        """Met or missed; "level" where the target is missed, but lies within the interval."""
         if self.target is None:
-            return None
-        return self.value >= self.target if self.at_least else self.value <= self.target
+            return ""
+        worst_is_high = not self.at_least
+        best = self.interval[0 if worst_is_high else 1]
+        for value, said in ((self.value, "met"), (best, "level")):
+            if value <= self.target if worst_is_high else value >= self.target:
+                return said
+        return "missed"
+
+    @property
+    def span(self) -> str:
+        return "{:.3f} to {:.3f}".format(*self.interval) if len(self.ratios) > 1 else "one round"
 
     @property
     def wanted(self) -> str:
@@ -83,19 +103,17 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    lines = ["| what | ratio | rounds | target | |", "|---|---|---|---|---|"]
+    lines = ["| what | ratio | 95 % | rounds | target | |", "|---|---|---|---|---|---|"]
     for r in rows:
-        verdict = {None: "", True: "met", False: "**missed**"}[r.met]
-        span = f"{min(r.ratios):.3f} to {max(r.ratios):.3f}" if len(r.ratios) > 1 else "one"
-        lines.append(f"| {r.what} ({r.note}) | {r.value:.3f} | {span} | {r.wanted} | {verdict} |")
+        verdict = "**missed**" if r.verdict == "missed" else r.verdict
+        cells = [f"{r.what} ({r.note})", f"{r.value:.3f}", r.span, str(len(r.ratios)), r.wanted, verdict]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def plain(r: Row) -> str:
     """For a terminal, as the row is known."""
-    verdict = {None: "", True: "met", False: "MISSED"}[r.met]
-    span = f"{min(r.ratios):.3f} to {max(r.ratios):.3f}" if len(r.ratios) > 1 else "one round"
-    return f"{r.what:74} {r.value:8.3f}  {span:20} {r.wanted:8} {verdict:7} {r.note}"
+    return f"{r.what:74} {r.value:8.3f}  {r.span:18} {r.wanted:8} {r.verdict:7} {r.note}"
 
 
 def write(folder: Path, rows: Sequence[Row], where: dict[str, Any]) -> None:
@@ -107,7 +125,8 @@ def write(folder: Path, rows: Sequence[Row], where: dict[str, Any]) -> None:
             "ratio": r.value,
             "rounds": list(r.ratios),
             "target": r.wanted,
-            "met": r.met,
+            "interval": r.interval,
+            "verdict": r.verdict,
             "of": r.note,
         }
         for r in rows
@@ -122,10 +141,10 @@ def draw(rows: Sequence[Row]) -> plt.Figure:
     drawn = [r for r in rows if r.target is not None]
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(drawn) + 1.2), layout="constrained")
     for place, r in enumerate(reversed(drawn)):
-        shares = np.array([x / r.target if not r.at_least else r.target / x for x in (*r.ratios, r.value)])
-        colour = "#0072b2" if r.met else "#d55e00"
-        axes.plot([shares[:-1].min(), shares[:-1].max()], [place, place], color=colour, lw=2, alpha=0.5)
-        axes.plot(shares[-1], place, "o" if r.met else "X", color=colour)
+        shares = [x / r.target if not r.at_least else r.target / x for x in (*r.interval, r.value)]
+        colour, marker = DRAWN[r.verdict]
+        axes.plot(shares[:2], [place, place], color=colour, lw=2, alpha=0.5)
+        axes.plot(shares[2], place, marker, color=colour)
         axes.annotate(
             f"{r.value:.3g} ({r.wanted})",
             (1.0, place),
@@ -137,7 +156,11 @@ def draw(rows: Sequence[Row]) -> plt.Figure:
         )
     axes.axvline(1, color="0.3", lw=1)
     axes.set_yticks(range(len(drawn)), [r.what for r in reversed(drawn)], fontsize=8)
-    axes.set_xlabel("share of the target (dot: median, bar: rounds); left of the line it is met")
+    axes.set_xlabel("share of the target (median, and its 95 % interval); left of the line it is met")
     axes.set_xscale("log")
+    axes.set_xticks([0.5, 0.7, 1, 1.5, 2, 3], minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlim(min(0.45, axes.get_xlim()[0]), max(1.6, axes.get_xlim()[1]))
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -54,16 +54,17 @@ def _run(contestant: Contestant, pipe: Connection, threads: int) -> None:
 def take_turns(
     contestants: Mapping[str, Contestant], *, steps: int, rounds: int, threads: int | None = None
 ) -> dict[str, list[float]]:
-    """Median seconds of a step in each round, by contestant; one round more, the first, is not counted.
+    """Mean seconds of a step in each round, by contestant; one round more, the first, is not counted.
 
     A turn is `steps` steps and, if these are several, one before them that is not counted: the caches are the
     last contestant's. Steps of seconds, which fill them anew in no time, are better taken one by one: the
-    closer in time what is compared, the less a machine that is now faster and now slower matters.
+    closer in time what is compared, the less a machine that is now faster and now slower matters. Within a
+    turn it is the mean, so that what happens every so many steps is not left out.
     """
     uncounted = int(steps > 1)
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    medians: dict[str, list[float]] = {name: [] for name in contestants}
+    means: dict[str, list[float]] = {name: [] for name in contestants}
     try:
         for name, contestant in contestants.items():
             pipes[name], theirs = context.Pipe()
@@ -79,11 +80,11 @@ def take_turns(
                 pipe.send(uncounted + steps)
                 seconds = _hear(pipe, name)
                 if number:
-                    medians[name].append(statistics.median(seconds[uncounted:]))
+                    means[name].append(statistics.mean(seconds[uncounted:]))
     finally:
         for process in processes:
             process.kill()
-    return medians
+    return means
 
 
 def _hear(pipe: Connection, name: str) -> list[float]:
