@@ -3,6 +3,7 @@
 # make lint         ruff, mypy, hadolint and shellcheck
 # make format       ruff's formatter
 # make bench        speed, as ratios
+# make study        the study on Fashion-MNIST: half a day; it goes on where it was stopped
 # make lock         resolve the locked dependencies anew (needs uv)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: quickstart test test-slow lint format bench lock
+.PHONY: quickstart test test-slow lint format bench study lock
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m distill_dynamics fit --config configs/quickstart.yaml
@@ -35,6 +36,9 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/bench.py
 	$(BIN)/python tests/benchmarks/bench_data.py
+
+study: $(VENV)/installed
+	$(BIN)/python notebooks/study/run.py
 
 # Locked and hashed: what is installed is what was tested. The project itself is installed editable.
 $(VENV)/installed: requirements.lock pyproject.toml

@@ -6,10 +6,10 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from distill_dynamics import cli
+from distill_dynamics import Backbone, cli
 
 CONFIGS = ROOT / "configs"
-STANDALONE = [CONFIGS / "quickstart.yaml", CONFIGS / "fashion_mnist" / "teacher.yaml"]
+STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("fashion_mnist/teacher*.yaml"))]
 ROWS = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if p.name != "base.yaml" and p not in STANDALONE]
 PUBLISHED = {  # Table 1: top-1 in percent, (first, last), weight, epochs
     "softkd": (76.99, None, None, 300),
@@ -41,6 +41,16 @@ def image_folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def study_teachers(tmp_path_factory):
+    """The study's teachers as they are before training, by the name of their file."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for name in ("cait24", "resnet"):
+        config = yaml.safe_load((CONFIGS / "fashion_mnist" / f"teacher_{name}.yaml").read_text())
+        Backbone(**config["model"]["student"]).export(folder / f"{name}.safetensors")
+    return folder
+
+
 def build(monkeypatch, tmp_path, *args):
     """The command line with everything built, stopped where `fit` would begin."""
     kept = {}
@@ -57,10 +67,13 @@ def configs(path):
 
 
 @pytest.mark.parametrize("path", [*STANDALONE, *ROWS], ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
+def test_every_config_builds(path, monkeypatch, tmp_path, image_folder, study_teachers):
     imagenet = path.parent.name == "imagenet"
     made = {"--model.teacher.pretrained": "false", "--data.data_dir": image_folder, "--data.num_workers": 0}
     extra = [item for pair in made.items() for item in pair] if imagenet else []
+    if not imagenet and path not in STANDALONE and path.stem != "none":
+        file = "resnet.safetensors" if path.stem.endswith("resnet") else "cait24.safetensors"
+        extra = ["--model.teacher.checkpoint", study_teachers / file]
     built = build(monkeypatch, tmp_path, *configs(path), *extra)
     model, data = built.model, built.datamodule
     assert data.batch_size > 0

@@ -1,0 +1,224 @@
+"""Runs the study: each row of configs/fashion_mnist on its seeds, by the project's own commands.
+
+    make study                                              all of it; stop and go on as you like
+    python notebooks/study/run.py --only softkd none        these rows
+    python notebooks/study/run.py --workers 8               so many runs at a time, a core each
+
+What results/ holds is not made again. A finished run leaves its config.yaml, run.json and metrics.csv there,
+with every accuracy, loss, curve and signature; checkpoints, Profiles and caches (15 GB) are in runs/study.
+"""
+
+import argparse
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distill_dynamics import Backbone
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CONFIGS = Path("configs/fashion_mnist")
+RUNS = Path("runs/study")
+RESULTS = HERE / "results"
+
+STUDENT = "deit_tiny_patch16_224"
+MODELS = {"teacher_cait24": "cait_s24_224", "teacher_resnet": "resnet18"}
+CLAIMS = [
+    "softkd",
+    "spectralkd_l1",
+    "spectralkd_f1",
+    "none",
+    "projectorkd_l1",
+    "projectorkd_l1_frozen",
+    "spectralkd_l1_beta01",
+    "spectralkd_f1_l1",
+    "softkd_long",
+    "spectralkd_l1_long",
+]
+"""The rows that the paper's claims are about: five seeds, and first."""
+OTHERS = [
+    "spectralkd_l8",
+    "spectralkd_f2_l6",
+    "spectralkd_f2_l1",
+    "projectorkd_f1",
+    "projectorkd_f1_l1",
+    "softkd_resnet",
+    "spectralkd_l1_resnet",
+    "softkd_online",
+]
+"""Three seeds."""
+WATCHED = ("none", "softkd")
+"""Rows whose checkpoints are analysed once more, with bins of each layer's own range."""
+IMAGES = (8, 32, 128, 512)
+"""How many probe images are enough?"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of the table on one seed."""
+
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"{self.row}-{self.seed}"
+
+    @property
+    def teacher(self) -> str | None:
+        """Who teaches it."""
+        if self.row == "none":
+            return None
+        return "resnet" if self.row.endswith("resnet") else "cait24"
+
+    @property
+    def cached(self) -> bool:
+        """Whether the teacher's answers come from the cache; "softkd_online" is SoftKD without one."""
+        return self.teacher is not None and not self.row.endswith("_online")
+
+    def make(self) -> None:
+        """Train it, or go on with it."""
+        options: list[object] = ["--seed_everything", self.seed]
+        if self.cached:
+            options += ["--model.teacher_cache", RUNS / f"cache_{self.teacher}"]
+        fit(self.name, ["base", self.row.removesuffix("_online")], *options)
+        if self.row in WATCHED:
+            look_at_evolution(self.name)
+            if self.seed == 0:
+                look_with_more_images(self.name)
+        keep(self.name)
+
+
+def runs(rows: Sequence[str]) -> Iterator[Run]:
+    """Those of the claims first, seed by seed: at any moment whole seeds can be compared."""
+    for seeds, group in ((range(3), CLAIMS), (range(3, 5), CLAIMS), (range(3), OTHERS)):
+        yield from (Run(row, seed) for seed, row in itertools.product(seeds, group) if row in rows)
+
+
+def command(log: str, verb: str, configs: Sequence[str], *options: object) -> None:
+    """One command of the project, on one core. Failed, with the command's last line, where it fails."""
+    files = [word for config in configs for word in ("--config", CONFIGS / f"{config}.yaml")]
+    words = [sys.executable, "-m", "distill_dynamics", verb, *files, *options]
+    path = RUNS / f"{log}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        status = subprocess.run(
+            [str(word) for word in words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if status:
+        raise Failed(f"{log}: {path.read_text().strip().splitlines()[-1]} (more in {path})")
+
+
+class Failed(Exception):
+    """A command did."""
+
+
+def fit(name: str, configs: Sequence[str], *options: object) -> None:
+    """Begin the run or go on with it."""
+    where = ["--runs_dir", RUNS, "--name", name, "--ckpt_path", "auto"]
+    quiet = ["--wandb.mode", "disabled", "--trainer.enable_progress_bar", "false"]
+    command(name, "fit", configs, *options, *where, *quiet)
+
+
+def look(name: str, what: str, *options: object) -> None:
+    """Analyse the run's checkpoints on the validation images, as `what`."""
+    out = RUNS / name / what
+    shutil.rmtree(out, ignore_errors=True)
+    model = ["--model", MODELS.get(name, STUDENT), "--data", CONFIGS / "base.yaml"]
+    command(name, "analyze", [], *model, "--out", out, *options)
+
+
+def look_at_evolution(name: str) -> None:
+    """Under both ranges of the entropy's bins."""
+    files = RUNS / name / "checkpoints" / "epoch_*.ckpt"
+    look(name, "evolution", "--checkpoint", files, "--value-range", "global", "layer")
+
+
+def look_with_more_images(name: str) -> None:
+    """How the intervals shrink."""
+    for count in IMAGES:
+        last = RUNS / name / "checkpoints" / "last.ckpt"
+        look(name, f"images_{count}", "--checkpoint", last, "--n-images", count, "--bootstrap")
+
+
+def keep(name: str) -> None:
+    """What the run says, and the analyses of it, into results/, whole or not at all."""
+    partial = RESULTS / f".{name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in ("config.yaml", "run.json", "metrics.csv"):
+        shutil.copy(RUNS / name / file, partial)
+    for analysis in (path.parent for path in (RUNS / name).glob("*/curves.csv")):
+        (partial / analysis.name).mkdir()
+        for file in ("curves.csv", "table.csv"):
+            shutil.copy(analysis / file, partial / analysis.name)
+    partial.rename(RESULTS / name)
+
+
+def make_teacher(name: str) -> None:
+    """Train it, and store its best epoch in half precision, which is what teaches."""
+    stored = HERE / "teachers" / f"{name}.safetensors"
+    if stored.exists():
+        return
+    run = f"teacher_{name}"
+    fit(run, [run])
+    look_at_evolution(run)
+    look_with_more_images(run)
+    keep(run)
+    best = RUNS / run / "checkpoints" / "student_best.safetensors"
+    stored.parent.mkdir(exist_ok=True)
+    Backbone(MODELS[run], checkpoint=best).export(stored, dtype=torch.float16)
+
+
+def make_cache(name: str) -> None:
+    """Its answers to all views; a build that is complete ends at once."""
+    terms = "cache" if name == "cait24" else "spectralkd_l1_resnet"
+    command(f"cache_{name}", "cache-teacher", ["base", terms], "--out", RUNS / f"cache_{name}")
+
+
+def main() -> None:
+    """Teachers, caches, runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=[*CLAIMS, *OTHERS], default=[*CLAIMS, *OTHERS], metavar="ROW"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    asked = list(runs(options.only))
+    wanted = [run for run in asked if not (RESULTS / run.name).exists()]
+    print(f"{len(asked) - len(wanted)} runs are there, {len(wanted)} to make", flush=True)
+    with ThreadPoolExecutor(options.workers) as pool:
+        teachers = list(dict.fromkeys(run.teacher for run in wanted if run.teacher))
+        list(pool.map(make_teacher, teachers))
+        list(pool.map(make_cache, dict.fromkeys(run.teacher for run in wanted if run.cached)))
+        began, failed = time.monotonic(), 0
+        made = {pool.submit(run.make): run for run in wanted}
+        for done, future in enumerate(as_completed(made), start=1):
+            left = (time.monotonic() - began) / done * (len(wanted) - done) / 3600
+            error = future.exception()
+            failed += error is not None
+            print(f"{error or made[future].name}: {done} of {len(wanted)}, {left:.1f} h left", flush=True)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failed as error:
+        sys.exit(f"error: {error}")
