@@ -150,6 +150,10 @@ class Distiller(LightningModule):
             raise UserError(
                 "model: without a teacher shard_teacher, teacher_cache and teacher_precision have no meaning"
             )
+        if teacher_precision not in (None, *get_args(Precision)):
+            raise UserError(
+                f"model.teacher_precision is {' or '.join(get_args(Precision))}, not {teacher_precision!r}"
+            )
         if shard_teacher and channels_last:
             raise UserError(
                 "model: a teacher cannot be sharded with its channels last; choose one of the two"
@@ -239,7 +243,9 @@ class Distiller(LightningModule):
         assert self.teacher is not None
         own: AbstractContextManager = nullcontext()
         if self.teacher_precision is not None:
-            half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(self.teacher_precision)
+            half = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}[
+                self.teacher_precision
+            ]
             own = torch.autocast(self.device.type, half, enabled=half is not None)
         with torch.no_grad(), own:
             return self.teacher(self.for_teacher(images), layers, logits=head)

@@ -102,7 +102,7 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
     start = {
         "from_epoch": epoch,
         **facts,
-        "command": shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
+        "command": _command(sys.argv),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
@@ -134,6 +134,12 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
     with whole(path) as partial:
         partial.write_text(text)
+
+
+def _command(argv: list[str]) -> str:
+    """The command line as one types it, without a launcher's part and wherever the package lies."""
+    ours = Path(argv[0]).name in ("__main__.py", "distill_dynamics")
+    return shlex.join([*(PROGRAM.split() if ours else [Path(argv[0]).name]), *argv[1:]])
 
 
 def _commit() -> str | None:

@@ -1,5 +1,7 @@
 """Every shipped config starts: all that `fit` builds is built, short of training."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -72,8 +74,10 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder, study_te
     made = {"--model.teacher.pretrained": "false", "--data.data_dir": image_folder, "--data.num_workers": 0}
     extra = [item for pair in made.items() for item in pair] if imagenet else []
     if not imagenet and path not in STANDALONE and path.stem != "none":
-        file = "resnet.safetensors" if path.stem.endswith("resnet") else "cait24.safetensors"
-        extra = ["--model.teacher.checkpoint", study_teachers / file]
+        files = [yaml.safe_load(file.read_text()) for file in (path, path.parent / "base.yaml")]
+        (checkpoint, *_) = [f["model"]["teacher"]["checkpoint"] for f in files if "teacher" in f["model"]]
+        assert checkpoint.startswith("notebooks/study/teachers/")
+        extra = ["--model.teacher.checkpoint", study_teachers / Path(checkpoint).name]
     built = build(monkeypatch, tmp_path, *configs(path), *extra)
     model, data = built.model, built.datamodule
     assert data.batch_size > 0
@@ -97,6 +101,12 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder, study_te
         assert images.shape[1:] == (3, 224, 224)
         with torch.no_grad():
             assert model.student.eval()(images[:1]).logits.shape == (1, 1000)
+    elif (row := path.stem.replace("_long", "_500")) in PUBLISHED:
+        _, ends, weight, epochs = PUBLISHED[row]
+        assert built.trainer.max_epochs == round(epochs / 300 * 12)
+        expected = [] if ends is None else [[*range(1, ends[0] + 1), *range(13 - ends[1], 13)]]
+        assert [[s for s, _ in pairs] for pairs in model.pairs.values()] == expected
+        assert weight is None or weight in model.weights.values()
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}/{p.stem}")

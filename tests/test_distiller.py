@@ -249,6 +249,8 @@ def test_supervised_training_without_a_teacher_needs_no_alpha(tmp_path):
         (lambda: Distiller(student(), alpha=0.5), ["teacher", "alpha"]),
         (lambda: Distiller(student(), terms={"p": Term(ProjectorKD, last=1)}), ["teacher", "terms"]),
         (lambda: Distiller(student(), teacher(), alpha=1.5), ["alpha", "1.5"]),
+        (lambda: Distiller(student(), teacher_precision="32-true"), ["teacher_precision"]),
+        (lambda: Distiller(student(), teacher(), teacher_precision="bf16"), ["'bf16'", "bf16-mixed"]),
         (lambda: Distiller(student(), teacher(), {"ce": Term(ProjectorKD, last=1)}), ["'ce'"]),
         (lambda: Distiller(student(), teacher(), {"p": Term(ProjectorKD, last=5)}), ["terms.p", "5"]),
         (lambda: Distiller(student(), teacher(), {"p": Term(ProjectorKD, pairs=[(9, 1)])}), ["terms.p", "9"]),

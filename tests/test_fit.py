@@ -14,7 +14,7 @@ import torch
 import yaml
 from conftest import ROOT, VIT
 
-from distill_dynamics import Backbone, Distiller
+from distill_dynamics import Backbone, Distiller, run
 from distill_dynamics.cli import main
 from distill_dynamics.dynamics import Profile
 
@@ -127,6 +127,21 @@ def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys)
     printed = capsys.readouterr().out
     for word in ("teacher", "student, best", "epoch 3", "lowest block", str(run_dir)):
         assert word in printed
+
+
+PROGRAM = "python -m distill_dynamics"
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/a/distill_dynamics/__main__.py", "fit", "--name", "x y"], f"{PROGRAM} fit --name 'x y'"),
+        (["/env/bin/distill_dynamics", "fit"], f"{PROGRAM} fit"),
+        (["/env/bin/pytest", "tests"], "pytest tests"),
+    ],
+)
+def test_the_command_is_recorded_as_one_types_it(argv, command):
+    assert run._command(argv) == command
 
 
 def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path, no_report):

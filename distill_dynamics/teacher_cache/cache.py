@@ -54,7 +54,7 @@ def identity(teacher: Backbone, data: Any, precision: str) -> dict[str, Any]:
         "teacher.weights": weights.hexdigest()[:16],
         "teacher.mean": teacher.mean,
         "teacher.std": teacher.std,
-        "precision": precision,
+        "teacher's precision": precision,
         **{f"data.{name}": value for name, value in data.views_depend_on().items()},
         "version of answers": ANSWERS,
         # Of one version there are builds for CPUs and for GPUs, 2.6.0+cpu and so on.

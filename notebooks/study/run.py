@@ -5,7 +5,7 @@
     python notebooks/study/run.py --workers 8               so many runs at a time, a core each
 
 What results/ holds is not made again. A finished run leaves its config.yaml, run.json and metrics.csv there,
-with every accuracy, loss, curve and signature; checkpoints, Profiles and caches (15 GB) are in runs/study.
+with every accuracy, loss, curve and signature; checkpoints, Profiles and caches (20 GB) are in runs/study.
 """
 
 import argparse
@@ -112,6 +112,7 @@ def command(log: str, verb: str, configs: Sequence[str], *options: object) -> No
     path = RUNS / f"{log}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
+        began = file.tell()
         status = subprocess.run(
             [str(word) for word in words],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -119,7 +120,9 @@ def command(log: str, verb: str, configs: Sequence[str], *options: object) -> No
             stderr=subprocess.STDOUT,
         ).returncode
     if status:
-        raise Failed(f"{log}: {path.read_text().strip().splitlines()[-1]} (more in {path})")
+        said = path.read_bytes()[began:].decode().splitlines()
+        last = next((line for line in reversed(said) if line.strip()), "")
+        raise Failed(f"{log}: {verb} ended with status {status}: {last} (more in {path})")
 
 
 class Failed(Exception):
@@ -165,6 +168,7 @@ def keep(name: str) -> None:
         (partial / analysis.name).mkdir()
         for file in ("curves.csv", "table.csv"):
             shutil.copy(analysis / file, partial / analysis.name)
+    shutil.rmtree(RESULTS / name, ignore_errors=True)
     partial.rename(RESULTS / name)
 
 
@@ -179,7 +183,7 @@ def make_teacher(name: str) -> None:
     look_with_more_images(run)
     keep(run)
     best = RUNS / run / "checkpoints" / "student_best.safetensors"
-    stored.parent.mkdir(exist_ok=True)
+    stored.parent.mkdir(parents=True, exist_ok=True)
     Backbone(MODELS[run], checkpoint=best).export(stored, dtype=torch.float16)
 
 
@@ -203,9 +207,9 @@ def main() -> None:
     asked = list(runs(options.only))
     wanted = [run for run in asked if not (RESULTS / run.name).exists()]
     print(f"{len(asked) - len(wanted)} runs are there, {len(wanted)} to make", flush=True)
-    with ThreadPoolExecutor(options.workers) as pool:
-        teachers = list(dict.fromkeys(run.teacher for run in wanted if run.teacher))
-        list(pool.map(make_teacher, teachers))
+    pool = ThreadPoolExecutor(options.workers)
+    try:
+        list(pool.map(make_teacher, dict.fromkeys(run.teacher for run in wanted if run.teacher)))
         list(pool.map(make_cache, dict.fromkeys(run.teacher for run in wanted if run.cached)))
         began, failed = time.monotonic(), 0
         made = {pool.submit(run.make): run for run in wanted}
@@ -213,7 +217,10 @@ def main() -> None:
             left = (time.monotonic() - began) / done * (len(wanted) - done) / 3600
             error = future.exception()
             failed += error is not None
-            print(f"{error or made[future].name}: {done} of {len(wanted)}, {left:.1f} h left", flush=True)
+            told = f"{made[future].name} failed: {error}" if error else made[future].name
+            print(f"{told}: {done} of {len(wanted)}, {left:.1f} h left", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C reaches the commands too, and none is begun after it
     sys.exit(failed > 0)
 
 
@@ -222,3 +229,5 @@ if __name__ == "__main__":
         main()
     except Failed as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

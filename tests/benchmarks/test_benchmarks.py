@@ -6,8 +6,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from table import Row
 
 HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("ratios", "target", "at_least", "interval", "verdict"),
+    [
+        ([0.9], 1, False, (0.9, 0.9), "met"),
+        ([0.9, 1.1, 0.95], 1, False, (0.9, 1.1), "level"),
+        ([1.2, 1.1, 1.3], 1, False, (1.1, 1.3), "missed"),
+        ([30, 50, 45], 40, True, (30, 50), "level"),
+        # Of 25 the 8th and the 18th: between them the median lies with a chance of 95.7 % (binomial).
+        (range(1, 26), 20, False, (8, 18), "met"),
+    ],
+)
+def test_an_interval_and_what_it_says_of_a_target(ratios, target, at_least, interval, verdict):
+    row = Row("", list(ratios), target, at_least)
+    assert (row.interval, row.verdict) == (interval, verdict)
 
 
 @pytest.mark.slow

@@ -229,7 +229,8 @@ def test_what_does_not_match_is_refused_with_the_line_that_differs(config, tmp_p
     fails(capsys, run(f"{given}augment", "{hflip: 0.5}"), "data.augment", "'hflip': 0.5")
     fails(capsys, run(f"{given}views", "3"), "data.views 2", "here it is 3")
     fails(capsys, run("--seed_everything", "2"), "teacher.weights")
-    fails(capsys, run("--trainer.precision", "bf16-mixed"), "precision '32-true'", "'bf16-mixed'")
+    fails(capsys, run("--trainer.precision", "bf16-mixed"), "teacher's precision '32-true'", "'bf16-mixed'")
+    fails(capsys, run("--model.teacher_precision", "16-mixed"), "teacher's precision '32-true'", "'16-mixed'")
     terms = {"deep": {"loss": {"class_path": f"{LOSSES}.SpectralKD"}, "pairs": [[1, 7]]}}
     fails(capsys, run(model__terms=terms), "no map of the teacher's block 7")
     path = cache / "view_001.npy"
