@@ -502,12 +502,19 @@ class Distiller(LightningModule):
             self._renormalise_teacher = _Renormalise(data, self.teacher)
         if self.teacher is not None and self.teacher_cache is not None and stage == "fit":
             self.cache = TeacherCache.read(self.teacher_cache)
-            self.cache.check(identity(self.teacher, data, self.teacher_precision or self.trainer.precision))
+            self.cache.check(self.answers_identity())
             self.cache.check_whole()
             fields = self.use(self.cache)
             data.answers = self.cache.answers(fields) if fields else None
         if self.teacher is not None and self.shard_teacher and stage == "fit":
             shard(self.teacher, self.trainer.strategy)
+
+    def answers_identity(self) -> dict[str, Any]:
+        """What a cache of the teacher's answers must have been made by; the data are set up for fitting."""
+        assert self.teacher is not None
+        return identity(
+            self.teacher, datamodule(self.trainer), self.teacher_precision or self.trainer.precision
+        )
 
     def use(self, cache: TeacherCache) -> list[str]:
         """Settle what comes from a cache: its fields. UserError where it lacks what is not cheap to run."""

@@ -36,7 +36,7 @@ from distill_dynamics.teacher_cache.blocks import (
     missing,
     read_rows,
 )
-from distill_dynamics.teacher_cache.cache import Scale, TeacherCache, identity, validated_on
+from distill_dynamics.teacher_cache.cache import Scale, TeacherCache, validated_on
 
 CHEAP = 0.1
 """Share of the teacher's time up to which its first blocks are run while training, and not stored."""
@@ -80,8 +80,7 @@ class _OverViews(Distiller):
         self.told = self.trainer.is_global_zero
         self.data.global_batch = None  # whose share a device takes matters to training alone
         self.data.setup("fit")
-        precision = self.teacher_precision or self.trainer.precision
-        self.made_by = identity(self.teacher, self.data, precision)
+        self.made_by = self.answers_identity()
         if self.data.views is None:
             raise UserError(
                 "cache-teacher: give data.init_args.views, how many augmented views of each image there are "

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contestants import config, this_tool, write
+from contestants import SIZES, config, this_tool, write
 from table import Row, row
 from turns import take_turns
 
@@ -33,10 +33,7 @@ def cached(size: str, folder: Path, term: dict[str, int] | None) -> dict[str, An
 
 def rows(small: bool) -> Iterator[Row]:
     """The cheaper the student beside its teacher, the more a cache saves: the first size is the paper's."""
-    for size, steps, rounds, threads in (
-        ("CaiT-S24 → DeiT-Ti", 1, 25, None),
-        ("Fashion-MNIST size", 10, 40, 1),
-    ):
+    for size, made in SIZES.items():
         paper = size != "Fashion-MNIST size"
         if small and paper:
             continue
@@ -50,9 +47,7 @@ def rows(small: bool) -> Iterator[Row]:
                     ),
                     "online": partial(this_tool, settings=config(size)),
                 },
-                steps=2 if small else steps,
-                rounds=2 if small else rounds,
-                threads=threads,
+                **made.turns(small),
             )
         student = seconds["student"]
         first = f"{size}: cached SoftKD + SpectralKD first 1 ÷ student alone"

@@ -43,6 +43,17 @@ class Size:
     classes: int = 1000
     student_kwargs: dict[str, Any] = field(default_factory=dict)
     teacher_kwargs: dict[str, Any] = field(default_factory=dict)
+    steps: int = 1
+    rounds: int = 25
+    threads: int | None = None
+
+    def turns(self, small: bool) -> dict[str, Any]:
+        """How `take_turns` is to have it."""
+        return {
+            "steps": 2 if small else self.steps,
+            "rounds": 2 if small else self.rounds,
+            "threads": self.threads,
+        }
 
     def models(self) -> tuple[nn.Module, nn.Module]:
         """Student and teacher, as timm makes them, with random weights."""
@@ -76,6 +87,9 @@ SIZES = {
         classes=10,
         student_kwargs={**_VIT, "embed_dim": 32, "depth": 12, "num_heads": 2},
         teacher_kwargs={**_VIT, "embed_dim": 64, "depth": 12, "num_heads": 4, "init_values": 0.1},
+        steps=10,
+        rounds=40,
+        threads=1,  # a second one gains nothing at this size
     ),
 }
 
