@@ -49,12 +49,12 @@ def rows(small: bool) -> Iterator[Row]:
                 },
                 **made.turns(small),
             )
-        student = seconds["student"]
-        first = f"{size}: cached SoftKD + SpectralKD first 1 ÷ student alone"
-        yield row(f"{size}: cached SoftKD ÷ student alone", seconds["cached"], student, 1.05)
+        student, what = seconds["student"], made.told(size)
+        first = f"{what}: cached SoftKD + SpectralKD first 1 ÷ student alone"
+        yield row(f"{what}: cached SoftKD ÷ student alone", seconds["cached"], student, 1.05)
         yield row(first, seconds["cached, first"], student, 1.25 if paper else None)
         yield row(
-            f"{size}: cached SoftKD ÷ online SoftKD",
+            f"{what}: cached SoftKD ÷ online SoftKD",
             seconds["cached"],
             seconds["online"],
             0.3 if paper else None,

@@ -55,6 +55,10 @@ class Size:
             "threads": self.threads,
         }
 
+    def told(self, name: str) -> str:
+        """`name`, and what is not the machine's own about how it is timed."""
+        return name if self.threads is None else f"{name}, {self.threads} thread"
+
     def models(self) -> tuple[nn.Module, nn.Module]:
         """Student and teacher, as timm makes them, with random weights."""
         torch.manual_seed(0)
