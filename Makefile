@@ -3,7 +3,7 @@
 # make lint         ruff, mypy, hadolint and shellcheck
 # make format       ruff's formatter
 # make bench        speed, as ratios
-# make study        the study on Fashion-MNIST: half a day; it goes on where it was stopped
+# make study        the study on Fashion-MNIST, from teachers to tables and text: half a day; it goes on where it was stopped
 # make lock         resolve the locked dependencies anew (needs uv)
 
 PYTHON ?= python3
@@ -37,8 +37,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/bench.py
 	$(BIN)/python tests/benchmarks/bench_data.py
 
-study: $(VENV)/installed
+study: $(VENV)/installed-dev
 	$(BIN)/python notebooks/study/run.py
+	$(BIN)/python notebooks/study/tables.py
+	$(BIN)/python notebooks/study/figures.py
+	$(BIN)/python notebooks/study/write_up.py
+	$(BIN)/python -m distill_dynamics report notebooks/study/results/*-* --out runs/study/report.html
 
 # Locked and hashed: what is installed is what was tested. The project itself is installed editable.
 $(VENV)/installed: requirements.lock pyproject.toml

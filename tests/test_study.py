@@ -1,16 +1,23 @@
-"""The study's runner: which runs it makes, in which order, and what it keeps of them."""
+"""The study: which runs are made and kept, what is computed of them, and that the write-up says just that."""
 
+import csv
+import importlib
 import importlib.util
+import re
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from scipy import stats
+
+STUDY = ROOT / "notebooks" / "study"
 
 
 @pytest.fixture
 def study(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("study_run", ROOT / "notebooks" / "study" / "run.py")
+    spec = importlib.util.spec_from_file_location("study_run", STUDY / "run.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "study_run", module)
     spec.loader.exec_module(module)
@@ -46,6 +53,9 @@ def fake_commands(study, monkeypatch, fails=()):
             folder.mkdir(parents=True)
             for file in ("config.yaml", "run.json", "metrics.csv"):
                 (folder / file).write_text(f"{file} of {log}")
+            (folder / "dynamics").mkdir()
+            for stem in ("teacher", "student_epoch_0011", "student_epoch_0012", "student_best"):
+                (folder / "dynamics" / f"{stem}.npz").touch()
         if verb == "analyze":
             out = options[options.index("--out") + 1]
             out.mkdir(parents=True)
@@ -77,10 +87,188 @@ def test_what_is_kept_is_not_made_again_and_a_failure_stops_no_other(study, monk
     kept = tmp_path / "results"
     assert {path.name for path in kept.iterdir()} == set(fits) - {"softkd-1"}
     files = {str(path.relative_to(kept / "softkd-2")) for path in (kept / "softkd-2").rglob("*.*")}
-    assert files == {"config.yaml", "run.json", "metrics.csv", "evolution/curves.csv", "evolution/table.csv"}
+    profiles = {"dynamics/teacher.npz", "dynamics/student_epoch_0012.npz"}
+    analyses = {"evolution/curves.csv", "evolution/table.csv"}
+    assert files == {"config.yaml", "run.json", "metrics.csv", *profiles, *analyses}
     assert (kept / "softkd-2" / "metrics.csv").read_text() == "metrics.csv of softkd-2"
 
     again = fake_commands(study, monkeypatch)
     assert run(study, monkeypatch, "--only", "softkd", "none") == 0
     assert {log for log, verb, *_ in again if verb == "fit"} == {"softkd-1"}
     assert "9 runs are there, 1 to make" in capsys.readouterr().out
+
+
+def test_a_teacher_that_fails_stops_its_own_runs_alone(study, monkeypatch, capsys, tmp_path):
+    fake_commands(study, monkeypatch)
+
+    def make_teacher(name):
+        if name == "cait24":
+            raise study.Failed("out of memory")
+
+    monkeypatch.setattr(study, "make_teacher", make_teacher)
+    assert run(study, monkeypatch, "--only", "softkd", "none", "softkd_resnet") == 1
+    assert "no run with teacher cait24: out of memory" in capsys.readouterr().out
+    kept = {path.name.rpartition("-")[0] for path in (tmp_path / "results").iterdir()}
+    assert kept == {"none", "softkd_resnet"}
+
+
+# --- tables and write-up --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts by their names, as they import one another."""
+    monkeypatch.syspath_prepend(STUDY)
+    for name in ("tables", "figures", "write_up"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module
+
+
+SEEDS = {"softkd": range(5), "spectralkd_l1": range(5), "spectralkd_f1": (0, 1, 3, 4)}
+BLOCKS, EPOCHS = 4, 3
+
+
+@pytest.fixture
+def made(scripts, monkeypatch, tmp_path):
+    """tables.py, with results that are made up: top-1, entropy = 5 + 0.8 log2 magnitude, cosines."""
+    tables = scripts("tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rng = np.random.default_rng(0)
+    for row, seeds in SEEDS.items():
+        for seed in seeds:
+            lines = []
+            for epoch in range(EPOCHS + 1):
+                scale = np.array([0.0, -2, -1, 1]) + rng.normal(size=BLOCKS) / 10
+                line = {"epoch": epoch, "dynamics/student/signature/u_shaped": float(epoch == EPOCHS)}
+                for block in range(BLOCKS):
+                    line[f"dynamics/student/magnitude/block_{block + 1:02d}"] = 2 ** scale[block]
+                    line[f"dynamics/student/entropy/block_{block + 1:02d}"] = 5 + 0.8 * scale[block]
+                    if row != "softkd":
+                        line[f"dynamics/conflict/spectral/block_{block + 1:02d}"] = rng.uniform(-1, 1)
+                line["val/acc1"] = 80 + epoch + rng.normal() if epoch else ""
+                lines.append(line)
+            (tmp_path / f"{row}-{seed}").mkdir()
+            with (tmp_path / f"{row}-{seed}" / "metrics.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
+                writer.writeheader()
+                writer.writerows(lines)
+    return tables
+
+
+def of(tables, row, column, epoch=EPOCHS, seeds=None):
+    return np.array([tables.results()[row][seed].epochs[epoch][column] for seed in seeds or SEEDS[row]])
+
+
+def test_a_difference_is_of_equal_seeds_with_the_interval_of_the_paired_t_test(made):
+    found = {entry["name"]: entry for entry in made.accuracy()}
+    assert list(found) == ["softkd", "spectralkd_f1", "spectralkd_l1"]
+    assert "baseline" not in found["softkd"]
+    p = []
+    for row in ("spectralkd_f1", "spectralkd_l1"):
+        seeds = SEEDS[row]
+        test = stats.ttest_rel(*(of(made, r, "val/acc1", seeds=seeds) for r in (row, "softkd")))
+        p.append(test.pvalue)
+        low, high = test.confidence_interval(0.95)
+        assert found[row]["pairs"] == len(seeds)
+        assert found[row]["last_difference_low"] == pytest.approx(low)
+        assert found[row]["last_difference_high"] == pytest.approx(high)
+    assert found["softkd"]["last_sd"] == pytest.approx(of(made, "softkd", "val/acc1").std(ddof=1))
+    # Benjamini and Hochberg by hand: of two, the smaller p is doubled, but for a q above the larger p.
+    small, large = sorted(p)
+    wanted = dict(zip(sorted(p), (min(2 * small, large), large), strict=True))
+    assert [found[row]["q"] for row in ("spectralkd_f1", "spectralkd_l1")] == pytest.approx(
+        [wanted[x] for x in p]
+    )
+
+
+def test_a_contrast_takes_the_seeds_that_all_its_rows_have(made):
+    (entry,) = made.contrasts()  # the other rows are not there
+    late, early = (
+        of(made, row, "val/acc1", seeds=(0, 1, 3, 4)) for row in ("spectralkd_l1", "spectralkd_f1")
+    )
+    assert (entry["name"], entry["seeds"]) == ("late less early", 4)
+    assert entry["last_mean"] == pytest.approx((late - early).mean())
+
+
+def test_one_seed_has_no_interval(made):
+    assert made.interval([3.0]) == pytest.approx({"mean": 3, "low": np.nan, "high": np.nan}, nan_ok=True)
+
+
+def test_shapes_tell_the_planted_curve(made):
+    found = {entry["name"]: entry for entry in made.shapes()}
+    entry, free = found["softkd global 3"], found["softkd scale-free 3"]
+    assert (entry["u"], entry["runs"], found["softkd global 2"]["u"]) == (5, 5, 0)
+    assert entry["lowest"] == entry["lowest_min"] == entry["lowest_max"] == 2
+    first, second = (of(made, "softkd", f"dynamics/student/entropy/block_{b:02d}") for b in (1, 2))
+    assert entry["fall_mean"] == pytest.approx((first - second).mean())
+    assert (entry["slope"], entry["r2"]) == pytest.approx((0.8, 1))
+    assert free["slope"] == pytest.approx(-0.2)  # what is left of 0.8 bits a doubling less one
+
+
+def test_conflicts_are_means_over_blocks_and_trained_epochs(made):
+    found = {entry["name"]: entry for entry in made.conflicts()}
+    columns = [f"dynamics/conflict/spectral/block_{block:02d}" for block in range(1, BLOCKS + 1)]
+    cosines = np.array([[of(made, "spectralkd_l1", c, epoch) for c in columns] for epoch in (1, 2, 3)])
+    assert found["spectralkd_l1"]["mean"] == pytest.approx(cosines.mean())
+    assert found["spectralkd_l1"]["last_mean"] == pytest.approx(cosines[:, -1].mean())
+    assert found["spectralkd_l1 2"]["block_03"] == pytest.approx(cosines[1, 2].mean())
+    assert not any(name.startswith("softkd") for name in found)
+
+
+def test_rank_correlation_is_scipys_and_its_p_counts_permutations(scripts):
+    tables = scripts("tables")
+    rng = np.random.default_rng(0)
+    known, final = rng.normal(size=(2, 3, 6))
+    rho, _ = tables.rank_correlation(known, final)
+    assert rho == pytest.approx(
+        np.mean([stats.spearmanr(a, b).statistic for a, b in zip(known, final, strict=True)])
+    )
+
+    same = np.arange(5.0)[None]  # of 5! orders two have |rho| = 1
+    rho, p = tables.rank_correlation(same, same)
+    assert (rho, p) == pytest.approx((1, 2 / 120), rel=0.2)
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(scripts, tmp_path):
+    tables = scripts("tables")
+    for table in tables.TABLES_MADE:
+        tables.write(tmp_path, table.__name__, list(table()))
+        again, committed = (tables.read(d / f"{table.__name__}.csv") for d in (tmp_path, STUDY / "tables"))
+        assert [list(entry) for entry in again] == [list(entry) for entry in committed]
+        for one, other in zip(again, committed, strict=True):
+            for column, text in one.items():
+                assert alike(text, other[column]), (table.__name__, one["name"], column)
+
+
+def alike(one, other):
+    """The same text, or the same number but for the last digits."""
+    try:
+        return one == other or float(one) == pytest.approx(float(other), rel=1e-4, abs=1e-9)
+    except ValueError:
+        return False
+
+
+def test_rows_are_the_runners(scripts, study):
+    assert set(scripts("tables").ROWS) == {*study.CLAIMS, *study.OTHERS}
+
+
+def test_the_figures_are_those_of_the_tables(scripts, tmp_path):
+    drawn = {path.name for path in scripts("figures").draw(tmp_path)}
+    assert drawn == {path.name for path in (STUDY / "figures").iterdir()}
+
+
+NAMES = r"Table 1|Sections? \d(\.\d)?|Figures? \d|[FL] \d\b|log2|AAAI 2026|arXiv:[\d.]+|top-1|95 %|q < 0\.05"
+
+
+def prose(template):
+    """The text without cells, code, links and headings, and without the names that have a digit in them."""
+    left = re.sub(r"```.*?```", "", template, flags=re.S)
+    left = re.sub(r"\{[^}]*\}|`[^`]*`|\]\([^)]*\)|^#[^\n]*$|^    [^\n]*$", "", left, flags=re.M)
+    return re.sub(NAMES, "", left)
+
+
+def test_every_number_of_the_write_up_is_a_cell_of_a_table(scripts):
+    template = (STUDY / "README.template.md").read_text(encoding="utf-8")
+    assert scripts("write_up").filled(template) == (STUDY / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\S*\d\S*", prose(template)) == []
+    assert re.findall(r"\S*\d\S*", prose(template + "\nIt costs 0.31 points in 5 seeds.")) == ["0.31", "5"]

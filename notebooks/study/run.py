@@ -5,7 +5,8 @@
     python notebooks/study/run.py --workers 8               so many runs at a time, a core each
 
 What results/ holds is not made again. A finished run leaves its config.yaml, run.json and metrics.csv there,
-with every accuracy, loss, curve and signature; checkpoints, Profiles and caches (20 GB) are in runs/study.
+with every accuracy, loss, curve and signature, and its last Profiles, for `report`; checkpoints, the other
+Profiles and caches (20 GB) are in runs/study.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ OTHERS = [
     "softkd_online",
 ]
 """Three seeds."""
-WATCHED = ("none", "softkd")
+WATCHED = ("none", "softkd", "spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1")
 """Rows whose checkpoints are analysed once more, with bins of each layer's own range."""
 IMAGES = (8, 32, 128, 512)
 """How many probe images are enough?"""
@@ -164,6 +165,10 @@ def keep(name: str) -> None:
     partial.mkdir(parents=True)
     for file in ("config.yaml", "run.json", "metrics.csv"):
         shutil.copy(RUNS / name / file, partial)
+    (partial / "dynamics").mkdir()
+    profiles = RUNS / name / "dynamics"
+    for file in (*profiles.glob("teacher.npz"), *sorted(profiles.glob("student_epoch_*.npz"))[-1:]):
+        shutil.copy(file, partial / "dynamics")
     for analysis in (path.parent for path in (RUNS / name).glob("*/curves.csv")):
         (partial / analysis.name).mkdir()
         for file in ("curves.csv", "table.csv"):
@@ -187,6 +192,13 @@ def make_teacher(name: str) -> None:
     Backbone(MODELS[run], checkpoint=best).export(stored, dtype=torch.float16)
 
 
+def prepare(name: str, cached: bool) -> None:
+    """What the runs of a teacher need."""
+    make_teacher(name)
+    if cached:
+        make_cache(name)
+
+
 def make_cache(name: str) -> None:
     """Its answers to all views; a build that is complete ends at once."""
     terms = "cache" if name == "cait24" else "spectralkd_l1_resnet"
@@ -208,17 +220,27 @@ def main() -> None:
     wanted = [run for run in asked if not (RESULTS / run.name).exists()]
     print(f"{len(asked) - len(wanted)} runs are there, {len(wanted)} to make", flush=True)
     pool = ThreadPoolExecutor(options.workers)
+    made: dict[Future[None], Run] = {}
     try:
-        list(pool.map(make_teacher, dict.fromkeys(run.teacher for run in wanted if run.teacher)))
-        list(pool.map(make_cache, dict.fromkeys(run.teacher for run in wanted if run.cached)))
-        began, failed = time.monotonic(), 0
-        made = {pool.submit(run.make): run for run in wanted}
+        caching = {run.teacher for run in wanted if run.cached}
+        taught = dict.fromkeys(run.teacher for run in wanted if run.teacher)
+        teachers = {name: pool.submit(prepare, name, name in caching) for name in taught}
+        made |= {pool.submit(run.make): run for run in wanted if run.teacher is None}
+        failed = 0
+        for name, ready in teachers.items():
+            if error := ready.exception():
+                failed += 1
+                print(f"no run with teacher {name}: {error}", flush=True)
+            else:
+                made |= {pool.submit(run.make): run for run in wanted if run.teacher == name}
+        began, before = time.monotonic(), sum(future.done() for future in made)
         for done, future in enumerate(as_completed(made), start=1):
-            left = (time.monotonic() - began) / done * (len(wanted) - done) / 3600
+            pace = (time.monotonic() - began) / max(1, done - before)
             error = future.exception()
             failed += error is not None
             told = f"{made[future].name} failed: {error}" if error else made[future].name
-            print(f"{told}: {done} of {len(wanted)}, {left:.1f} h left", flush=True)
+            left = pace * (len(made) - done) / 3600
+            print(f"{told}: {done} of {len(made)}, {left:.1f} h left", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C reaches the commands too, and none is begun after it
     sys.exit(failed > 0)

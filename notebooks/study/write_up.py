@@ -1,0 +1,154 @@
+"""README.md from README.template.md: every number in it is a cell of tables/, filled in here.
+
+    python notebooks/study/write_up.py
+
+In the template `{accuracy[spectralkd_l1][last_mean]:.2f}` is a cell, `{shown[accuracy]}` a table.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from figures import LABELS, table
+from tables import TABLES_MADE
+
+HERE = Path(__file__).parent
+
+
+class Cell(float):
+    """A number of a table, written as text has it: − and not -, a dash where it is not known."""
+
+    def __format__(self, spec: str) -> str:
+        return super().__format__(spec).replace("-", "−") if math.isfinite(self) else "–"
+
+
+Line = dict[str, Cell | str]
+
+
+class Lines(dict[str, Line]):
+    """A table by entry and column."""
+
+    def __missing__(self, name: str) -> Line:
+        raise KeyError(f"no entry {name!r}; there are {', '.join(self) or 'none'}")
+
+
+def cells(name: str) -> Lines:
+    """A table's cells, numbers as numbers."""
+    found = Lines()
+    for entry, columns in table(name).items():
+        found[entry] = {column: _cell(text) for column, text in columns.items()}
+    return found
+
+
+def _cell(text: str) -> Cell | str:
+    try:
+        return Cell(text or "nan")
+    except ValueError:
+        return text
+
+
+def accuracy(found: Lines) -> str:
+    """The paper's Table 1 in small."""
+    lines = []
+    for row, e in found.items():
+        shown = [LABELS[row], f"{e['seeds']:.0f}", f"{e['last_mean']:.2f} ± {e['last_sd']:.2f}"]
+        if isinstance(e.get("baseline"), str):
+            shown += [LABELS[str(e["baseline"])], _difference(e, "last"), f"{e['q']:.3f}"]
+        else:
+            shown += ["", "", ""]
+        shown.append(f"{e['best_mean']:.2f} ± {e['best_sd']:.2f}")
+        lines.append([*shown, _difference(e, "best")])
+    heads = ["", "seeds", "last epoch", "beside", "points", "q", "best epoch", "points"]
+    return markdown(heads, lines)
+
+
+def contrasts(found: Lines) -> str:
+    """Differences of rows and of differences."""
+    lines = [[name, f"{e['seeds']:.0f}", _interval(e, "last_"), f"{e['q']:.3f}"] for name, e in found.items()]
+    return markdown(["", "seeds", "points", "q"], lines)
+
+
+def shapes(found: Lines) -> str:
+    """Whose curve is a U at the end."""
+    last = {str(e["row"]): e["epoch"] for e in found.values()}
+    lines = []
+    for row, epoch in last.items():
+        e, free = found[f"{row} global {epoch:.0f}"], found[f"{row} scale-free {epoch:.0f}"]
+        u = f"{e['u']:.0f} of {e['runs']:.0f}"
+        span = f"{e['lowest']:.0f} ({e['lowest_min']:.0f} to {e['lowest_max']:.0f})"
+        ends = [f"{line[side]:.3f}" for line in (e, free) for side in ("fall_mean", "rise_mean")]
+        lines.append([LABELS[row], u, span, *ends])
+    heads = ["", "a U", "lowest block (of single runs)", "fall", "rise", "scale-free: fall", "rise"]
+    return markdown(heads, lines)
+
+
+def evolution(found: Lines) -> str:
+    """What becomes of the ends' entropy over the epochs, less the baseline's."""
+    names = ("change", "rebound", "first_change")
+    lines = [
+        [LABELS[row], *(_difference(e, name) for name in names)]
+        for row, e in found.items()
+        if _difference(e, "change")
+    ]
+    return markdown(["", "last block's change", "its rebound", "first block's change"], lines)
+
+
+def images(found: Lines) -> str:
+    """What is said by the number of images."""
+    lines = []
+    for e in found.values():
+        sides = [f"{e[side]:.3f}" if e["u"] else "–" for side in ("left", "right")]
+        lines.append(
+            [
+                LABELS[str(e["run"]).removesuffix("-0")],
+                f"{e['images']:.0f}",
+                f"{e['width']:.3f}",
+                f"{e['level']:.3f}",
+                f"{e['lowest']:.0f} ± {e['lowest_se']:.1f}",
+                *sides,
+            ]
+        )
+    heads = ["", "images", "width of a block's interval", "mean entropy", "lowest block", "fall", "rise"]
+    return markdown(heads, lines)
+
+
+def early(found: Lines) -> str:
+    """Rank correlations with the final top-1."""
+    lines = [
+        [str(e["number"]), f"{e['epoch']:.0f}", f"{e['rho']:+.2f}", f"{e['p']:.3f}", f"{e['q']:.3f}"]
+        for e in found.values()
+    ]
+    return markdown(["known", "after epoch", "rank correlation", "p", "q"], lines)
+
+
+def _difference(entry: Line, what: str) -> str:
+    mean = entry.get(f"{what}_difference_mean")
+    return _interval(entry, f"{what}_difference_") if isinstance(mean, Cell) and math.isfinite(mean) else ""
+
+
+def _interval(entry: Line, prefix: str) -> str:
+    mean, low, high = (entry[f"{prefix}{part}"] for part in ("mean", "low", "high"))
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table, numbers to the right."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
+
+
+SHOWN: dict[str, Callable[[Lines], str]] = {
+    made.__name__: made for made in (accuracy, contrasts, shapes, evolution, images, early)
+}
+
+
+def filled(template: str) -> str:
+    """The text with its cells."""
+    found = {made.__name__: cells(made.__name__) for made in TABLES_MADE}
+    shown = {name: show(found[name]) for name, show in SHOWN.items()}
+    return template.format(**found, shown=shown)
+
+
+if __name__ == "__main__":
+    text = filled((HERE / "README.template.md").read_text(encoding="utf-8"))
+    (HERE / "README.md").write_text(text, encoding="utf-8")
