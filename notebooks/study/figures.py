@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from tables import ROWS, TABLES, TEACHERS, read
 
@@ -104,6 +105,8 @@ def emergence() -> Figure | None:
                 )
             axes.set_title(f"{LABELS[model]}\n{title}", fontsize=9)
         line[0].set_ylabel("bits")
+    for axes in grid.flat:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in grid[-1]:
         axes.set_xlabel("block")
     scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis_r")

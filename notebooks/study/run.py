@@ -5,8 +5,8 @@
     python notebooks/study/run.py --workers 8               so many runs at a time, a core each
 
 What results/ holds is not made again. A finished run leaves its config.yaml, run.json and metrics.csv there,
-with every accuracy, loss, curve and signature, and its last Profiles, for `report`; checkpoints, the other
-Profiles and caches (20 GB) are in runs/study.
+with every accuracy, loss, curve and signature, its last and its best Profile, for `report`; checkpoints, the
+other Profiles and caches (20 GB) are in runs/study.
 """
 
 import argparse
@@ -167,7 +167,8 @@ def keep(name: str) -> None:
         shutil.copy(RUNS / name / file, partial)
     (partial / "dynamics").mkdir()
     profiles = RUNS / name / "dynamics"
-    for file in (*profiles.glob("teacher.npz"), *sorted(profiles.glob("student_epoch_*.npz"))[-1:]):
+    last = max(profiles.glob("student_epoch_*.npz"))
+    for file in (last, profiles / "student_best.npz", *profiles.glob("teacher.npz")):
         shutil.copy(file, partial / "dynamics")
     for analysis in (path.parent for path in (RUNS / name).glob("*/curves.csv")):
         (partial / analysis.name).mkdir()
