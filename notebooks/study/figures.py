@@ -118,6 +118,8 @@ def emergence() -> Figure | None:
 def evolution() -> Figure | None:
     """Entropy of the first and the last block over the epochs."""
     shown = {row: found for row in FOLLOWED if (found := by_epoch("ends", row=row))}
+    if not shown:
+        return None
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axes, which in zip(panels, ("first", "last"), strict=True):
         for row, found in shown.items():
@@ -129,7 +131,7 @@ def evolution() -> Figure | None:
             axes.fill_between(list(found), low, high, color=FOLLOWED[row], alpha=0.15, lw=0)
         axes.set(title=f"{which} block", xlabel="epoch", ylabel="entropy (bits)")
     panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure if shown else None
+    return figure
 
 
 def conflicts() -> Figure | None:
