@@ -119,8 +119,8 @@ class GradientConflict(Callback):
     noise. Nor does it say how hard a term pulls, only where to.
 
     Cost of a probe against a training step of as many images, teacher included in both: with one term on the
-    last block 1.2 for CaiT-S24 into DeiT-Ti and 1.3 for the pair of the quickstart, with two 1.4 for both
-    (tests/benchmarks/bench_conflict.py: processor time, one thread of a CPU). The memory is that of such a
+    last block 1.2 for CaiT-S24 into DeiT-Ti and 1.3 for the pair of the quickstart, with two 1.4 and 1.7
+    (tests/benchmarks/bench_conflict.py: two threads of a CPU). The memory is that of such a
     step and of one gradient of the student a term.
 
     In a config, under `trainer`: `callbacks: [{class_path: distill_dynamics.callbacks.GradientConflict}]`.
