@@ -248,6 +248,15 @@ def alike(one, other):
         return False
 
 
+def test_a_difference_without_a_q_is_written_too(scripts):
+    write_up = scripts("write_up")
+    difference = {f"{w}_difference_{p}": "0.5" for w in ("last", "best") for p in ("mean", "low", "high")}
+    numbers = {f"{w}_{p}": "80" for w in ("last", "best") for p in ("mean", "sd")}
+    entry = {"seeds": "2", "baseline": "softkd", **numbers, **difference}
+    found = write_up.Lines(none={name: write_up._cell(text) for name, text in entry.items()})
+    assert "| SoftKD | +0.50 (+0.50 to +0.50) | – |" in write_up.accuracy(found)
+
+
 def test_rows_are_the_runners(scripts, study):
     assert set(scripts("tables").ROWS) == {*study.CLAIMS, *study.OTHERS}
 

@@ -22,6 +22,7 @@ class Cell(float):
         return super().__format__(spec).replace("-", "−") if math.isfinite(self) else "–"
 
 
+UNKNOWN = Cell("nan")
 Line = dict[str, Cell | str]
 
 
@@ -53,7 +54,7 @@ def accuracy(found: Lines) -> str:
     for row, e in found.items():
         shown = [LABELS[row], f"{e['seeds']:.0f}", f"{e['last_mean']:.2f} ± {e['last_sd']:.2f}"]
         if isinstance(e.get("baseline"), str):
-            shown += [LABELS[str(e["baseline"])], _difference(e, "last"), f"{e['q']:.3f}"]
+            shown += [LABELS[str(e["baseline"])], _difference(e, "last"), f"{e.get('q', UNKNOWN):.3f}"]
         else:
             shown += ["", "", ""]
         shown.append(f"{e['best_mean']:.2f} ± {e['best_sd']:.2f}")
@@ -64,7 +65,10 @@ def accuracy(found: Lines) -> str:
 
 def contrasts(found: Lines) -> str:
     """Differences of rows and of differences."""
-    lines = [[name, f"{e['seeds']:.0f}", _interval(e, "last_"), f"{e['q']:.3f}"] for name, e in found.items()]
+    lines = [
+        [name, f"{e['seeds']:.0f}", _interval(e, "last_"), f"{e.get('q', UNKNOWN):.3f}"]
+        for name, e in found.items()
+    ]
     return markdown(["", "seeds", "points", "q"], lines)
 
 
