@@ -119,7 +119,7 @@ def test_a_teacher_that_fails_stops_its_own_runs_alone(study, monkeypatch, capsy
 def scripts(monkeypatch):
     """The scripts by their names, as they import one another."""
     monkeypatch.syspath_prepend(STUDY)
-    for name in ("tables", "figures", "write_up"):
+    for name in ("evidence", "tables", "figures", "write_up"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
@@ -131,8 +131,8 @@ BLOCKS, EPOCHS = 4, 3
 @pytest.fixture
 def made(scripts, monkeypatch, tmp_path):
     """tables.py, with results that are made up: top-1, entropy = 5 + 0.8 log2 magnitude, cosines."""
+    monkeypatch.setattr(scripts("evidence"), "RESULTS", tmp_path)
     tables = scripts("tables")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     rng = np.random.default_rng(0)
     for row, seeds in SEEDS.items():
         for seed in seeds:
@@ -216,24 +216,24 @@ def test_conflicts_are_means_over_blocks_and_trained_epochs(made):
 
 
 def test_rank_correlation_is_scipys_and_its_p_counts_permutations(scripts):
-    tables = scripts("tables")
+    evidence = scripts("evidence")
     rng = np.random.default_rng(0)
     known, final = rng.normal(size=(2, 3, 6))
-    rho, _ = tables.rank_correlation(known, final)
+    rho, _ = evidence.rank_correlation(known, final)
     assert rho == pytest.approx(
         np.mean([stats.spearmanr(a, b).statistic for a, b in zip(known, final, strict=True)])
     )
 
     same = np.arange(5.0)[None]  # of 5! orders two have |rho| = 1
-    rho, p = tables.rank_correlation(same, same)
+    rho, p = evidence.rank_correlation(same, same)
     assert (rho, p) == pytest.approx((1, 2 / 120), rel=0.2)
 
 
 def test_the_committed_tables_are_those_of_the_committed_results(scripts, tmp_path):
-    tables = scripts("tables")
+    read, tables = scripts("evidence").read, scripts("tables")
     for table in tables.TABLES_MADE:
         tables.write(tmp_path, table.__name__, list(table()))
-        again, committed = (tables.read(d / f"{table.__name__}.csv") for d in (tmp_path, STUDY / "tables"))
+        again, committed = (read(d / f"{table.__name__}.csv") for d in (tmp_path, STUDY / "tables"))
         assert [list(entry) for entry in again] == [list(entry) for entry in committed]
         for one, other in zip(again, committed, strict=True):
             for column, text in one.items():
@@ -258,7 +258,7 @@ def test_a_difference_without_a_q_is_written_too(scripts):
 
 
 def test_rows_are_the_runners(scripts, study):
-    assert set(scripts("tables").ROWS) == {*study.CLAIMS, *study.OTHERS}
+    assert set(scripts("evidence").ROWS) == {*study.CLAIMS, *study.OTHERS}
 
 
 def test_the_figures_are_those_of_the_tables(scripts, tmp_path):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from evidence import ROWS, TEACHERS, read
 from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from tables import ROWS, TABLES, TEACHERS, read
+from tables import TABLES
 
 from distill_dynamics.report.figures.look import OKABE_ITO, STYLE
 

@@ -1,0 +1,185 @@
+"""What the runs left in results/, as numbers, and the statistics of their differences.
+
+An interval (low, high) is a 95 % one, Student's t over seeds: where the mean over very many seeds lies, on
+these test images and with these teachers. Differences are of runs of the same seed.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from scipy import stats
+
+RESULTS = Path(__file__).parent / "results"
+
+Numbers = dict[str, float]
+Entry = dict[str, Any]
+"""A line of a table; its first column, `name`, is its own."""
+Floats = NDArray[np.float64]
+
+TEACHERS = {"teacher_cait24": "teacher, CaiT", "teacher_resnet": "teacher, ResNet"}
+ROWS = {
+    "none": "no distillation",
+    "softkd": "SoftKD",
+    "softkd_online": "SoftKD, teacher online",
+    "softkd_long": "SoftKD, longer",
+    "spectralkd_f2_l6": "SpectralKD F 2, L 6",
+    "spectralkd_f2_l1": "SpectralKD F 2, L 1",
+    "spectralkd_f1_l1": "SpectralKD F 1, L 1",
+    "spectralkd_f1": "SpectralKD F 1",
+    "spectralkd_l1": "SpectralKD L 1",
+    "spectralkd_l1_long": "SpectralKD L 1, longer",
+    "spectralkd_l1_beta01": "SpectralKD L 1, half β",
+    "spectralkd_l8": "SpectralKD L 8",
+    "projectorkd_f1": "ProjectorKD F 1",
+    "projectorkd_l1": "ProjectorKD L 1",
+    "projectorkd_l1_frozen": "ProjectorKD L 1, frozen",
+    "projectorkd_f1_l1": "ProjectorKD F 1, L 1",
+    "softkd_resnet": "SoftKD, ResNet teacher",
+    "spectralkd_l1_resnet": "SpectralKD L 1, ResNet teacher",
+}
+"""What a row is called, in the order of the paper's Table 1."""
+BASELINES = {"spectralkd_l1_long": "softkd_long", "spectralkd_l1_resnet": "softkd_resnet"}
+"""Rows that are compared with another than "softkd"."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One finished run."""
+
+    folder: Path
+    epochs: dict[int, Numbers]
+    """What metrics.csv has, by completed epochs."""
+
+    @property
+    def last(self) -> int:
+        """Epochs it was trained for."""
+        return max(self.epochs)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.yaml."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+    def top1(self) -> Floats:
+        """[E]: accuracy on the test set after each epoch, percent."""
+        return np.array([self.epochs[e]["val/acc1"] for e in sorted(self.epochs) if e])
+
+    def curve(self, measure: str, epoch: int) -> Floats:
+        """[L]: of the student."""
+        found, pattern = self.epochs[epoch], re.compile(rf"dynamics/student/{measure}/block_\d+")
+        return np.array([found[name] for name in sorted(filter(pattern.fullmatch, found))])
+
+    def conflict(self, epoch: int) -> Floats:
+        """[L]: cosines of the run's one term; NaN at blocks that it does not reach."""
+        cosines = np.full(len(self.curve("entropy", epoch)), np.nan)
+        for name, value in self.epochs[epoch].items():
+            if name.startswith("dynamics/conflict/"):
+                cosines[int(name.rsplit("_", 1)[1]) - 1] = value
+        return cosines
+
+    def said(self, name: str, epoch: int | None = None) -> float:
+        """A number of dynamics/student/signature, at the end if no epoch is given."""
+        return self.epochs[self.last if epoch is None else epoch][f"dynamics/student/signature/{name}"]
+
+
+@cache
+def results() -> dict[str, dict[int, Trained]]:
+    """Row → seed → run, as far as they have been made; teachers are rows of one seed."""
+    found: dict[str, dict[int, Trained]] = {}
+    for path in sorted(RESULTS.glob("*/metrics.csv")):
+        name = path.parent.name
+        row, seed = (name, "0") if name in TEACHERS else name.rsplit("-", 1)
+        epochs: dict[int, Numbers] = {}
+        for entry in read(path):
+            given = {column: float(value) for column, value in entry.items() if value}
+            epochs.setdefault(int(given["epoch"]), {}).update(given)
+        found.setdefault(row, {})[int(seed)] = Trained(path.parent, epochs)
+    return found
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Entries of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def students() -> dict[str, list[Trained]]:
+    """Runs of each row that has any, in the order of `ROWS`."""
+    return {row: list(results()[row].values()) for row in ROWS if row in results()}
+
+
+def compared() -> dict[str, str]:
+    """Rows and their baselines, where both were run."""
+    pairs = {row: BASELINES.get(row, "softkd") for row in students()}
+    return {row: other for row, other in pairs.items() if other != row and other in results()}
+
+
+def interval(values: Iterable[float], prefix: str = "") -> Entry:
+    """Mean and 95 % interval; no interval for fewer than two values."""
+    sample = np.array(list(values))
+    mean, half = sample.mean(), math.nan
+    if len(sample) > 1:
+        half = stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    return {f"{prefix}mean": mean, f"{prefix}low": mean - half, f"{prefix}high": mean + half}
+
+
+def combined(weights: Mapping[str, int], value: Callable[[Trained], float]) -> list[float]:
+    """Σ weight · value over rows, for each seed that all of them have."""
+    seeds = set.intersection(*(set(results()[row]) for row in weights))
+    return [sum(w * value(results()[row][seed]) for row, w in weights.items()) for seed in sorted(seeds)]
+
+
+def versus(row: str, other: str, value: Callable[[Trained], float], prefix: str) -> Entry:
+    """`interval` of a row less another, seed by seed."""
+    return interval(combined({row: 1, other: -1}, value), prefix)
+
+
+def q_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of paired t-tests against 0, corrected for their number; those of one seed are left out.
+
+    Benjamini and Hochberg's: of those below 0.05 at most 5 % are expected to be no difference.
+    """
+    p = {name: stats.ttest_1samp(sample, 0).pvalue for name, sample in samples.items() if len(sample) > 1}
+    return dict(zip(p, stats.false_discovery_control(list(p.values())), strict=True)) if p else {}
+
+
+def last_top1(run: Trained) -> float:
+    """After the last epoch, percent: no epoch was chosen by the test set."""
+    return float(run.top1()[-1])
+
+
+def best_top1(run: Trained) -> float:
+    """Of the best epoch on the test set, as the paper reports it, percent."""
+    return float(run.top1().max())
+
+
+def images_per_s(run: Trained) -> float:
+    """While training, without validation and probes; of the run's median epoch."""
+    return float(np.median([numbers["train/images_per_s"] for e, numbers in run.epochs.items() if e]))
+
+
+def rank_correlation(known: Floats, final: Floats, permutations: int = 20_000) -> tuple[float, float]:
+    """Spearman's, mean over the lines of two [S, n], and its p from permutations of the columns."""
+
+    def standardised(values: Floats) -> Floats:
+        ranks = stats.rankdata(values, axis=1)
+        centred = ranks - ranks.mean(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return np.nan_to_num(centred / np.linalg.norm(centred, axis=1, keepdims=True))  # all alike: 0
+
+    one, other = standardised(known), standardised(final)
+    products = one.T @ other / len(one)  # [n, n]: Σ over lines; a permutation picks one of each row
+    rng = np.random.default_rng(0)
+    orders = rng.permuted(np.tile(np.arange(len(products)), (permutations, 1)), axis=1)
+    drawn = products[np.arange(len(products)), orders].sum(axis=1)
+    rho = float(np.trace(products))
+    return rho, float((1 + (np.abs(drawn) >= abs(rho) - 1e-12).sum()) / (1 + permutations))
