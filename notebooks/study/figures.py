@@ -63,7 +63,7 @@ def by_epoch(name: str, **of: str) -> dict[int, Cells]:
 def differences() -> Figure | None:
     """Each row's top-1 less its baseline's."""
     shown = [cells for cells in reversed(table("accuracy").values()) if cells.get("baseline")]
-    figure, axes = plt.subplots(figsize=(7, 0.3 * len(shown) + 1), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.34 * len(shown) + 1), layout="constrained")
     for place, cells in enumerate(shown):
         mean, low, high = (number(cells, f"last_difference_{part}") for part in ("mean", "low", "high"))
         sure = number(cells, "q") < 0.05
@@ -71,13 +71,13 @@ def differences() -> Figure | None:
         axes.plot([low, high], [place, place], color=colour, lw=2)
         axes.plot(mean, place, "o", color=colour)
     names = [
-        LABELS[c["name"]] + ("" if c["baseline"] == "softkd" else f" (to {LABELS[c['baseline']]})")
+        LABELS[c["name"]] + ("" if c["baseline"] == "softkd" else f"\nless {LABELS[c['baseline']]}")
         for c in shown
     ]
     axes.set_yticks(range(len(shown)), names)
     axes.axvline(0, color="0.3", lw=1)
     axes.set_xlabel(
-        "top-1 less SoftKD's on the same seeds, points: mean and 95 % interval; in colour: q < 0.05"
+        "top-1 less SoftKD's on the same seeds (points)\nmean and 95 % interval; in colour: q < 0.05 (rows with a feature term)"
     )
     return figure if shown else None
 
@@ -165,12 +165,15 @@ def images() -> Figure | None:
     for cells in table("images").values():
         found.setdefault(cells["run"], []).append(cells)
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for (run, entries), colour in zip(found.items(), OKABE_ITO, strict=False):
+    colours = dict(zip(TEACHERS, OKABE_ITO, strict=False))
+    for run, entries in found.items():
+        colour, label = colours.get(run, "0.55"), TEACHERS.get(run)
         counts = np.array([number(cells, "images") for cells in entries])
         widths, levels = (np.array([number(cells, w) for cells in entries]) for w in ("width", "level"))
         panels[0].plot(counts, widths, "o-", color=colour)
         panels[0].plot(counts, widths[0] * np.sqrt(counts[0] / counts), ":", color=colour, lw=1)
-        panels[1].plot(counts, levels - levels[-1], "o-", color=colour, label=LABELS[run.removesuffix("-0")])
+        panels[1].plot(counts, levels - levels[-1], "o-", color=colour, label=label)
+    panels[1].plot([], [], "o-", color="0.55", label="students")
     panels[0].set(yscale="log", ylabel="width of the 95 % interval (bits)")
     for ticks in (panels[0].yaxis.set_major_formatter, panels[0].yaxis.set_minor_formatter):
         ticks("{x:g}")

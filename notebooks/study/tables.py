@@ -360,8 +360,8 @@ EARLY_NUMBERS: dict[str, Callable[[Trained, int], float]] = {
     "late flatness": lambda run, epoch: run.said("flatness_late", epoch),
     "late high frequencies": lambda run, epoch: run.said("high_late", epoch),
     "gap to the teacher's entropy": lambda run, epoch: run.epochs[epoch]["dynamics/gap/entropy_distance"],
-    "the same of its shape": lambda run, epoch: run.epochs[epoch]["dynamics/gap/entropy_shape_distance"],
-    "the same of magnitude": lambda run, epoch: run.epochs[epoch]["dynamics/gap/magnitude_distance"],
+    "gap to that curve's shape": lambda run, epoch: run.epochs[epoch]["dynamics/gap/entropy_shape_distance"],
+    "gap to the teacher's magnitude": lambda run, epoch: run.epochs[epoch]["dynamics/gap/magnitude_distance"],
 }
 
 

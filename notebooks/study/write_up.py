@@ -97,34 +97,6 @@ def evolution(found: Lines) -> str:
     return markdown(["", "last block's change", "its rebound", "first block's change"], lines)
 
 
-def images(found: Lines) -> str:
-    """What is said by the number of images."""
-    lines = []
-    for e in found.values():
-        sides = [f"{e[side]:.3f}" if e["u"] else "–" for side in ("left", "right")]
-        lines.append(
-            [
-                LABELS[str(e["run"]).removesuffix("-0")],
-                f"{e['images']:.0f}",
-                f"{e['width']:.3f}",
-                f"{e['level']:.3f}",
-                f"{e['lowest']:.0f} ± {e['lowest_se']:.1f}",
-                *sides,
-            ]
-        )
-    heads = ["", "images", "width of a block's interval", "mean entropy", "lowest block", "fall", "rise"]
-    return markdown(heads, lines)
-
-
-def early(found: Lines) -> str:
-    """Rank correlations with the final top-1."""
-    lines = [
-        [str(e["number"]), f"{e['epoch']:.0f}", f"{e['rho']:+.2f}", f"{e['p']:.3f}", f"{e['q']:.3f}"]
-        for e in found.values()
-    ]
-    return markdown(["known", "after epoch", "rank correlation", "p", "q"], lines)
-
-
 def _difference(entry: Line, what: str) -> str:
     mean = entry.get(f"{what}_difference_mean")
     return _interval(entry, f"{what}_difference_") if isinstance(mean, Cell) and math.isfinite(mean) else ""
@@ -142,7 +114,7 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 SHOWN: dict[str, Callable[[Lines], str]] = {
-    made.__name__: made for made in (accuracy, contrasts, shapes, evolution, images, early)
+    made.__name__: made for made in (accuracy, contrasts, shapes, evolution)
 }
 
 
