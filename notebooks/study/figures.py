@@ -77,7 +77,8 @@ def differences() -> Figure | None:
     axes.set_yticks(range(len(shown)), names)
     axes.axvline(0, color="0.3", lw=1)
     axes.set_xlabel(
-        "top-1 less SoftKD's on the same seeds (points)\nmean and 95 % interval; in colour: q < 0.05 (rows with a feature term)"
+        "top-1 less SoftKD's on the same seeds (points)\n"
+        "mean and 95 % interval; in colour: q < 0.05 (rows with a feature term)"
     )
     return figure if shown else None
 
