@@ -38,6 +38,9 @@ class Picture:
 _MOST_SPECTRA = 6
 """Of so many runs the spectra are drawn: a row of the page for two."""
 
+_MOST_NAMED = 12
+"""Of more runs, those of one method share a line of the legend."""
+
 _LINES = "One line a probed epoch, light to dark; dashed orange the best checkpoint"
 _TEACHER = f"{_LINES}, dash-dotted the teacher, where there are any."
 _SPECTRUM = (
@@ -59,8 +62,16 @@ def gallery(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _looks(runs: Sequence[Run]) -> Looks:
-    """One look a run in all figures, whichever of them it is in."""
-    return run_looks([*dict.fromkeys(run.label for run in runs)], methods_by_run(runs))
+    """One look a run in all figures, whichever of them it is in; of many runs one a method."""
+    looks = run_looks([*dict.fromkeys(run.label for run in runs)], methods_by_run(runs))
+    if len(looks) > _MOST_NAMED:
+        found = methods(runs)
+        for method, label in zip(found, labels(found), strict=True):
+            if len(method.runs) > 1:
+                title = f"{label}, {counted(len(method.runs), 'run')}"
+                alike = looks[method.runs[0].name] | {"label": title}
+                looks |= dict.fromkeys((run.name for run in method.runs), alike)
+    return looks
 
 
 def save(pictures: Sequence[Picture], folder: Path) -> None:
@@ -125,28 +136,42 @@ def _of_several(runs: Sequence[Run], looks: Looks) -> Iterator[Picture]:
         )
     for value_range, alike in ranges.items():
         suffix, where = titles[value_range]
-        yield Picture(
-            f"entropy_heatmap{suffix}",
-            f"Entropy by block and epoch{where}",
-            "One column a probed epoch, one colour scale for all runs. The values are those of the entropy "
-            "evolution.",
-            figures.entropy_heatmap({run.label: run.profiles.students for run in alike}),
-        )
+        watched = [run for run in alike if len(run.profiles.students) > 1]
+        if mapped := _not_too_many(watched):
+            some = ", the first run of each method" if len(mapped) < len(watched) else ""
+            yield Picture(
+                f"entropy_heatmap{suffix}",
+                f"Entropy by block and epoch{where}",
+                f"One column a probed epoch, one colour scale for all{some}. "
+                "The values are those of the entropy evolution.",
+                figures.entropy_heatmap({run.label: run.profiles.students for run in mapped}),
+            )
         yield from _signature(alike, looks, suffix, where)
     yield from _training(runs, looks)
     yield from _teacher_spectra(runs)
     # Nor has a spectrum.
-    latest = {run.label: run.latest for run in runs if run.latest is not None}
-    left = [label for label, profile in latest.items() if any(map(len, profile.spectrum))][_MOST_SPECTRA:]
+    latest = {run.label: run.latest for run in runs if run.latest and any(map(len, run.latest.spectrum))}
+    first = dict.fromkeys(run.label for run in _not_too_many(runs) if run.label in latest)
+    chosen = [*first][:_MOST_SPECTRA]
+    left = [label for label in latest if label not in chosen]
     note = f" Not drawn, but in the table of spectra: {listed(left)}." if left else ""
-    for label, profile in latest.items():
-        if label not in left:
-            yield from _spectra(f"spectra_{label}", f"Spectra of {label}", profile, label, note)
+    for label in chosen:
+        yield from _spectra(f"spectra_{label}", f"Spectra of {label}", latest[label], label, note)
 
 
 def _by_method(runs: Sequence[Run]) -> tuple[dict[str, RunProfiles], dict[str, str], bool]:
     """What the figures by method take: Profiles by run, and the panel that the seeds of a method share."""
     return {run.label: run.profiles for run in runs}, _panels(runs), _bootstrap(runs)
+
+
+def _not_too_many(runs: Sequence[Run]) -> list[Run]:
+    """The runs, of many the first of each method."""
+    if len(runs) <= _MOST_NAMED:
+        return list(runs)
+    owners, firsts = methods_by_run(runs), dict[str, Run]()
+    for run in runs:
+        firsts.setdefault(owners.get(run.name, run.label), run)
+    return list(firsts.values())
 
 
 def _panels(runs: Sequence[Run]) -> dict[str, str]:

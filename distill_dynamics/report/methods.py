@@ -125,15 +125,17 @@ def methods_by_run(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def labels(found: Sequence[Method]) -> list[str]:
-    """What a sentence calls each method: name and layers; β, epochs and runs where they are needed."""
+    """What a sentence calls each method: name and layers; where needed β, epochs, teacher or runs."""
     short = [f"{m.name} {m.layers}".strip() for m in found]
     weighted = [f"{name}, β {m.weight}" if m.weight else name for name, m in zip(short, found, strict=True)]
     epochs = [counted(m.epochs, "epoch") if m.finished else m.epochs for m in found]
+    teachers = [m.settings.get("model.teacher.init_args.name", "no teacher") for m in found]
     ways = [
         short,
         weighted,
         [f"{name} ({done})" for name, done in zip(weighted, epochs, strict=True)],
-        [f"{name} ({', '.join(r.name for r in m.runs)})" for name, m in zip(short, found, strict=True)],
+        [f"{name} ({teacher})" for name, teacher in zip(weighted, teachers, strict=True)],
+        [f"{name} ({_runs(m)})" for name, m in zip(short, found, strict=True)],
     ]
     counts = [Counter(names) for names in ways]
     return [
@@ -142,6 +144,11 @@ def labels(found: Sequence[Method]) -> list[str]:
         )
         for i in range(len(found))
     ]
+
+
+def _runs(method: Method) -> str:
+    first, *others = (run.name for run in method.runs)
+    return f"{first} and {len(others)} more" if len(others) > 1 else ", ".join([first, *others])
 
 
 def baseline(method: Method, found: Sequence[Method]) -> Method | None:

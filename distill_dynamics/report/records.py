@@ -168,5 +168,7 @@ def counted(count: int | str, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """ "a", "a and b", "a, b and c"; of more than twelve ten and "60 more"."""
+    if len(names) > 12:
+        names = [*names[:10], f"{len(names) - 10} more"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

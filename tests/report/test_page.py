@@ -566,3 +566,48 @@ def test_no_run_is_one_clear_line(tmp_path):
         write_report([tmp_path / "empty"], tmp_path / "report.html")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_of_many_runs_a_legend_has_the_methods_and_sentences_have_some_names(tmp_path):
+    methods = {
+        "soft": config(),
+        "resnet": config(
+            teacher={"class_path": "distill_dynamics.Backbone", "init_args": {"name": "resnet"}}
+        ),
+        "last": config({"s": term(last=1)}),
+    }
+    runs = [
+        write_run(
+            tmp_path / f"{name}-{seed}",
+            conf=conf | {"seed_everything": seed},
+            starts=[start(seed)],
+            **all_profiles(seed / 10),
+        )
+        for name, conf in methods.items()
+        for seed in range(5)
+    ]
+    drawn = {picture.name: picture for picture in gallery(load_runs(runs))}
+    titles = ["SoftKD (cait), 5 runs", "SoftKD (resnet), 5 runs", "SpectralKD L 1, 5 runs"]
+    for name in ("entropy_by_block", "training_curves", "signature_by_epoch"):
+        (legend,) = drawn[name].figure.legends
+        assert [text.get_text() for text in legend.get_texts()][:3] == titles
+    lines = drawn["entropy_by_block"].figure.axes[0].lines[:15]
+    looks = [(to_hex(line.get_color()), str(line.get_linestyle()), line.get_marker()) for line in lines]
+    assert [looks[5 * method : 5 * method + 5] for method in range(3)] == [[look] * 5 for look in looks[::5]]
+    assert len(set(looks)) == 3
+    maps = [ax.get_title(loc="left") for ax in drawn["entropy_heatmap"].figure.axes if ax.images]
+    assert maps == ["soft-0", "resnet-0", "last-0"]
+    assert [name for name in drawn if name.startswith("spectra_")] == [f"spectra_{n}-0" for n in methods]
+    left = [f"{name}-{seed}" for name in methods for seed in range(1, 5)]
+    note = drawn["spectra_soft-0"].caption.split("spectra: ")[-1]
+    assert note == f"{', '.join(left[:-1])} and {left[-1]}."
+
+
+def test_a_legend_of_any_length_leaves_room_for_the_curves(tmp_path):
+    models = {f"model {number}": profile(number, U) for number in range(80)}
+    figure = figures.entropy_by_block(models)
+    figure.savefig(tmp_path / "many.png")
+    (ax,) = figure.axes
+    assert ax.get_window_extent().height > 2 * figure.dpi  # inches
+    (box,) = [legend.get_window_extent() for legend in figure.legends]
+    assert 0 <= box.y0 < box.y1 <= ax.get_tightbbox().y0

@@ -453,6 +453,7 @@ def test_a_run_without_profiles_compares_with_any(tmp_path):
 
 def test_lists_of_names():
     assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert listed([f"n{i}" for i in range(70)]) == "n0, n1, n2, n3, n4, n5, n6, n7, n8, n9 and 60 more"
 
 
 class Stop(Callback):

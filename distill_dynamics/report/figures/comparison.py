@@ -18,6 +18,7 @@ from distill_dynamics.report.figures.look import (
     finite,
     footer,
     grid_of,
+    in_legend,
     layer_labels,
     log_y,
     not_measured,
@@ -150,12 +151,12 @@ def _draw(
     x_of: _Depth,
     measure: str,
 ) -> dict[str, Line2D]:
-    lines: dict[str, Line2D] = {
-        name: draw_profile(
-            ax, x_of(profile), profile, measure, Shows("run", run=name), bootstrap, **looks[name]
+    lines: dict[str, Line2D] = {}
+    for name, profile in profiles.items():
+        shows = Shows("run", run=name)
+        lines[in_legend(looks, name)] = draw_profile(
+            ax, x_of(profile), profile, measure, shows, bootstrap, **looks[name]
         )
-        for name, profile in profiles.items()
-    }
     x_of.label(ax)
     unit, values = MEASURES[measure][1], finite(ax)
     if values.size == 0:

@@ -66,7 +66,10 @@ _BIN_NOTES = {
 
 
 Looks = Mapping[str, Mapping[str, Any]]
-"""Colour, dash and marker of each run by name, as `run_looks` gives them: one look a run in all figures."""
+"""Colour, dash and marker of each run by name, as `run_looks` gives them: one look a run in all figures.
+
+Runs that are to have one line of the legend have the same look, and in it a "label".
+"""
 
 
 def run_looks(names: Sequence[str], methods: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
@@ -125,22 +128,33 @@ def notes(
 
 
 def footer(figure: Figure, said: Sequence[str], legend: Mapping[str, Line2D] | None = None) -> None:
-    """A legend below all axes, where it covers no data, and below it what a reader must know."""
-    inch = 1 / figure.get_figheight()
+    """A legend below all axes, where it covers no data, and below it what a reader must know.
+
+    The figure grows by what is above an inch of them.
+    """
     across = int(figure.get_figwidth() / 0.056)  # characters, at most that wide each
     lines = [line for note in said for line in textwrap.wrap(note, across)]
-    room = (0.08 + 0.13 * len(lines)) * inch if lines else 0.0
-    figure.text(0.01, 0.05 * inch, "\n".join(lines), fontsize=7.5, color="0.35", va="bottom")
+    below = 0.08 + 0.13 * len(lines) if lines else 0.0  # inches
+    room, columns = below, 1
     if legend:
         # As many columns as fit: a character is about 0.06 inch wide.
         widest = max(map(len, legend)) + 8
         columns = max(1, min(len(legend), int(figure.get_figwidth() / 0.06 / widest)))
-        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, room)}
+        room += 0.14 + 0.17 * math.ceil(len(legend) / columns)
+    height = figure.get_figheight() + max(0, room - 1)
+    figure.set_figheight(height)
+    figure.text(0.01, 0.05 / height, "\n".join(lines), fontsize=7.5, color="0.35", va="bottom")
+    if legend:
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, below / height)}
         labels = [plain(label) for label in legend]
         figure.legend(list(legend.values()), labels, **place, ncols=columns, handlelength=3)
-        room += (0.14 + 0.17 * math.ceil(len(legend) / columns)) * inch
     # The layout engine makes no room for these by itself.
-    figure.set_layout_engine("constrained", rect=(0, room, 1, 1 - room))
+    figure.set_layout_engine("constrained", rect=(0, room / height, 1, 1 - room / height))
+
+
+def in_legend(looks: Looks, name: str) -> str:
+    """What the legend calls a run: its method, where the runs of each look alike, else its name."""
+    return looks[name].get("label", name)
 
 
 def plain(text: str) -> str:

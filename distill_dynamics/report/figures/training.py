@@ -20,6 +20,7 @@ from distill_dynamics.report.figures.look import (
     finite,
     footer,
     grid_of,
+    in_legend,
     log_y,
     not_measured,
     plain,
@@ -67,7 +68,8 @@ def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Fig
             curve = by_epoch(rows, metric)
             if curve[0].size:
                 many: dict[str, Any] = {"marker": ""} if len(curve[0]) > 60 else {}
-                legend[name] = _draw_metric(ax, curve, metric, name, **{**looks[name], **many})
+                line = _draw_metric(ax, curve, metric, name, **{**looks[name], **many})
+                legend[in_legend(looks, name)] = line
         if metric in _TOP1:
             for accuracy in sorted({by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
                 if accuracy > 0:
@@ -81,8 +83,8 @@ def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Fig
         ax.set_ylabel("Top-1 (%)" if metric in _TOP1 else "Loss")
         ax.set_xlabel("Epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    named = [*(runs if len(runs) > 1 else []), "Teacher"]  # a run alone needs no name
-    footer(figure, [_UNWEIGHTED], {name: legend[name] for name in named if name in legend})
+    named = [in_legend(looks, name) for name in runs] if len(runs) > 1 else []  # a run alone needs no name
+    footer(figure, [_UNWEIGHTED], {name: legend[name] for name in [*named, "Teacher"] if name in legend})
     return figure
 
 
@@ -124,7 +126,8 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
                 epochs = np.array([profile.epoch for profile in students], dtype=float)
                 shows = Shows("run", run=name, measure=measure.lower(), unit=unit)
                 points = [f"epoch {epoch:g}" for epoch in epochs]
-                line = legend[name] = draw_curve(ax, epochs, y, shows, points, error, **looks[name])
+                line = draw_curve(ax, epochs, y, shows, points, error, **looks[name])
+                legend[in_legend(looks, name)] = line
                 if measure == _DIP:
                     line.companions += _opened(ax, epochs, y, students, looks[name])
         ax.set_title(wrapped(measure), fontsize=9)
