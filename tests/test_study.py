@@ -248,13 +248,22 @@ def alike(one, other):
         return False
 
 
-def test_a_difference_without_a_q_is_written_too(scripts):
+def test_a_difference_without_a_q_is_written_too(scripts, monkeypatch):
     write_up = scripts("write_up")
-    difference = {f"{w}_difference_{p}": "0.5" for w in ("last", "best") for p in ("mean", "low", "high")}
-    numbers = {f"{w}_{p}": "80" for w in ("last", "best") for p in ("mean", "sd")}
+    difference = {
+        f"{which}_difference_{part}": number
+        for which in ("last", "best")
+        for part, number in (("mean", "0.5"), ("low", "-0.123"), ("high", "1.124"))
+    }
+    numbers = {f"{which}_{part}": "80" for which in ("last", "best") for part in ("mean", "sd")}
     entry = {"seeds": "2", "baseline": "softkd", **numbers, **difference}
-    found = write_up.Lines(none={name: write_up._cell(text) for name, text in entry.items()})
-    assert "| SoftKD | +0.50 (+0.50 to +0.50) | – |" in write_up.accuracy(found)
+    monkeypatch.setattr(write_up, "table", lambda name: {"none": entry})
+    found = write_up.cells("accuracy")
+    assert "| SoftKD | +0.50 (−0.12 to +1.12) | – |" in write_up.accuracy(found)
+    assert f"{found['none']['last_difference']:.1f}" == "0.5 (−0.1 to 1.1)"
+
+    entry |= {"last_difference_low": "", "last_difference_high": ""}  # of one seed
+    assert f"{write_up.cells('accuracy')['none']['last_difference']:+.2f}" == "+0.50"
 
 
 def test_rows_are_the_runners(scripts, study):

@@ -3,13 +3,14 @@
 python notebooks/study/figures.py
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from evidence import ROWS, TEACHERS, read
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -27,6 +28,16 @@ RANGES = {
     "layer": "each block's own range",
     "scale-free": "less log2 of magnitude",
 }
+CLAIMED = (
+    "none",
+    "spectralkd_f1",
+    "spectralkd_l1",
+    "spectralkd_l1_beta01",
+    "spectralkd_f1_l1",
+    "projectorkd_l1",
+    "projectorkd_l1_frozen",
+)
+"""Rows of the headline."""
 FOLLOWED = dict(
     zip(
         ("softkd", "spectralkd_l1", "spectralkd_f1", "projectorkd_l1", "spectralkd_f1_l1", "none"),
@@ -60,11 +71,36 @@ def by_epoch(name: str, **of: str) -> dict[int, Cells]:
     return {int(cells["epoch"]): cells for cells in found if cells["epoch"]}
 
 
+def headline() -> Figure | None:
+    """The README's: the teacher's U under two ranges, and what aligning its features is worth."""
+    rows = [cells for row, cells in table("accuracy").items() if row in CLAIMED and cells.get("baseline")]
+    if not rows:
+        return None
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
+    for axes, name in ((left, "global"), (middle, "layer")):
+        draw_epochs(axes, "teacher_cait24", name)
+        axes.set(title=f"teacher: {RANGES[name]}", xlabel="block")
+    left.set_ylabel("entropy (bits), a line an epoch")
+    draw_differences(right, rows)
+    right.set(title="students: top-1 beside SoftKD's", xlabel="points, mean and 95 % interval")
+    return figure
+
+
 def differences() -> Figure | None:
     """Each row's top-1 less its baseline's."""
-    shown = [cells for cells in reversed(table("accuracy").values()) if cells.get("baseline")]
+    shown = [cells for cells in table("accuracy").values() if cells.get("baseline")]
     figure, axes = plt.subplots(figsize=(7, 0.34 * len(shown) + 1), layout="constrained")
-    for place, cells in enumerate(shown):
+    draw_differences(axes, shown)
+    axes.set_xlabel(
+        "top-1 less SoftKD's on the same seeds (points)\n"
+        "mean and 95 % interval; in colour: q < 0.05 (rows with a feature term)"
+    )
+    return figure if shown else None
+
+
+def draw_differences(axes: Axes, rows: Sequence[Cells]) -> None:
+    """Intervals from top to bottom, in colour where q < 0.05."""
+    for place, cells in enumerate(rows):
         mean, low, high = (number(cells, f"last_difference_{part}") for part in ("mean", "low", "high"))
         sure = number(cells, "q") < 0.05
         colour = "0.45" if not sure else OKABE_ITO[1] if mean < 0 else OKABE_ITO[2]
@@ -72,15 +108,11 @@ def differences() -> Figure | None:
         axes.plot(mean, place, "o", color=colour)
     names = [
         LABELS[c["name"]] + ("" if c["baseline"] == "softkd" else f"\nless {LABELS[c['baseline']]}")
-        for c in shown
+        for c in rows
     ]
-    axes.set_yticks(range(len(shown)), names)
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
     axes.axvline(0, color="0.3", lw=1)
-    axes.set_xlabel(
-        "top-1 less SoftKD's on the same seeds (points)\n"
-        "mean and 95 % interval; in colour: q < 0.05 (rows with a feature term)"
-    )
-    return figure if shown else None
 
 
 def emergence() -> Figure | None:
@@ -94,27 +126,26 @@ def emergence() -> Figure | None:
     )
     for line, (name, title) in zip(grid, RANGES.items(), strict=True):
         for axes, model in zip(line, models, strict=True):
-            found = by_epoch("shapes", row=model, range=name)
-            for epoch, cells in found.items():
-                curve = blocks(cells)
-                dashes = (0, (3, 2)) if epoch == 0 else "-"
-                axes.plot(
-                    range(1, len(curve) + 1),
-                    curve,
-                    color=plt.cm.viridis_r(epoch / max(found)),
-                    ls=dashes,
-                    lw=1.4,
-                )
+            draw_epochs(axes, model, name)
             axes.set_title(f"{LABELS[model]}\n{title}", fontsize=9)
         line[0].set_ylabel("bits")
-    for axes in grid.flat:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in grid[-1]:
         axes.set_xlabel("block")
     scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis_r")
     bar = figure.colorbar(scale, ax=grid, shrink=0.4, pad=0.02)
     bar.set_ticks([0, 1], labels=["untrained\n(dashed)", "the end"])
     return figure
+
+
+def draw_epochs(axes: Axes, row: str, name: str) -> None:
+    """The row's mean curves under a range: light early, dark late, dashed before training."""
+    found = by_epoch("shapes", row=row, range=name)
+    for epoch, cells in found.items():
+        curve = blocks(cells)
+        dashes = (0, (3, 2)) if epoch == 0 else "-"
+        colour = plt.cm.viridis_r(epoch / max(found))
+        axes.plot(range(1, len(curve) + 1), curve, color=colour, ls=dashes, lw=1.4)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def evolution() -> Figure | None:
@@ -229,7 +260,7 @@ def spectra() -> Figure | None:
     return figure if entries else None
 
 
-DRAWN = (differences, emergence, evolution, conflicts, images, early, spectra)
+DRAWN = (headline, differences, emergence, evolution, conflicts, images, early, spectra)
 
 
 def draw(folder: Path) -> Iterator[Path]:

@@ -2,12 +2,15 @@
 
     python notebooks/study/write_up.py
 
-In the template `{accuracy[spectralkd_l1][last_mean]:.2f}` is a cell, `{shown[accuracy]}` a table.
+In the template `{accuracy[softkd][last_mean]:.2f}` is a cell, `{accuracy[none][last_difference]:+.2f}` a mean
+with its interval, of three cells, and `{shown[accuracy]}` a table.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from figures import LABELS, table
 from tables import TABLES_MADE
@@ -22,8 +25,22 @@ class Cell(float):
         return super().__format__(spec).replace("-", "−") if math.isfinite(self) else "–"
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its interval: "+0.31 (+0.10 to +0.52)"; an interval that is not known is left out."""
+
+    mean: Cell
+    low: Cell
+    high: Cell
+
+    def __format__(self, spec: str) -> str:
+        span = f" ({self.low:{spec}} to {self.high:{spec}})" if math.isfinite(self.low) else ""
+        return f"{self.mean:{spec}}{span}"
+
+
 UNKNOWN = Cell("nan")
-Line = dict[str, Cell | str]
+Line = dict[str, Any]
+"""Of a table by column: Cells and words, and each Interval by what its three columns have in common."""
 
 
 class Lines(dict[str, Line]):
@@ -37,7 +54,12 @@ def cells(name: str) -> Lines:
     """A table's cells, numbers as numbers."""
     found = Lines()
     for entry, columns in table(name).items():
-        found[entry] = {column: _cell(text) for column, text in columns.items()}
+        line: Line = {column: _cell(text) for column, text in columns.items()}
+        for column in [column for column in line if column.endswith("_mean")]:
+            what = column.removesuffix("_mean")
+            if isinstance(line.get(f"{what}_low"), Cell):
+                line[what] = Interval(line[column], line[f"{what}_low"], line[f"{what}_high"])
+        found[entry] = line
     return found
 
 
@@ -66,7 +88,7 @@ def accuracy(found: Lines) -> str:
 def contrasts(found: Lines) -> str:
     """Differences of rows and of differences."""
     lines = [
-        [name, f"{e['seeds']:.0f}", _interval(e, "last_"), f"{e.get('q', UNKNOWN):.3f}"]
+        [name, f"{e['seeds']:.0f}", f"{e['last']:+.2f}", f"{e.get('q', UNKNOWN):.3f}"]
         for name, e in found.items()
     ]
     return markdown(["", "seeds", "points", "q"], lines)
@@ -98,13 +120,8 @@ def evolution(found: Lines) -> str:
 
 
 def _difference(entry: Line, what: str) -> str:
-    mean = entry.get(f"{what}_difference_mean")
-    return _interval(entry, f"{what}_difference_") if isinstance(mean, Cell) and math.isfinite(mean) else ""
-
-
-def _interval(entry: Line, prefix: str) -> str:
-    mean, low, high = (entry[f"{prefix}{part}"] for part in ("mean", "low", "high"))
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    difference = entry.get(f"{what}_difference")
+    return f"{difference:+.2f}" if difference and math.isfinite(difference.mean) else ""
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
