@@ -149,21 +149,26 @@ def draw_epochs(axes: Axes, row: str, name: str) -> None:
 
 
 def evolution() -> Figure | None:
-    """Entropy of the first and the last block over the epochs."""
+    """Entropy of the first and the last block over the epochs, and what it is less SoftKD's."""
     shown = {row: found for row in FOLLOWED if (found := by_epoch("ends", row=row))}
     if not shown:
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for axes, which in zip(panels, ("first", "last"), strict=True):
-        for row, found in shown.items():
-            mean, low, high = (
-                [number(cells, f"{which}_{part}") for cells in found.values()]
-                for part in ("mean", "low", "high")
-            )
-            axes.plot(list(found), mean, color=FOLLOWED[row], marker="o", ms=3, label=LABELS[row])
-            axes.fill_between(list(found), low, high, color=FOLLOWED[row], alpha=0.15, lw=0)
-        axes.set(title=f"{which} block", xlabel="epoch", ylabel="entropy (bits)")
-    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+    for panels, what in zip(grid, ("", "_difference"), strict=True):
+        for axes, which in zip(panels, ("first", "last"), strict=True):
+            for row, found in shown.items():
+                mean, low, high = (
+                    np.array([number(cells, f"{which}{what}_{part}") for cells in found.values()])
+                    for part in ("mean", "low", "high")
+                )
+                axes.plot(list(found), mean, color=FOLLOWED[row], marker="o", ms=3, label=LABELS[row])
+                axes.fill_between(list(found), low, high, color=FOLLOWED[row], alpha=0.15, lw=0)
+            axes.set_title(f"{which} block" + (", less SoftKD's" if what else ""))
+        panels[0].set_ylabel("entropy (bits)")
+    for axes in grid[1]:
+        axes.set_xlabel("epoch")
+        axes.axhline(0, color="0.3", lw=1)
+    grid[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
