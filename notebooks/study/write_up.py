@@ -74,13 +74,12 @@ def accuracy(found: Lines) -> str:
     """The paper's Table 1 in small."""
     lines = []
     for row, e in found.items():
-        shown = [LABELS[row], f"{e['seeds']:.0f}", f"{e['last_mean']:.2f} ± {e['last_sd']:.2f}"]
+        shown = [LABELS[row], f"{e['seeds']:.0f}", _spread(e, "last")]
         if isinstance(e.get("baseline"), str):
             shown += [LABELS[str(e["baseline"])], _difference(e, "last"), f"{e.get('q', UNKNOWN):.3f}"]
         else:
             shown += ["", "", ""]
-        shown.append(f"{e['best_mean']:.2f} ± {e['best_sd']:.2f}")
-        lines.append([*shown, _difference(e, "best")])
+        lines.append([*shown, _spread(e, "best"), _difference(e, "best")])
     heads = ["", "seeds", "last epoch", "beside", "points", "q", "best epoch", "points"]
     return markdown(heads, lines)
 
@@ -117,6 +116,11 @@ def evolution(found: Lines) -> str:
         if _difference(e, "change")
     ]
     return markdown(["", "last block's change", "its rebound", "first block's change"], lines)
+
+
+def _spread(entry: Line, what: str) -> str:
+    sd = entry[f"{what}_sd"]
+    return f"{entry[f'{what}_mean']:.2f}" + (f" ± {sd:.2f}" if math.isfinite(sd) else "")
 
 
 def _difference(entry: Line, what: str) -> str:
