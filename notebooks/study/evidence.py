@@ -31,12 +31,14 @@ ROWS = {
     "softkd": "SoftKD",
     "softkd_online": "SoftKD, teacher online",
     "softkd_long": "SoftKD, longer",
+    "softkd_60": "SoftKD, 60 epochs",
     "spectralkd_f2_l6": "SpectralKD F 2, L 6",
     "spectralkd_f2_l1": "SpectralKD F 2, L 1",
     "spectralkd_f1_l1": "SpectralKD F 1, L 1",
     "spectralkd_f1": "SpectralKD F 1",
     "spectralkd_l1": "SpectralKD L 1",
     "spectralkd_l1_long": "SpectralKD L 1, longer",
+    "spectralkd_l1_60": "SpectralKD L 1, 60 epochs",
     "spectralkd_l1_beta01": "SpectralKD L 1, half β",
     "spectralkd_l8": "SpectralKD L 8",
     "projectorkd_f1": "ProjectorKD F 1",
@@ -47,7 +49,11 @@ ROWS = {
     "spectralkd_l1_resnet": "SpectralKD L 1, ResNet teacher",
 }
 """What a row is called, in the order of the paper's Table 1."""
-BASELINES = {"spectralkd_l1_long": "softkd_long", "spectralkd_l1_resnet": "softkd_resnet"}
+BASELINES = {
+    "spectralkd_l1_long": "softkd_long",
+    "spectralkd_l1_60": "softkd_60",
+    "spectralkd_l1_resnet": "softkd_resnet",
+}
 """Rows that are compared with another than "softkd"."""
 
 

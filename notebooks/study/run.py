@@ -47,6 +47,8 @@ CLAIMS = [
 ]
 """The rows that the paper's claims are about: five seeds, and first."""
 OTHERS = [
+    "softkd_60",
+    "spectralkd_l1_60",
     "spectralkd_l8",
     "spectralkd_f2_l6",
     "spectralkd_f2_l1",

@@ -42,6 +42,12 @@ CONTRASTS: dict[str, dict[str, int]] = {
         "spectralkd_l1": -1,
         "softkd": 1,
     },
+    "late alignment's cost, 60 epochs less shorter": {
+        "spectralkd_l1_60": 1,
+        "softkd_60": -1,
+        "spectralkd_l1": -1,
+        "softkd": 1,
+    },
     "frozen projector less trained": {"projectorkd_l1_frozen": 1, "projectorkd_l1": -1},
     "late alignment's cost, ResNet less CaiT": {
         "spectralkd_l1_resnet": 1,
@@ -330,8 +336,12 @@ def early() -> Iterator[Entry]:
     rows have. p is two-sided, from permutations of the rows, which takes them for independent (they are
     families); `q` is corrected for all that were tried.
     """
-    longer_or_other = ("none", "softkd_online", "softkd_long", "spectralkd_l1_long")
-    chosen = [row for row in students() if row not in longer_or_other and not row.endswith("resnet")]
+    of_another_kind = ("none", "softkd_online")
+    chosen = [
+        row
+        for row in students()
+        if row not in of_another_kind and not row.endswith(("resnet", "_long", "_60"))
+    ]
     seeds = sorted(set.intersection(*(set(results()[row]) for row in chosen))) if chosen else []
     if len(chosen) < 4 or len(seeds) < 2:
         return
