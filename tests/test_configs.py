@@ -9,7 +9,7 @@ from PIL import Image
 from distill_dynamics import cli
 
 CONFIGS = ROOT / "configs"
-STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("fashion_mnist/teacher*.yaml"))]
+STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/teacher*.yaml"))]
 ROWS = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if p.name != "base.yaml" and p not in STANDALONE]
 PUBLISHED = {  # Table 1: top-1 in percent, (first, last), weight, epochs
     "softkd": (76.99, None, None, 300),
@@ -91,6 +91,24 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
         expected = [] if ends is None else [[*range(1, ends[0] + 1), *range(13 - ends[1], 13)]]
         assert [[s for s, _ in pairs] for pairs in model.pairs.values()] == expected
         assert weight is None or weight in model.weights.values()
+
+
+TAUGHT_BY_CAIT = [
+    p for p in ROWS if p.parent.name == "fashion_mnist" and p.stem != "none" and "resnet" not in p.stem
+]
+
+
+@pytest.mark.parametrize("path", TAUGHT_BY_CAIT, ids=lambda p: p.stem)
+def test_rows_of_the_study_build_on_cifar10_too(path, monkeypatch, tmp_path):
+    base = CONFIGS / "cifar10" / "base.yaml"
+    built = build(
+        monkeypatch, tmp_path, "--config", base, "--config", path, "--model.teacher.checkpoint", "null"
+    )
+    model, data = built.model, built.datamodule
+    assert (len(model.student.layers), len(model.teacher.layers)) == (12, 24)
+    images = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
+    with torch.no_grad():
+        assert model.student.eval()(images).logits.shape == (1, 10)
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}/{p.stem}")
