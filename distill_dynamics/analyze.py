@@ -25,7 +25,7 @@ from distill_dynamics.backbone import Backbone, Evaluation
 from distill_dynamics.data.analysed import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import Profile, profile_ranges
-from distill_dynamics.dynamics.profiler import undisturbed
+from distill_dynamics.dynamics.profiler import RangeMode, undisturbed
 from distill_dynamics.dynamics.signature import (
     bootstrap_interval,
     scalars,
@@ -40,7 +40,7 @@ from distill_dynamics.run import PACKAGES, write_whole
 UNFINISHED = {"profiles", "table.csv", "curves.csv"}
 """What an analysis that was stopped may have left in its folder."""
 
-Range = Literal["global", "layer"] | tuple[float, float]
+Range = RangeMode | tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -23,6 +23,7 @@ from distill_dynamics.cli_errors import OneLineParser
 from distill_dynamics.cli_help import PLAIN_COMMANDS, PROGRAM
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.data.module import ImageData
+from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.page import write_report
 
@@ -149,7 +150,8 @@ def _analyze_parser() -> OneLineParser:
         default=["global"],
         metavar="RANGE",
         help="what the entropy's bins span: global (over all layers, the paper's, the default), layer (each "
-        "layer's own) or two numbers LO,HI; several are measured side by side",
+        "layer's own), scaled (over all layers, divided by their magnitude first) or two numbers LO,HI; "
+        "several are measured side by side",
     )
     measures.add_argument("--bins", type=int, default=100, metavar="N", help="of the entropy (default: 100)")
     measures.add_argument(
@@ -257,16 +259,18 @@ def _model(entry: str | dict[str, Any], settings: Any) -> Model:
 
 
 def _range(given: str | tuple[float, float]) -> Range:
-    if given in ("global", "layer"):
+    modes = get_args(RangeMode)
+    if given in modes:
         return given  # type: ignore[return-value]
     limits = given.split(",") if isinstance(given, str) else given
     try:
         low, high = map(float, limits)
     except ValueError:
-        close = difflib.get_close_matches(str(given), ["global", "layer"], n=1)
+        close = difflib.get_close_matches(str(given), modes, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(
-            f"--value-range: expected global, layer, or two numbers LO,HI, not {str(given).strip()!r}{hint}"
+            f"--value-range: expected {', '.join(modes)} or two numbers LO,HI, "
+            f"not {str(given).strip()!r}{hint}"
         ) from None
     return low, high
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed
 from lightning.pytorch import Callback, Trainer
@@ -16,6 +16,7 @@ from distill_dynamics.callbacks.record import BEST_STUDENT, best_checkpoint, rea
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
@@ -39,8 +40,8 @@ class DynamicsProbe(Callback):
         every_n_epochs: 0 turns probing off.
         n_images: how many, drawn from the validation set; counts a class differ by one at most.
         seed: of the draw. It is not the run's: runs with other seeds look at the same images.
-        value_range: bins of the entropy: "global" (the paper's, over all layers), "layer", or
-            two numbers.
+        value_range: bins of the entropy: "global" (the paper's, over all layers), "layer", "scaled" or two
+            numbers; see `profile_model`.
         batch_size: images a forward pass.
     """
 
@@ -49,7 +50,7 @@ class DynamicsProbe(Callback):
         every_n_epochs: int = 30,
         n_images: int = 32,
         seed: int = 0,
-        value_range: Literal["global", "layer"] | tuple[float, float] = "global",
+        value_range: RangeMode | tuple[float, float] = "global",
         batch_size: int = 32,
     ) -> None:
         if every_n_epochs < 0 or n_images < 1 or batch_size < 1:

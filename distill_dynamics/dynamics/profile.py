@@ -75,7 +75,7 @@ class Profile:
     value_range: FloatArray = field(repr=False)
     """[L, 2]: lowest and highest edge of each layer's entropy bins."""
     range_mode: str
-    """Where `value_range` comes from: "global", "layer" or "explicit"."""
+    """Where `value_range` comes from: "global", "layer", "scaled" or "explicit"."""
     clipped: FloatArray = field(repr=False)
     """[L] fraction of values outside an explicit range, counted in the edge bins; else 0."""
     bins: int

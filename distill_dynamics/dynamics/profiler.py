@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.layers import resolve_layers
 
 T = TypeVar("T")
-ValueRange = Literal["global", "layer"] | Sequence[float]
+RangeMode = Literal["global", "layer", "scaled"]
+ValueRange = RangeMode | Sequence[float]
 
 PADDING = -100
 """Target of an image that only fills up a batch; such an image is left out."""
@@ -73,10 +74,10 @@ def profile_model(
     any moment are the activations of one batch, and one number an image, layer and measure.
 
     What it costs: the measures take a fourteenth of a forward pass of CaiT-S24 on a CPU. The bins must span
-    all images before the first value is counted, so with "global" and "layer" the images are run
+    all images before the first value is counted, so unless `value_range` is two numbers the images are run
     through the model **twice** when they come in several batches. They are run once when they fit in
-    one batch, whose activations are kept (the default: 32 probe images), and when `value_range`
-    is two numbers. On a CPU a batch goes through the model in parts of 8 images of 224 px.
+    one batch, whose activations are kept (the default: 32 probe images). On a CPU a batch goes through
+    the model in parts of 8 images of 224 px.
 
     The model runs in eval mode, float32 (its own precision if its parameters have another), without
     autocast, gradients or compilation. Training flags and the random states of Python, numpy and torch
@@ -91,8 +92,10 @@ def profile_model(
         bins: number of equal bins of the entropy.
         value_range: the range the bins divide. "global" is the paper's: lowest and highest value over
             all layers and images, so that one outlier widens every layer's bins. "layer": each layer's
-            own. Two numbers (lo, hi): these, for every layer, with values outside counted in the
-            bins at the ends and their fraction kept as `Profile.clipped`.
+            own. "scaled": one range for all layers, each divided by its magnitude first, which leaves
+            of the entropy what is not the layer's scale. Two numbers (lo, hi): these, for every layer,
+            with values outside counted in the bins at the ends and their fraction kept as
+            `Profile.clipped`.
         layers: "all", or numbers from 1, negative from the end; the Profile has them in depth order.
         batch_size: images whose activations are held at a time, where `images` is a tensor.
         epoch, probe_id, probe_indices: passed on to the Profile; `probe_indices` is [N].
@@ -158,22 +161,22 @@ def profile_ranges(
 
     with undisturbed(backbone):
         looks = _on_every_rank(lambda: run.look(given), group)
-        count = sum(len(look.values) for look in looks)
-        measured = [_edges(looks, mode) for mode in modes if mode != "explicit"] if count else []
+        counts = [len(look.values) for look in looks]
+        count = sum(counts)
+        if count == 0:
+            raise UserError(f"{backbone.name}: there are no images to analyse")
+        if counts != [len(range(rank, count, len(counts))) for rank in range(len(counts))]:
+            raise UserError(
+                f"{backbone.name}: image i of {count} must be on rank i mod {len(counts)}, but the ranks "
+                f"have {counts} images"
+            )
+        values = _interleave([look.values for look in looks])
+        magnitude, median, peak, channel = np.moveaxis(values[..., :4], 2, 0)
+        measured = [_edges(looks, magnitude.mean(axis=0), mode) for mode in modes if mode != "explicit"]
         seconds = _on_every_rank(lambda: run.entropies(measured), group) if measured else []
 
-    counts = [len(look.values) for look in looks]
-    if count == 0:
-        raise UserError(f"{backbone.name}: there are no images to analyse")
-    if counts != [len(range(rank, count, len(counts))) for rank in range(len(counts))]:
-        raise UserError(
-            f"{backbone.name}: image i of {count} must be on rank i mod {len(counts)}, but the ranks have "
-            f"{counts} images"
-        )
     if probe_indices is not None and np.shape(probe_indices) != (count,):
         raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
-    values = _interleave([look.values for look in looks])
-    magnitude, median, peak, channel = np.moveaxis(values[..., :4], 2, 0)
     spectra = [reduce(_Moments.add, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
 
     # Each of these three has one entry a range, in the order of value_ranges.
@@ -411,23 +414,26 @@ _CHANGED = (
 
 def _given_range(value_range: ValueRange, depth: int) -> FloatArray | None:
     """[L, 2] where the range is two numbers, None where it is to be measured."""
-    if isinstance(value_range, str) and value_range in ("global", "layer"):
+    if isinstance(value_range, str) and value_range in get_args(RangeMode):
         return None
     try:
         low, high = (float(limit) for limit in value_range)
     except (TypeError, ValueError):
         low, high = math.nan, math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f'value_range must be "global", "layer" or two numbers lo < hi, not {value_range!r}')
+        names = ", ".join(f'"{name}"' for name in get_args(RangeMode))
+        raise UserError(f"value_range must be {names} or two numbers lo < hi, not {value_range!r}")
     return np.tile([low, high], (depth, 1))
 
 
-def _edges(looks: list[_Look], mode: str) -> FloatArray:
-    """Range of each layer's bins [L, 2]: over the images of all ranks and, if global, over all layers."""
+def _edges(looks: list[_Look], magnitude: FloatArray, mode: str) -> FloatArray:
+    """Range of each layer's bins [L, 2], over the images of all ranks; magnitude [L] is of them too."""
     low, high = np.min([look.low for look in looks], axis=0), np.max([look.high for look in looks], axis=0)
-    if mode == "global":
-        low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
-    return np.stack([low, high], axis=1)
+    if mode == "layer":
+        return np.stack([low, high], axis=1)
+    unit = magnitude if mode == "scaled" else np.ones_like(magnitude)
+    divisor = np.where(unit > 0, unit, 1)  # a layer that is 0 everywhere is so in any unit
+    return unit[:, None] * [(low / divisor).min(), (high / divisor).max()]
 
 
 def _ranges(

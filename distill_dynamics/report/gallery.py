@@ -51,7 +51,8 @@ _SEEDS = " Runs that differ by their seed alone share a colour."
 _RANGES = (
     "With one range for all layers (the paper's) a layer's entropy holds log2 of its scale, so that it "
     "follows the magnitude; with each layer's own range it holds only how the values are spread within that "
-    "range: a shape that stands in the first alone is one of scale."
+    "range, and where layers are divided by their magnitude first (scaled) only how they are spread about "
+    "it: a shape that stands in the first alone is one of scale."
 )
 
 

@@ -55,7 +55,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     """What a reader must know first, in sentences."""
     range: str = ""
-    """Range of the entropy bins: "global", "layer" or two numbers "0,1"; "" where nothing was probed."""
+    """Range of the entropy bins: "global", "layer", "scaled" or numbers "0,1"; "" where none was probed."""
     models: list[Profile] = field(default_factory=list, repr=False)
     """Analysed models that are no training."""
     images: str = field(default="", repr=False)
@@ -155,7 +155,7 @@ def fitting(
 
 
 def range_name(value_range: str | Sequence[float]) -> str:
-    """ "global", "layer", or "0,1" for two numbers."""
+    """ "global", "layer", "scaled", or "0,1" for two numbers."""
     if isinstance(value_range, str):
         return value_range
     limits = [float(limit) for limit in value_range]

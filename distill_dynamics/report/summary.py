@@ -472,7 +472,11 @@ def _nadir(profile: Profile) -> str:
 
 
 _R = "(r: correlation over blocks with log2 of the magnitude, to which bins of one width tie the entropy.)"
-_RANGES = {"global": "where all blocks share one", "layer": "where each block has its own"}
+_RANGES = {
+    "global": "where all blocks share one",
+    "layer": "where each block has its own",
+    "scaled": "where blocks are divided by their magnitude",
+}
 
 
 def _clipped(profile: Profile) -> str:

@@ -38,6 +38,7 @@ def share(images, rank):
 CASES = {
     "global": (7, {}),
     "layer": (7, {"value_range": "layer"}),
+    "scaled": (7, {"value_range": "scaled"}),
     "explicit": (7, {"value_range": (-1, 1)}),
     "streamed": (7, {"batch_size": 2}),
     "one image": (1, {}),

@@ -83,7 +83,7 @@ def stub():
     return StubBackbone()
 
 
-@pytest.mark.parametrize("value_range", ["global", "layer", (-1.0, 0.75)])
+@pytest.mark.parametrize("value_range", ["global", "layer", "scaled", (-1.0, 0.75)])
 @pytest.mark.parametrize("batch_size", [32, 3, 1])
 @pytest.mark.parametrize(
     ("name", "kwargs"),
@@ -113,7 +113,7 @@ def test_streaming_equals_numpy_on_the_whole_stack(name, kwargs, batch_size, val
     assert profile.range_mode == (value_range if isinstance(value_range, str) else "explicit")
 
 
-@pytest.mark.parametrize("value_range", ["global", "layer", (-0.5, 0.5)])
+@pytest.mark.parametrize("value_range", ["global", "layer", "scaled", (-0.5, 0.5)])
 @pytest.mark.parametrize("batch_size", [32, 4])
 def test_exact_agreement_on_equal_maps(stub, batch_size, value_range):
     images = random_images(9, 2, 6, 6)
@@ -148,17 +148,46 @@ def test_a_second_pass_only_where_it_is_needed(stub, value_range, batch_size, ba
 @pytest.mark.parametrize("batch_size", [32, 4])
 def test_several_ranges_cost_the_passes_of_one(stub, batch_size):
     images = random_images(9, 2, 6, 6)
-    ranges = [(-0.5, 0.5), "layer", (0, 1), "global"]
+    ranges = [(-0.5, 0.5), "layer", (0, 1), "global", "scaled"]
     profiles = profile_ranges(stub, images, value_ranges=ranges, batch_size=batch_size)
     assert stub.batches == ([9] if batch_size == 32 else [4, 4, 1, 4, 4, 1])
     maps = [stub.whole_maps(part) for part in images.split(batch_size)]
     stacked = [np.concatenate(layer) for layer in zip(*maps, strict=True)]
     for profile, value_range in zip(profiles, ranges, strict=True):
         numpy_dynamics.assert_profile(profile, numpy_dynamics.profile(stacked, value_range))
-    assert [profile.range_mode for profile in profiles] == ["explicit", "layer", "explicit", "global"]
+    assert [profile.range_mode for profile in profiles] == [
+        "explicit",
+        "layer",
+        "explicit",
+        "global",
+        "scaled",
+    ]
     stub.batches.clear()
     profile_ranges(stub, images, value_ranges=[(-0.5, 0.5), (0, 1)], batch_size=4)
     assert stub.batches == [4, 4, 1]
+
+
+class Rescaled(StubBackbone):
+    """The same stub, its second layer a thousand times as large, a third one that is 0 everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.channels = ["first", "second", "dead"], [5, 8, 4]
+
+    def forward(self, images, layers=(), logits=True):
+        a, b = super().forward(images, [1, 2], logits).maps
+        maps = [a, 1000 * b, torch.zeros(len(images), 4, 2, 2)]
+        return SimpleNamespace(logits=None, maps=[maps[i - 1] for i in layers])
+
+
+def test_scaled_entropy_does_not_know_a_layers_scale(stub):
+    torch.manual_seed(0)
+    large, images = Rescaled(), random_images(9, 2, 6, 6)
+    plain, scaled = (profile_model(model, images, value_range="scaled") for model in (stub, large))
+    np.testing.assert_allclose(scaled.entropy_images[:, :2], plain.entropy_images, atol=1e-3)
+    assert (scaled.entropy_images[:, 2] == 0).all()
+    with_scale = profile_model(large, images).entropy_images
+    assert np.abs(with_scale[:, :2] - profile_model(stub, images).entropy_images).max() > 1
 
 
 def test_no_range_is_refused(stub):
@@ -336,7 +365,7 @@ def test_images_that_are_none(stub, images, message):
     "value_range", ["Global", 3, (1, 0), (1, 1), (0, math.inf), (0, 1, 2), ("a", "b"), None, np.array([1, 0])]
 )
 def test_ranges_that_are_none(stub, value_range):
-    with pytest.raises(UserError, match='value_range must be "global", "layer" or two numbers lo < hi'):
+    with pytest.raises(UserError, match='value_range must be "global", "layer", "scaled" or two numbers'):
         profile_model(stub, IMAGES, value_range=value_range)
     assert stub.batches == []
 

@@ -30,7 +30,11 @@ from distill_dynamics.report.figures.look import (
     wrapped,
 )
 
-_RANGES = {"global": "one range for all layers", "layer": "each layer's own range"}
+_RANGES = {
+    "global": "one range for all layers",
+    "layer": "each layer's own range",
+    "scaled": "layers divided by their magnitude",
+}
 
 
 @style.context(STYLE)
@@ -69,9 +73,9 @@ def entropy_by_range(
 ) -> Figure:
     """The same models' entropy (bits) counted in several value ranges, a panel each, and their magnitude.
 
-    Takes the Profiles by range ("global", "layer", "0,1") and by name. The panels have y axes of their own:
-    it is the shapes that can be compared. Magnitude does not depend on the range. Bands and looks as in
-    `entropy_by_block`.
+    Takes the Profiles by range ("global", "layer", "scaled", "0,1") and by name. The panels have y
+    axes of their own: it is the shapes that can be compared. Magnitude does not depend on the range. Bands
+    and looks as in `entropy_by_block`.
 
     Raises `ValueError` where there is no Profile.
     """

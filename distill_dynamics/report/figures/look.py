@@ -62,6 +62,7 @@ _PUBLISHED = "Layer_"
 _BIN_NOTES = {
     "global": "Bin range is global per model and epoch: different epochs have different bins.",
     "layer": "Bin range is per layer and epoch: different layers and epochs have different bins.",
+    "scaled": "Bin range is in units of each layer's magnitude: layers and epochs have different bins.",
 }
 
 
