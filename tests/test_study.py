@@ -9,8 +9,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
+from report.made import profile
 from scipy import stats
+
+from distill_dynamics.dynamics import Profile
 
 STUDY = ROOT / "notebooks" / "study"
 
@@ -61,6 +65,11 @@ def fake_commands(study, monkeypatch, fails=()):
             out.mkdir(parents=True)
             for file in ("curves.csv", "table.csv", "report.html"):
                 (out / file).write_text(file)
+            words = [*options, "--value-range"]
+            for value_range in words[words.index("--value-range") + 1 : -1]:
+                profile = out / "profiles" / "deit" / value_range / "model.npz"
+                profile.parent.mkdir(parents=True)
+                profile.touch()
 
     monkeypatch.setattr(study, "command", command)
     monkeypatch.setattr(study, "make_teacher", lambda name: None)
@@ -88,7 +97,8 @@ def test_what_is_kept_is_not_made_again_and_a_failure_stops_no_other(study, monk
     assert {path.name for path in kept.iterdir()} == set(fits) - {"softkd-1"}
     files = {str(path.relative_to(kept / "softkd-2")) for path in (kept / "softkd-2").rglob("*.*")}
     profiles = {f"dynamics/{stem}.npz" for stem in ("teacher", "student_epoch_0012", "student_best")}
-    analyses = {"evolution/curves.csv", "evolution/table.csv"}
+    analyses = {f"{name}/{file}.csv" for name in ("evolution", "ranges") for file in ("curves", "table")}
+    analyses |= {f"ranges/{value_range}.npz" for value_range in ("global", "layer", "scaled")}
     assert files == {"config.yaml", "run.json", "metrics.csv", *profiles, *analyses}
     assert (kept / "softkd-2" / "metrics.csv").read_text() == "metrics.csv of softkd-2"
 
@@ -146,8 +156,14 @@ def made(scripts, monkeypatch, tmp_path):
                     if row != "softkd":
                         line[f"dynamics/conflict/spectral/block_{block + 1:02d}"] = rng.uniform(-1, 1)
                 line["val/acc1"] = 80 + epoch + rng.normal() if epoch else ""
+                line |= {"train/loss_ce": 1.0, "train/loss_kd": 0.5, "train/loss": 0.55}
+                if row != "softkd":
+                    line["train/loss"] += 0.2 * 0.7  # weight times term
                 lines.append(line)
             (tmp_path / f"{row}-{seed}").mkdir()
+            terms = {} if row == "softkd" else {"spectral": {"weight": 0.2}}
+            config = {"model": {"alpha": 0.9, "terms": terms}}
+            (tmp_path / f"{row}-{seed}" / "config.yaml").write_text(yaml.safe_dump(config))
             with (tmp_path / f"{row}-{seed}" / "metrics.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
                 writer.writeheader()
@@ -172,6 +188,9 @@ def test_a_difference_is_of_equal_seeds_with_the_interval_of_the_paired_t_test(m
         assert found[row]["pairs"] == len(seeds)
         assert found[row]["last_difference_low"] == pytest.approx(low)
         assert found[row]["last_difference_high"] == pytest.approx(high)
+    assert found["spectralkd_l1"]["term"] == pytest.approx(0.14 / 0.69)
+    assert np.isnan(found["softkd"]["term"])
+    assert found["spectralkd_l1"]["paper"] == pytest.approx(76.83 - 76.99)
     assert found["softkd"]["last_sd"] == pytest.approx(of(made, "softkd", "val/acc1").std(ddof=1))
     # Benjamini and Hochberg by hand: of two, the smaller p is doubled, but for a q above the larger p.
     small, large = sorted(p)
@@ -186,30 +205,71 @@ def test_a_contrast_takes_the_seeds_that_all_its_rows_have(made):
     late, early = (
         of(made, row, "val/acc1", seeds=(0, 1, 3, 4)) for row in ("spectralkd_l1", "spectralkd_f1")
     )
-    assert (entry["name"], entry["seeds"]) == ("late less early", 4)
-    assert entry["last_mean"] == pytest.approx((late - early).mean())
+    assert (entry["name"], entry["seeds"]) == ("SpectralKD L 1 minus F 1", 4)
+    assert entry["points_mean"] == pytest.approx((late - early).mean())
 
 
 def test_one_seed_has_no_interval(made):
-    assert made.interval([3.0]) == pytest.approx({"mean": 3, "low": np.nan, "high": np.nan}, nan_ok=True)
+    wanted = {"x_mean": 3, "x_low": np.nan, "x_high": np.nan}
+    assert made.interval([3.0], "x_") == pytest.approx(wanted, nan_ok=True)
 
 
 def test_shapes_tell_the_planted_curve(made):
     found = {entry["name"]: entry for entry in made.shapes()}
-    entry, free = found["softkd global 3"], found["softkd scale-free 3"]
+    entry = found["softkd global 3"]
     assert (entry["u"], entry["runs"], found["softkd global 2"]["u"]) == (5, 5, 0)
     assert entry["lowest"] == entry["lowest_min"] == entry["lowest_max"] == 2
-    first, second = (of(made, "softkd", f"dynamics/student/entropy/block_{b:02d}") for b in (1, 2))
-    assert entry["fall_mean"] == pytest.approx((first - second).mean())
-    assert (entry["slope"], entry["r2"]) == pytest.approx((0.8, 1))
-    assert free["slope"] == pytest.approx(-0.2)  # what is left of 0.8 bits a doubling less one
+    curves = np.array([of(made, "softkd", f"dynamics/student/entropy/block_{b:02d}") for b in range(1, 5)])
+    rises = curves[3] - (curves[1] + curves[2]) / 2  # of four blocks the second and third are the middle
+    assert entry["rise_mean"] == pytest.approx(rises.mean())
+    low, high = stats.ttest_1samp(rises, 0).confidence_interval(0.95)
+    assert (entry["rise_low"], entry["rise_high"]) == pytest.approx((low, high))
+    assert entry["fall_mean"] == pytest.approx((curves[0] - (curves[1] + curves[2]) / 2).mean())
+
+
+def test_ranges_tell_what_scale_explains(made, tmp_path):
+    rng = np.random.default_rng(0)
+    magnitude = np.exp(rng.normal(size=(32, 6)))
+    for row, seeds in (("teacher_cait24", [None]), ("softkd", range(3))):
+        for seed in seeds:
+            folder = tmp_path / (row if seed is None else f"{row}-{seed}")
+            (folder / "ranges").mkdir(parents=True)
+            (folder / "metrics.csv").write_text("epoch,val/acc1\n1,80\n") if seed is None else None
+            for name, slope in (("global", 0.8), ("scaled", 0.0)):
+                entropy = 4 + slope * np.log2(magnitude) + rng.normal(size=(32, 6)) / 20
+                images = {"entropy_images": entropy, "magnitude_images": magnitude}
+                profile(
+                    None,
+                    entropy.mean(axis=0),
+                    32,
+                    magnitude=magnitude.mean(axis=0),
+                    range_mode=name,
+                    **images,
+                ).save(folder / "ranges" / f"{name}.npz")
+    made.results.cache_clear()
+    found = {entry["name"]: entry for entry in made.ranges()}
+    assert set(found) == {
+        f"{row} {name}" for row in ("teacher_cait24", "softkd") for name in ("global", "scaled")
+    }
+    for name in ("global", "scaled"):
+        measured = Profile.load(tmp_path / "teacher_cait24" / "ranges" / f"{name}.npz")
+        line = stats.linregress(np.log2(measured.magnitude), measured.entropy)
+        assert found[f"teacher_cait24 {name}"]["r2_mean"] == pytest.approx(line.rvalue**2)
+        assert found[f"teacher_cait24 {name}"]["slope_mean"] == pytest.approx(line.slope)
+        # Over images: near the bootstrap that scipy does of the same mean.
+        heights = measured.entropy_images[:, 0] - measured.entropy_images[:, 2:4].mean(axis=1)
+        theirs = stats.bootstrap([heights], np.mean, method="percentile", rng=1).confidence_interval
+        ours = [found[f"teacher_cait24 {name}"][f"fall_{end}"] for end in ("low", "high")]
+        assert ours == pytest.approx(list(theirs), abs=0.1 * (theirs.high - theirs.low))
+    assert found["softkd scaled"]["runs"] == 3
+    assert found["softkd scaled"]["slope_low"] < 0 < found["softkd scaled"]["slope_high"]
 
 
 def test_conflicts_are_means_over_blocks_and_trained_epochs(made):
     found = {entry["name"]: entry for entry in made.conflicts()}
     columns = [f"dynamics/conflict/spectral/block_{block:02d}" for block in range(1, BLOCKS + 1)]
     cosines = np.array([[of(made, "spectralkd_l1", c, epoch) for c in columns] for epoch in (1, 2, 3)])
-    assert found["spectralkd_l1"]["mean"] == pytest.approx(cosines.mean())
+    assert found["spectralkd_l1"]["cosine_mean"] == pytest.approx(cosines.mean())
     assert found["spectralkd_l1"]["last_mean"] == pytest.approx(cosines[:, -1].mean())
     assert found["spectralkd_l1 2"]["block_03"] == pytest.approx(cosines[1, 2].mean())
     assert not any(name.startswith("softkd") for name in found)
@@ -256,14 +316,31 @@ def test_a_difference_without_a_q_is_written_too(scripts, monkeypatch):
         for part, number in (("mean", "0.5"), ("low", "-0.123"), ("high", "1.124"))
     }
     numbers = {f"{which}_{part}": "80" for which in ("last", "best") for part in ("mean", "sd")}
-    entry = {"seeds": "2", "baseline": "softkd", **numbers, **difference}
+    entry = {"seeds": "2", "baseline": "softkd", "term": "0.25", "paper": "-0.27", **numbers, **difference}
     monkeypatch.setattr(write_up, "table", lambda name: {"none": entry})
     found = write_up.cells("accuracy")
-    assert "| SoftKD | +0.50 (−0.12 to +1.12) | – |" in write_up.accuracy(found)
+    assert "| 25 | 2 | 80.00 ± 80.00 | SoftKD | +0.50 (−0.12 to +1.12) | −0.27 |  |" in write_up.accuracy(
+        found
+    )
     assert f"{found['none']['last_difference']:.1f}" == "0.5 (−0.1 to 1.1)"
 
     entry |= {"last_difference_low": "", "last_difference_high": ""}  # of one seed
     assert f"{write_up.cells('accuracy')['none']['last_difference']:+.2f}" == "+0.50"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.1, 0.3, "above"), (-0.3, -0.1, "below"), (-0.1, 0.3, "around")]
+)
+def test_a_sentence_cannot_say_other_than_its_interval(scripts, low, high, said):
+    write_up = scripts("write_up")
+    interval = write_up.Interval(*map(write_up.Cell, ((low + high) / 2, low, high)))
+    assert f"helps{interval:{said}}." == "helps."
+    for other in {"above", "below", "around"} - {said}:
+        with pytest.raises(ValueError, match=f"{other} 0"):
+            f"{interval:{other}}"
+    unknown = write_up.Interval(*map(write_up.Cell, (0.2, np.nan, np.nan)))
+    with pytest.raises(ValueError, match="around 0"):
+        f"{unknown:around}"
 
 
 def test_rows_are_the_runners(scripts, study):

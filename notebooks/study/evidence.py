@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from scipy import stats
+
+from distill_dynamics.dynamics import Profile
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,7 +56,24 @@ BASELINES = {
     "spectralkd_l1_60": "softkd_60",
     "spectralkd_l1_resnet": "softkd_resnet",
 }
-"""Rows that are compared with another than "softkd"."""
+"""Rows that are compared with another than "softkd"; all have their baseline's number of epochs."""
+UNCOMPARED = ("softkd", "softkd_long", "softkd_60")
+PAPER = {
+    "softkd": 76.99,
+    "softkd_long": 78.07,
+    "spectralkd_f2_l6": 77.07,
+    "spectralkd_f2_l1": 77.06,
+    "spectralkd_f1_l1": 77.08,
+    "spectralkd_f1": 77.00,
+    "spectralkd_l1": 76.83,
+    "spectralkd_l1_long": 77.59,
+    "spectralkd_l1_beta01": 76.48,
+    "spectralkd_l8": 76.69,
+    "projectorkd_f1": 76.86,
+    "projectorkd_l1": 76.72,
+    "projectorkd_f1_l1": 76.80,
+}
+"""Top-1 on ImageNet, percent, one training each: the paper's Table 1. Its projectors were never trained."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,21 @@ class Trained:
         """[L]: of the student."""
         found, pattern = self.epochs[epoch], re.compile(rf"dynamics/student/{measure}/block_\d+")
         return np.array([found[name] for name in sorted(filter(pattern.fullmatch, found))])
+
+    @cached_property
+    def own_range(self) -> dict[int, tuple[Floats, bool]]:
+        """Epoch → entropy [L] with bins of each block's own range, and whether that is a U; of some rows."""
+        folder = self.folder / "evolution"
+        if not folder.exists():
+            return {}
+        u = {
+            line["epoch"]: line["u_shaped"] for line in read(folder / "table.csv") if line["range"] == "layer"
+        }
+        curves: dict[str, list[float]] = {epoch: [] for epoch in u}
+        for line in read(folder / "curves.csv"):
+            if line["range"] == "layer":
+                curves[line["epoch"]].append(float(line["entropy"]))
+        return {int(epoch): (np.array(curve), u[epoch] == "1.0") for epoch, curve in curves.items()}
 
     def conflict(self, epoch: int) -> Floats:
         """[L]: cosines of the run's one term; NaN at blocks that it does not reach."""
@@ -125,11 +159,11 @@ def students() -> dict[str, list[Trained]]:
 
 def compared() -> dict[str, str]:
     """Rows and their baselines, where both were run."""
-    pairs = {row: BASELINES.get(row, "softkd") for row in students()}
-    return {row: other for row, other in pairs.items() if other != row and other in results()}
+    pairs = {row: BASELINES.get(row, "softkd") for row in students() if row not in UNCOMPARED}
+    return {row: other for row, other in pairs.items() if other in results()}
 
 
-def interval(values: Iterable[float], prefix: str = "") -> Entry:
+def interval(values: Iterable[float], prefix: str) -> Entry:
     """Mean and 95 % interval; no interval for fewer than two values."""
     sample = np.array(list(values))
     mean, half = sample.mean(), math.nan
@@ -144,9 +178,9 @@ def combined(weights: Mapping[str, int], value: Callable[[Trained], float]) -> l
     return [sum(w * value(results()[row][seed]) for row, w in weights.items()) for seed in sorted(seeds)]
 
 
-def versus(row: str, other: str, value: Callable[[Trained], float], prefix: str) -> Entry:
-    """`interval` of a row less another, seed by seed."""
-    return interval(combined({row: 1, other: -1}, value), prefix)
+def published(weights: Mapping[str, int]) -> float:
+    """The same sum of the paper's figures; NaN where it has not all of them."""
+    return round(sum(weight * PAPER.get(row, math.nan) for row, weight in weights.items()), 2)
 
 
 def q_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -158,6 +192,29 @@ def q_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return dict(zip(p, stats.false_discovery_control(list(p.values())), strict=True)) if p else {}
 
 
+def arms(curve: Floats) -> tuple[float, float]:
+    """First and last block's height above the middle third's mean: of a U, both are above 0.
+
+    Fixed places, unlike heights above the lowest block, which cannot be below 0.
+    """
+    third = len(curve) // 3
+    middle = curve[third : len(curve) - third].mean()
+    return float(curve[0] - middle), float(curve[-1] - middle)
+
+
+def over_images(
+    profile: Profile, value: Callable[[Floats, Floats], float], prefix: str, resamples: int = 2000
+) -> Entry:
+    """A number of one model's entropy and magnitude [L], and its 95 % bootstrap interval over images."""
+    entropy, magnitude = profile.entropy_images, profile.magnitude_images
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(entropy), size=(resamples, len(entropy)))
+    found = [value(entropy[rows].mean(axis=0), magnitude[rows].mean(axis=0)) for rows in drawn]
+    low, high = np.percentile(found, [2.5, 97.5])
+    mean = value(profile.entropy, profile.magnitude)
+    return {f"{prefix}mean": mean, f"{prefix}low": low, f"{prefix}high": high}
+
+
 def last_top1(run: Trained) -> float:
     """After the last epoch, percent: no epoch was chosen by the test set."""
     return float(run.top1()[-1])
@@ -166,6 +223,15 @@ def last_top1(run: Trained) -> float:
 def best_top1(run: Trained) -> float:
     """Of the best epoch on the test set, as the paper reports it, percent."""
     return float(run.top1().max())
+
+
+def term_share(run: Trained) -> float:
+    """Of the feature terms in the loss of the last epoch; NaN without one."""
+    end, alpha = run.epochs[run.last], run.config["model"]["alpha"]
+    if not run.config["model"].get("terms"):
+        return math.nan
+    rest = (1 - alpha) * end["train/loss_ce"] + alpha * end["train/loss_kd"]
+    return 1 - rest / end["train/loss"]
 
 
 def images_per_s(run: Trained) -> float:

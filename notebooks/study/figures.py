@@ -26,7 +26,7 @@ LABELS = TEACHERS | ROWS
 RANGES = {
     "global": "one range for all blocks",
     "layer": "each block's own range",
-    "scale-free": "less log2 of magnitude",
+    "scaled": "blocks divided by their magnitude",
 }
 CLAIMED = (
     "none",
@@ -38,14 +38,11 @@ CLAIMED = (
     "projectorkd_l1_frozen",
 )
 """Rows of the headline."""
+WATCHED = ("teacher_cait24", "none", "softkd", "spectralkd_l1", "spectralkd_f1")
 FOLLOWED = dict(
-    zip(
-        ("softkd", "spectralkd_l1", "spectralkd_f1", "projectorkd_l1", "spectralkd_f1_l1", "none"),
-        OKABE_ITO,
-        strict=True,
-    )
+    zip(("spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1", "projectorkd_l1"), OKABE_ITO, strict=False)
 )
-"""Rows whose course is drawn; the paper's Figure 4 has the first, second, third and fifth."""
+"""Rows whose course is drawn."""
 
 
 def table(name: str) -> dict[str, Cells]:
@@ -58,9 +55,9 @@ def number(cells: Cells, column: str) -> float:
     return float(cells.get(column) or "nan")
 
 
-def blocks(cells: Cells) -> NDArray[np.float64]:
+def blocks(cells: Cells, what: str = "block") -> NDArray[np.float64]:
     """[L]: the entry's values by block, NaN where there is none between others."""
-    values = [(name, value) for name, value in cells.items() if name.startswith("block_")]
+    values = [(name, value) for name, value in cells.items() if name.startswith(f"{what}_")]
     depth = max((i for i, (_, value) in enumerate(values, start=1) if value), default=0)
     return np.array([float(value or "nan") for _, value in values[:depth]])
 
@@ -68,46 +65,49 @@ def blocks(cells: Cells) -> NDArray[np.float64]:
 def by_epoch(name: str, **of: str) -> dict[int, Cells]:
     """Entries of a table that are of this row (and range), by epoch."""
     found = [c for c in table(name).values() if all(c[column] == value for column, value in of.items())]
-    return {int(cells["epoch"]): cells for cells in found if cells["epoch"]}
+    return {int(cells["epoch"]): cells for cells in found if cells["epoch"].isdecimal()}
 
 
 def headline() -> Figure | None:
-    """The README's: the teacher's U under two ranges, and what aligning its features is worth."""
+    """The README's: how the teacher's U emerges, what it is made of, what aligning its features is worth."""
     rows = [cells for row, cells in table("accuracy").items() if row in CLAIMED and cells.get("baseline")]
     if not rows:
         return None
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
-    for axes, name in ((left, "global"), (middle, "layer")):
-        draw_epochs(axes, "teacher_cait24", name)
-        axes.set(title=f"teacher: {RANGES[name]}", xlabel="block")
-    left.set_ylabel("entropy (bits), a line an epoch")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    draw_epochs(left, "teacher_cait24", "global")
+    left.set(title="teacher, from untrained (dashed) to the end", xlabel="block", ylabel="entropy (bits)")
+    draw_ranges(middle, "teacher_cait24")
+    middle.set(title="teacher at the end: bins with", xlabel="block")
+    middle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     draw_differences(right, rows)
-    right.set(title="students: top-1 beside SoftKD's", xlabel="points, mean and 95 % interval")
+    right.set(title="students: top-1 minus SoftKD's", xlabel="points, mean and 95 % interval")
     return figure
 
 
 def differences() -> Figure | None:
     """Each row's top-1 less its baseline's."""
     shown = [cells for cells in table("accuracy").values() if cells.get("baseline")]
-    figure, axes = plt.subplots(figsize=(7, 0.34 * len(shown) + 1), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.36 * len(shown) + 1.2), layout="constrained")
     draw_differences(axes, shown)
     axes.set_xlabel(
-        "top-1 less SoftKD's on the same seeds (points)\n"
-        "mean and 95 % interval; in colour: q < 0.05 (rows with a feature term)"
+        "top-1 minus SoftKD's on the same seeds (points): mean and 95 % interval (none for fewer than three\n"
+        "seeds); in colour: q < 0.05 (rows with a feature term); diamonds: the paper's, on ImageNet"
     )
     return figure if shown else None
 
 
 def draw_differences(axes: Axes, rows: Sequence[Cells]) -> None:
-    """Intervals from top to bottom, in colour where q < 0.05."""
+    """Intervals from top to bottom, in colour where q < 0.05, and the paper's differences."""
     for place, cells in enumerate(rows):
         mean, low, high = (number(cells, f"last_difference_{part}") for part in ("mean", "low", "high"))
         sure = number(cells, "q") < 0.05
         colour = "0.45" if not sure else OKABE_ITO[1] if mean < 0 else OKABE_ITO[2]
-        axes.plot([low, high], [place, place], color=colour, lw=2)
+        if number(cells, "pairs") > 2:
+            axes.plot([low, high], [place, place], color=colour, lw=2)
         axes.plot(mean, place, "o", color=colour)
+        axes.plot(number(cells, "paper"), place, "D", color="0.2", markerfacecolor="white", ms=5)
     names = [
-        LABELS[c["name"]] + ("" if c["baseline"] == "softkd" else f"\nless {LABELS[c['baseline']]}")
+        LABELS[c["name"]] + ("" if c["baseline"] == "softkd" else f"\nminus {LABELS[c['baseline']]}")
         for c in rows
     ]
     axes.set_yticks(range(len(rows)), names)
@@ -116,23 +116,30 @@ def draw_differences(axes: Axes, rows: Sequence[Cells]) -> None:
 
 
 def emergence() -> Figure | None:
-    """Entropy by block, a line an epoch, under each range."""
-    wanted = ("teacher_cait24", "none", "softkd", "spectralkd_l1")
-    models = [m for m in wanted if by_epoch("shapes", row=m, range="global")]
+    """Entropy by block: over the epochs, and at the end under each range."""
+    models = [m for m in WATCHED if by_epoch("shapes", row=m, range="global")]
     if not models:
         return None
     figure, grid = plt.subplots(
-        len(RANGES), len(models), figsize=(2.7 * len(models) + 1, 6.6), layout="constrained", squeeze=False
+        2,
+        len(models),
+        figsize=(2.4 * len(models) + 1, 5.6),
+        layout="constrained",
+        squeeze=False,
+        sharey="row",
     )
-    for line, (name, title) in zip(grid, RANGES.items(), strict=True):
-        for axes, model in zip(line, models, strict=True):
-            draw_epochs(axes, model, name)
-            axes.set_title(f"{LABELS[model]}\n{title}", fontsize=9)
-        line[0].set_ylabel("bits")
-    for axes in grid[-1]:
-        axes.set_xlabel("block")
+    for panels, model in zip(grid.T, models, strict=True):
+        draw_epochs(panels[0], model, "global")
+        panels[0].set_title(f"{LABELS[model]}\nover the epochs", fontsize=9)
+        draw_ranges(panels[1], model)
+        panels[1].set_title("at the end", fontsize=9)
+        panels[1].set_xlabel("block")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("entropy (bits)")
+    handles, labels = grid[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(RANGES), title="bins with")
     scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis_r")
-    bar = figure.colorbar(scale, ax=grid, shrink=0.4, pad=0.02)
+    bar = figure.colorbar(scale, ax=grid[0], shrink=0.7, pad=0.02)
     bar.set_ticks([0, 1], labels=["untrained\n(dashed)", "the end"])
     return figure
 
@@ -148,51 +155,65 @@ def draw_epochs(axes: Axes, row: str, name: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
+def draw_ranges(axes: Axes, row: str) -> None:
+    """The row's mean curve at the end under each range, and where single runs lie."""
+    for (value_range, label), colour in zip(RANGES.items(), OKABE_ITO, strict=False):
+        cells = table("ranges").get(f"{row} {value_range}")
+        if cells is None:
+            continue
+        curve, spread = blocks(cells), blocks(cells, "sd")
+        places = range(1, len(curve) + 1)
+        axes.plot(places, curve, color=colour, label=label)
+        if len(spread):
+            axes.fill_between(places, curve - spread, curve + spread, color=colour, alpha=0.2, lw=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
 def evolution() -> Figure | None:
-    """Entropy of the first and the last block over the epochs, and what it is less SoftKD's."""
+    """Entropy and scale of the first and the last block over the epochs, less SoftKD's."""
     shown = {row: found for row in FOLLOWED if (found := by_epoch("ends", row=row))}
     if not shown:
         return None
-    figure, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
-    for panels, what in zip(grid, ("", "_difference"), strict=True):
+    figure, grid = plt.subplots(2, 2, figsize=(9, 5.6), layout="constrained", sharex=True)
+    for panels, what, unit in zip(grid, ("", "_scale"), ("entropy (bits)", "log2 of magnitude"), strict=True):
         for axes, which in zip(panels, ("first", "last"), strict=True):
             for row, found in shown.items():
-                mean, low, high = (
-                    np.array([number(cells, f"{which}{what}_{part}") for cells in found.values()])
-                    for part in ("mean", "low", "high")
-                )
-                axes.plot(list(found), mean, color=FOLLOWED[row], marker="o", ms=3, label=LABELS[row])
-                axes.fill_between(list(found), low, high, color=FOLLOWED[row], alpha=0.15, lw=0)
-            axes.set_title(f"{which} block" + (", less SoftKD's" if what else ""))
-        panels[0].set_ylabel("entropy (bits)")
+                draw_course(axes, found, f"{which}{what}_difference", FOLLOWED[row], LABELS[row])
+            axes.set_title(f"{which} block: {unit}, minus SoftKD's", fontsize=9)
+            axes.axhline(0, color="0.3", lw=1)
     for axes in grid[1]:
         axes.set_xlabel("epoch")
-        axes.axhline(0, color="0.3", lw=1)
     grid[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
+def draw_course(axes: Axes, found: dict[int, Cells], what: str, colour: str, label: str) -> None:
+    """A mean over the epochs, with its interval."""
+    mean, low, high = (
+        np.array([number(cells, f"{what}{part}") for cells in found.values()])
+        for part in ("_mean", "_low", "_high")
+    )
+    axes.plot(list(found), mean, color=colour, marker="o", ms=3, label=label)
+    axes.fill_between(list(found), low, high, color=colour, alpha=0.15, lw=0)
+
+
 def conflicts() -> Figure | None:
-    """Cosines of the terms' gradients, by epoch and block."""
-    wanted = ("spectralkd_f1", "spectralkd_l1", "projectorkd_l1", "spectralkd_f2_l6")
-    shown = {row: found for row in wanted if (found := by_epoch("conflicts", row=row))}
+    """Cosines of the terms' gradients with the rest's: by epoch, and by block."""
+    shown = {row: found for row in FOLLOWED if (found := by_epoch("conflicts", row=row))}
     if not shown:
         return None
-    figure, panels = plt.subplots(
-        1, len(shown), figsize=(2.9 * len(shown), 3.2), layout="constrained", squeeze=False
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    for row, found in shown.items():
+        draw_course(left, found, "cosine", FOLLOWED[row], LABELS[row])
+        curve = blocks(table("conflicts")[row])
+        right.plot(range(1, len(curve) + 1), curve, "o-", color=FOLLOWED[row], ms=3, label=LABELS[row])
+    left.set(
+        xlabel="epoch", ylabel="cosine with the rest's gradient", title="mean over the blocks it reaches"
     )
-    for axes, (row, found) in zip(panels[0], shown.items(), strict=True):
-        curves = [blocks(cells) for cells in found.values()]
-        values = np.full((12, len(found)), np.nan)
-        for place, curve in enumerate(curves):
-            values[: len(curve), place] = curve
-        extent = (-0.5, len(found) - 0.5, 0.5, len(values) + 0.5)
-        image = axes.imshow(
-            values, cmap="RdBu", vmin=-1, vmax=1, origin="lower", aspect="auto", extent=extent
-        )
-        axes.grid(False)
-        axes.set(title=LABELS[row], xlabel="epoch", ylabel="block")
-    figure.colorbar(image, ax=panels, label="cosine with the rest's gradient")
+    right.set(xlabel="block", title="mean over the epochs")
+    for axes in (left, right):
+        axes.axhline(0, color="0.3", lw=1)
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -215,7 +236,7 @@ def images() -> Figure | None:
     for ticks in (panels[0].yaxis.set_major_formatter, panels[0].yaxis.set_minor_formatter):
         ticks("{x:g}")
     panels[0].set_title("of a block, the bins given (dotted: 1/√N)")
-    panels[1].set(ylabel="bits", title="mean over blocks less that with most images")
+    panels[1].set(ylabel="bits", title="mean over blocks minus that of most images")
     for axes in panels:
         axes.set(xscale="log", xlabel="probe images")
         axes.set_xticks(sorted({int(cells["images"]) for entries in found.values() for cells in entries}))
@@ -227,21 +248,27 @@ def images() -> Figure | None:
 
 def early() -> Figure | None:
     """How well what is known early ranks the rows."""
-    entries = table("early").values()
+    entries = list(table("early").values())
     if not entries:
         return None
-    names = list(dict.fromkeys(cells["number"] for cells in reversed(entries)))
-    figure, axes = plt.subplots(figsize=(7, 0.3 * len(names) + 1), layout="constrained")
-    for epoch, colour in zip(dict.fromkeys(cells["epoch"] for cells in entries), OKABE_ITO, strict=False):
-        for cells in entries:
-            if cells["epoch"] == epoch:
-                filled = colour if number(cells, "q") < 0.05 else "white"
-                place = names.index(cells["number"])
-                axes.plot(number(cells, "rho"), place, "o", color=colour, markerfacecolor=filled)
+    *tried, ceiling = entries
+    names = list(dict.fromkeys(cells["number"] for cells in reversed(tried)))
+    epochs = list(dict.fromkeys(cells["epoch"] for cells in tried))
+    figure, axes = plt.subplots(figsize=(7, 0.36 * len(names) + 1), layout="constrained")
+    for i, (epoch, colour) in enumerate(zip(epochs, OKABE_ITO, strict=False)):
+        for cells in (cells for cells in tried if cells["epoch"] == epoch):
+            place = names.index(cells["number"]) + 0.3 * (0.5 - i)
+            filled = colour if number(cells, "q") < 0.05 else "white"
+            axes.plot([number(cells, "rho_min"), number(cells, "rho_max")], [place] * 2, color=colour, lw=1)
+            axes.plot(number(cells, "rho"), place, "o", color=colour, markerfacecolor=filled, ms=5)
         axes.plot([], [], "o", color=colour, label=f"after epoch {epoch}")
     axes.axvline(0, color="0.3", lw=1)
+    axes.axvline(number(ceiling, "rho"), color="0.3", lw=1, ls=":", label="final top-1 of another seed")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlim=(-1.05, 1.05), xlabel="rank correlation with the final top-1 over rows; filled: q < 0.05")
+    axes.set(xlim=(-1.05, 1.05))
+    axes.set_xlabel(
+        "rank correlation with the final top-1 over rows\nlines: each row left out; filled: q < 0.05"
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -255,6 +282,8 @@ def spectra() -> Figure | None:
     for axes, (what, title) in zip(panels, titles.items(), strict=True):
         for cells in entries:
             values = [number(cells, f"{what}_{where}_mean") for where in ("early", "middle", "late")]
+            if cells["when"] == "untrained" and cells["row"] not in TEACHERS:
+                continue
             dashes = "-o" if cells["when"] == "trained" else ":"
             colour = OKABE_ITO[rows.index(cells["row"])]
             label = LABELS[cells["row"]] if cells["when"] == "trained" else None

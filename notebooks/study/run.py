@@ -6,7 +6,7 @@
 
 What results/ holds is not made again. A finished run leaves its config.yaml, run.json and metrics.csv there,
 with every accuracy, loss, curve and signature, its last and its best Profile, for `report`; checkpoints, the
-other Profiles and caches (20 GB) are in runs/study.
+other Profiles and caches (20 GB) are in runs/study. Analyses of its checkpoints are beside them.
 """
 
 import argparse
@@ -60,7 +60,7 @@ OTHERS = [
 ]
 """Three seeds."""
 WATCHED = ("none", "softkd", "spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1")
-"""Rows whose checkpoints are analysed once more, with bins of each layer's own range."""
+"""Rows whose checkpoints are analysed once more, under other ranges of the entropy's bins."""
 IMAGES = (8, 32, 128, 512)
 """How many probe images are enough?"""
 
@@ -97,6 +97,7 @@ class Run:
         fit(self.name, ["base", self.row.removesuffix("_online")], *options)
         if self.row in WATCHED:
             look_at_evolution(self.name)
+            look_under_ranges(self.name, RUNS / self.name / "checkpoints" / "last.ckpt")
             if self.seed == 0:
                 look_with_more_images(self.name)
         keep(self.name)
@@ -153,6 +154,11 @@ def look_at_evolution(name: str) -> None:
     look(name, "evolution", "--checkpoint", files, "--value-range", "global", "layer")
 
 
+def look_under_ranges(name: str, checkpoint: Path) -> None:
+    """What of the entropy is the bins' range, and what the layers' scale?"""
+    look(name, "ranges", "--checkpoint", checkpoint, "--value-range", "global", "layer", "scaled")
+
+
 def look_with_more_images(name: str) -> None:
     """How the intervals shrink."""
     for count in IMAGES:
@@ -176,23 +182,25 @@ def keep(name: str) -> None:
         (partial / analysis.name).mkdir()
         for file in ("curves.csv", "table.csv"):
             shutil.copy(analysis / file, partial / analysis.name)
+    for profile in (RUNS / name / "ranges").glob("profiles/*/*/*.npz"):
+        shutil.copy(profile, partial / "ranges" / f"{profile.parent.name}.npz")
     shutil.rmtree(RESULTS / name, ignore_errors=True)
     partial.rename(RESULTS / name)
 
 
 def make_teacher(name: str) -> None:
     """Train it, and store its best epoch in half precision, which is what teaches."""
-    stored = HERE / "teachers" / f"{name}.safetensors"
-    if stored.exists():
+    run, stored = f"teacher_{name}", HERE / "teachers" / f"{name}.safetensors"
+    if stored.exists() and (RESULTS / run).exists():
         return
-    run = f"teacher_{name}"
     fit(run, [run])
     look_at_evolution(run)
     look_with_more_images(run)
-    keep(run)
     best = RUNS / run / "checkpoints" / "student_best.safetensors"
     stored.parent.mkdir(parents=True, exist_ok=True)
     Backbone(MODELS[run], checkpoint=best).export(stored, dtype=torch.float16)
+    look_under_ranges(run, stored)
+    keep(run)
 
 
 def prepare(name: str, cached: bool) -> None:

@@ -14,42 +14,49 @@ from evidence import (
     Entry,
     Floats,
     Trained,
+    arms,
     best_top1,
     combined,
     compared,
     images_per_s,
     interval,
     last_top1,
+    over_images,
+    published,
     q_values,
     rank_correlation,
     read,
     results,
     students,
-    versus,
+    term_share,
 )
 from scipy import stats
 
 from distill_dynamics import Backbone
+from distill_dynamics.dynamics import Profile
 
 TABLES = Path(__file__).parent / "tables"
 
 CONTRASTS: dict[str, dict[str, int]] = {
-    "late less early": {"spectralkd_l1": 1, "spectralkd_f1": -1},
-    "half the weight less the whole": {"spectralkd_l1_beta01": 1, "spectralkd_l1": -1},
-    "late alignment's cost, longer less shorter": {
+    "SpectralKD L 1 minus F 1": {"spectralkd_l1": 1, "spectralkd_f1": -1},
+    "ProjectorKD L 1 minus F 1": {"projectorkd_l1": 1, "projectorkd_f1": -1},
+    "SpectralKD L 1, half β minus whole": {"spectralkd_l1_beta01": 1, "spectralkd_l1": -1},
+    "ProjectorKD L 1, frozen minus trained": {"projectorkd_l1_frozen": 1, "projectorkd_l1": -1},
+    "SoftKD, longer minus shorter": {"softkd_long": 1, "softkd": -1},
+    "SoftKD, 60 epochs minus 12": {"softkd_60": 1, "softkd": -1},
+    "gain of L 1, longer minus shorter": {
         "spectralkd_l1_long": 1,
         "softkd_long": -1,
         "spectralkd_l1": -1,
         "softkd": 1,
     },
-    "late alignment's cost, 60 epochs less shorter": {
+    "gain of L 1, 60 epochs minus 12": {
         "spectralkd_l1_60": 1,
         "softkd_60": -1,
         "spectralkd_l1": -1,
         "softkd": 1,
     },
-    "frozen projector less trained": {"projectorkd_l1_frozen": 1, "projectorkd_l1": -1},
-    "late alignment's cost, ResNet less CaiT": {
+    "gain of L 1, ResNet minus CaiT": {
         "spectralkd_l1_resnet": 1,
         "softkd_resnet": -1,
         "spectralkd_l1": -1,
@@ -57,6 +64,10 @@ CONTRASTS: dict[str, dict[str, int]] = {
     },
 }
 """Sums of rows, seed by seed, beside each row's difference from its baseline."""
+RANGES = ("global", "layer", "scaled")
+"""Of the entropy's bins, as in `profile_model`."""
+BEGINNING = (1, 2, 3)
+"""Epochs of twelve; the paper speaks of its epochs 30 to 90 of 300."""
 EARLY = (1, 3)
 """Epochs of twelve at which the dynamics might tell how a row will end; the first has the warm-up's rate."""
 
@@ -64,7 +75,8 @@ EARLY = (1, 3)
 def setup() -> Iterator[Entry]:
     """What the runs were given, from their own config.yaml; parameters are counted."""
     values: dict[str, float] = {"runs": sum(map(len, students().values()))}
-    models = {"softkd": "student", "teacher_cait24": "CaiT", "teacher_resnet": "ResNet", "softkd_long": ""}
+    models = {"softkd": "student", "teacher_cait24": "CaiT", "teacher_resnet": "ResNet"}
+    models |= {"softkd_long": "", "softkd_60": ""}
     for row, model in models.items():
         if row not in results():
             continue
@@ -90,7 +102,7 @@ def runs() -> Iterator[Entry]:
     for row in [*TEACHERS, *students()]:
         for seed, run in results().get(row, {}).items():
             top1, end = run.top1(), run.epochs[run.last]
-            entry = {
+            yield {
                 "name": f"{row} {seed}",
                 "epochs": run.last,
                 "last": top1[-1],
@@ -98,19 +110,16 @@ def runs() -> Iterator[Entry]:
                 "best_epoch": int(top1.argmax()) + 1,
                 "val_loss": end["val/loss"],
                 "images_per_s": images_per_s(run),
+                "term": term_share(run),
             }
-            if "train/loss_kd" in end:
-                alpha = run.config["model"]["alpha"]
-                rest = (1 - alpha) * end["train/loss_ce"] + alpha * end["train/loss_kd"]
-                entry["term"] = 1 - rest / end["train/loss"]
-            yield entry
 
 
 def accuracy() -> Iterator[Entry]:
     """Question 3: the paper's Table 1 in small. Top-1 in percent, differences from the baseline in points.
 
-    `pairs` is the number of seeds in a difference; `q`, of the last epoch's, is corrected for the number of
-    rows with a feature term.
+    `term` is the feature term's share of the loss in the last epoch, `paper` the paper's difference, `pairs`
+    the number of seeds in a difference; `q`, of the last epoch's, is corrected for the number of rows with a
+    feature term.
     """
     differences = {
         row: combined({row: 1, other: -1}, last_top1)
@@ -120,13 +129,16 @@ def accuracy() -> Iterator[Entry]:
     q = q_values(differences)
     for row, found in students().items():
         entry: Entry = {"name": row, "epochs": found[0].last, "seeds": len(found)}
+        entry["term"] = np.mean([term_share(run) for run in found])
         for what, value in (("last", last_top1), ("best", best_top1)):
             values = [value(run) for run in found]
             entry[f"{what}_mean"] = np.mean(values)
             entry[f"{what}_sd"] = np.std(values, ddof=1) if len(values) > 1 else math.nan
             if other := compared().get(row):
-                entry |= {"baseline": other, "pairs": len(combined({row: 1, other: -1}, value))}
-                entry |= versus(row, other, value, f"{what}_difference_")
+                weights = {row: 1, other: -1}
+                entry |= {"baseline": other, "pairs": len(combined(weights, value))}
+                entry |= {"paper": published(weights)}
+                entry |= interval(combined(weights, value), f"{what}_difference_")
         yield entry | ({"q": q[row]} if row in q else {})
 
 
@@ -141,81 +153,84 @@ def saving() -> Iterator[Entry]:
 
 
 def contrasts() -> Iterator[Entry]:
-    """Questions 3, 4 and 6: `CONTRASTS`, in points of top-1; `q` is corrected for their number."""
-    made = {name: weights for name, weights in CONTRASTS.items() if weights.keys() <= results().keys()}
-    q = q_values({name: combined(weights, last_top1) for name, weights in made.items()})
-    for name, weights in made.items():
-        values = combined(weights, last_top1)
-        best = interval(combined(weights, best_top1), "best_")
-        yield {"name": name, "seeds": len(values), **interval(values, "last_"), **best} | (
-            {"q": q[name]} if name in q else {}
-        )
+    """Questions 3, 4 and 6: `CONTRASTS`, in points of top-1 after the last epoch; `paper` has the paper's."""
+    for name, weights in CONTRASTS.items():
+        if weights.keys() <= results().keys():
+            values = combined(weights, last_top1)
+            entry = {"name": name, "seeds": len(values), "paper": published(weights)}
+            yield entry | interval(values, "points_")
 
 
 def shapes() -> Iterator[Entry]:
-    """Questions 1, 2 and 5: entropy by block and epoch, under three ranges.
+    """Question 1: entropy by block and epoch, bits, under the paper's range of the bins and each block's own.
 
-    "global" and "layer" are ranges of the bins; "scale-free" is the curve under the global range less log2 of
-    each block's magnitude. `u` counts runs whose curve is a U by `signature`, which takes the images' errors
-    and so is not known of the scale-free curve. `lowest` is the lowest block of the mean curve over runs,
-    `fall` and `rise` the first and the last block's height above it; `lowest_min` and `_max` are of single
-    runs. Of a straight line in log2 magnitude over blocks, `r2` is the share of the curve's variance that it
-    explains and `slope` its bits a doubling; two smooth curves correlate whatever their cause.
-    `span` is the largest magnitude over the smallest, in doublings.
+    `u` counts runs whose curve is a U by `signature`, which takes the images' errors. `lowest` is the lowest
+    block of the mean curve over runs; `lowest_min` and `_max` are of single runs. `fall` and `rise` are
+    `arms`.
     """
     for row in ("teacher_cait24", *students()):
-        found = [list(_curves(run)) for run in results().get(row, {}).values()]
-        chosen: dict[tuple[str, int], list[Entry]] = {}
-        for curve in (curve for listed in found for curve in listed):
-            chosen.setdefault((curve["range"], curve["epoch"]), []).append(curve)
-        for (name, epoch), curves in sorted(chosen.items()):
-            values = np.array([c["curve"] for c in curves])
-            mean = values.mean(axis=0)
-            nadir, nadirs = mean.argmin(), values.argmin(axis=1) + 1
-            entry: Entry = {"name": f"{row} {name} {epoch}", "row": row, "range": name, "epoch": epoch}
-            entry |= {"runs": len(curves)}
-            if name != "scale-free":
-                entry["u"] = sum(c["u"] for c in curves)
-            entry |= {"lowest": nadir + 1, "lowest_min": nadirs.min(), "lowest_max": nadirs.max()}
-            entry |= interval(values[:, 0] - values[:, nadir], "fall_")
-            entry |= interval(values[:, -1] - values[:, nadir], "rise_")
-            for what in ("r2", "slope", "span"):
-                numbers = [c[what] for c in curves]
-                entry |= {what: np.mean(numbers), f"{what}_min": min(numbers), f"{what}_max": max(numbers)}
-            yield entry | _blocks(mean)
+        chosen: dict[tuple[str, int], list[tuple[Floats, bool]]] = {}
+        for run in results().get(row, {}).values():
+            for value_range, epoch, curve, u in _curves(run):
+                chosen.setdefault((value_range, epoch), []).append((curve, u))
+        for (value_range, epoch), found in sorted(chosen.items()):
+            curves = np.array([curve for curve, _ in found])
+            falls, rises = zip(*map(arms, curves), strict=True)
+            lowest = curves.argmin(axis=1) + 1
+            entry: Entry = {"name": f"{row} {value_range} {epoch}", "row": row, "range": value_range}
+            entry |= {"epoch": epoch, "runs": len(found), "u": sum(u for _, u in found)}
+            entry |= {"lowest": curves.mean(axis=0).argmin() + 1}
+            entry |= {"lowest_min": lowest.min(), "lowest_max": lowest.max()}
+            entry |= interval(falls, "fall_") | interval(rises, "rise_")
+            yield entry | _blocks(curves.mean(axis=0))
 
 
-def _curves(run: Trained) -> Iterator[Entry]:
-    """Each probed epoch's curve under each range that it was measured under."""
+def _curves(run: Trained) -> Iterator[tuple[str, int, Floats, bool]]:
+    """Range, epoch, curve, and whether it is a U."""
     for epoch, numbers in run.epochs.items():
         if "dynamics/student/signature/u_shaped" in numbers:
-            u = run.said("u_shaped", epoch) == 1
-            entropy, magnitude = run.curve("entropy", epoch), run.curve("magnitude", epoch)
-            yield _curve("global", epoch, entropy, magnitude) | {"u": u}
-            yield _curve("scale-free", epoch, entropy - np.log2(magnitude), magnitude)
-    folder = run.folder / "evolution"
-    if folder.exists():
-        lines = [line for line in read(folder / "curves.csv") if line["range"] == "layer"]
-        said = [line for line in read(folder / "table.csv") if line["range"] == "layer"]
-        shapes = {line["epoch"]: line["u_shaped"] for line in said}
-        for epoch, u in shapes.items():
-            blocks = [line for line in lines if line["epoch"] == epoch]
-            entropy, magnitude = (np.array([float(b[m]) for b in blocks]) for m in ("entropy", "magnitude"))
-            yield _curve("layer", int(epoch), entropy, magnitude) | {"u": u == "1.0"}
+            yield "global", epoch, run.curve("entropy", epoch), run.said("u_shaped", epoch) == 1
+    for epoch, (curve, u) in run.own_range.items():
+        yield "layer", epoch, curve, u
 
 
-def _curve(name: str, epoch: int, curve: Floats, magnitude: Floats) -> Entry:
-    line = stats.linregress(np.log2(magnitude), curve)
-    numbers = {"r2": line.rvalue**2, "slope": line.slope, "span": np.ptp(np.log2(magnitude))}
-    return {"range": name, "epoch": epoch, "curve": curve, **numbers}
+def ranges() -> Iterator[Entry]:
+    """Question 2: the entropy at the end under each of `RANGES`, bits.
+
+    `fall` and `rise` are `arms`. Of a straight line in log2 magnitude over blocks, `r2` is the share of the
+    curve's variance that it explains and `slope` its bits a doubling; two smooth curves correlate whatever
+    their cause. Intervals are over seeds, a teacher's over images; `sd_` are over seeds too.
+    """
+    numbers: dict[str, Callable[[Floats, Floats], float]] = {
+        "fall": lambda entropy, magnitude: arms(entropy)[0],
+        "rise": lambda entropy, magnitude: arms(entropy)[1],
+        "r2": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).rvalue ** 2,
+        "slope": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).slope,
+    }
+    for row in (*TEACHERS, *students()):
+        for value_range in RANGES:
+            files = [run.folder / "ranges" / f"{value_range}.npz" for run in results().get(row, {}).values()]
+            found = [Profile.load(file) for file in files if file.exists()]
+            if not found:
+                continue
+            entry: Entry = {"name": f"{row} {value_range}", "row": row, "range": value_range}
+            entry["runs"] = len(found)
+            for name, value in numbers.items():
+                if row in TEACHERS:
+                    entry |= over_images(found[0], value, f"{name}_")
+                else:
+                    entry |= interval((value(p.entropy, p.magnitude) for p in found), f"{name}_")
+            curves = np.array([p.entropy for p in found])
+            spread = curves.std(axis=0, ddof=1) if len(curves) > 1 else []
+            yield entry | _blocks(curves.mean(axis=0)) | _blocks(spread, "sd")
 
 
-def _blocks(values: Floats) -> Entry:
-    return {f"block_{block:02d}": value for block, value in enumerate(values, start=1)}
+def _blocks(values: Sequence[float] | Floats, what: str = "block") -> Entry:
+    return {f"{what}_{block:02d}": value for block, value in enumerate(values, start=1)}
 
 
 def ends() -> Iterator[Entry]:
-    """Question 5: the first and the last block by epoch, beside the baseline's at that epoch.
+    """Question 5: the first and the last block by epoch, and less the baseline's at that epoch.
 
     `first`, `last` and `all` are entropies, bits; `_scale` are log2 magnitudes. Bins span the range of a
     run at an epoch: bits of two runs or epochs differ also by it, and an end's scale moves its entropy.
@@ -223,13 +238,11 @@ def ends() -> Iterator[Entry]:
     quantities: dict[str, Callable[[Trained, int], float]] = {
         "first": lambda run, epoch: run.curve("entropy", epoch)[0],
         "last": lambda run, epoch: run.curve("entropy", epoch)[-1],
-        "all": lambda run, epoch: run.curve("entropy", epoch).mean(),
         "first_scale": lambda run, epoch: np.log2(run.curve("magnitude", epoch)[0]),
         "last_scale": lambda run, epoch: np.log2(run.curve("magnitude", epoch)[-1]),
     }
     for row, found in students().items():
         other = compared().get(row)
-        shared = results()[other][0].last if other else 0
         for epoch in range(found[0].last + 1):
             entry: Entry = {"name": f"{row} {epoch}", "row": row, "epoch": epoch}
             for name, of in quantities.items():
@@ -238,37 +251,48 @@ def ends() -> Iterator[Entry]:
                     return float(of(run, epoch))
 
                 entry |= interval(map(value, found), f"{name}_")
-                if other and epoch <= shared:
-                    entry |= versus(row, other, value, f"{name}_difference_")
+                if other:
+                    entry |= interval(combined({row: 1, other: -1}, value), f"{name}_difference_")
             yield entry
 
 
 def evolution() -> Iterator[Entry]:
-    """Question 5: the last block's entropy over the epochs, and the first's, bits.
+    """Question 5: what the paper's Section 5 says of aligned students, bits; of rows of twelve epochs.
 
-    `rebound` is the last block's at the end less its lowest over epochs, which is never negative: only its
-    difference from the baseline's says something. `change` is that at the end less that after epoch 1, and
-    `first_change` the first block's. The caution of `ends` holds.
+    Less the baseline's, over the epochs of `BEGINNING`: `last` and `all`, the last block's entropy and the
+    mean over blocks, and `last_own`, the last block's with bins of its own range. `last_change` and
+    `first_change` are of a run itself, from that beginning to the end. The caution of `ends` holds.
     """
-    quantities = {"rebound": "last_rebound", "change": "last_change", "first_change": "first_change"}
+
+    def beginning(run: Trained, block: int | slice) -> float:
+        return float(np.mean([run.curve("entropy", epoch)[block] for epoch in BEGINNING]))
+
+    def own(run: Trained) -> float:
+        return float(np.mean([run.own_range[epoch][0][-1] for epoch in BEGINNING]))
+
     for row, found in students().items():
+        other = compared().get(row)
+        if found[0].last != results()["softkd"][0].last:
+            continue
         entry: Entry = {"name": row, "seeds": len(found)}
-        for name, logged in quantities.items():
-
-            def value(run: Trained, logged: str = logged) -> float:
-                return run.epochs[run.last][f"dynamics/evolution/{logged}"]
-
-            entry |= interval(map(value, found), f"{name}_")
-            if other := compared().get(row):
-                entry |= versus(row, other, value, f"{name}_difference_")
+        for name, block in (("last", -1), ("first", 0)):
+            changes = [run.curve("entropy", run.last)[block] - beginning(run, block) for run in found]
+            entry |= interval(changes, f"{name}_change_")
+        if other:
+            weights = {row: 1, other: -1}
+            for name, block in (("last", -1), ("all", slice(None))):
+                entry |= interval(combined(weights, lambda run, b=block: beginning(run, b)), f"{name}_")
+            if all(run.own_range for r in weights for run in students()[r]):
+                entry |= interval(combined(weights, own), "last_own_")
         yield entry
 
 
 def conflicts() -> Iterator[Entry]:
     """Question 5: cosine between a term's gradient and the rest of the loss's.
 
-    By epoch, and over all epochs above 0 in the entry named by its row alone: `mean` over the blocks that the
-    term reaches, `last` at the last block. All seeds have the same 32 images, which no interval covers.
+    By epoch, over all epochs above 0 in the entry named by its row alone, and over `BEGINNING`: `cosine` over
+    the blocks that the term reaches, `last` at the last block. All seeds have the same 32 images, which no
+    interval covers.
     """
     for row, found in students().items():
         # [seeds, E, L]
@@ -276,19 +300,22 @@ def conflicts() -> Iterator[Entry]:
         reached = np.isfinite(cosines).all(axis=(0, 1))
         if not reached.any():
             continue
-        spans = {"": slice(1, None)}
-        spans |= {f" {epoch}": slice(epoch, epoch + 1) for epoch in range(cosines.shape[1])}
+        spans = {"": [*range(1, cosines.shape[1])], " beginning": [*BEGINNING]}
+        spans |= {f" {epoch}": [epoch] for epoch in range(cosines.shape[1])}
         for name, epochs in spans.items():
             over = cosines[:, epochs].mean(axis=1)  # [S, L]
             entry: Entry = {"name": f"{row}{name}", "row": row, "epoch": name.strip()}
-            entry |= interval(over[:, reached].mean(axis=1))
+            entry |= interval(over[:, reached].mean(axis=1), "cosine_")
             if reached[-1]:
                 entry |= interval(over[:, -1], "last_")
             yield entry | _blocks(over.mean(axis=0))
 
 
 def spectra() -> Iterator[Entry]:
-    """Question 6: channel spectra before training and at the end, by `spectrum_signature`."""
+    """Question 6: channel spectra before training and at the end, by `spectrum_signature`.
+
+    `three_phases` counts runs whose spectra have the paper's (its Section 4.3): low-pass in the middle alone.
+    """
     names = [
         f"{what}_{where}" for what in ("flatness", "low", "high") for where in ("early", "middle", "late")
     ]
@@ -300,32 +327,36 @@ def spectra() -> Iterator[Entry]:
             for name in names:
                 numbers = [run.said(name, epoch) for run, epoch in zip(found, epochs, strict=True)]
                 entry |= interval(numbers, f"{name}_")
-            yield entry
+            phases = [run.said("three_phases", epoch) for run, epoch in zip(found, epochs, strict=True)]
+            yield entry | {"three_phases": sum(phases)}
 
 
 def images() -> Iterator[Entry]:
     """Question 7: what is said of one model by the number of probe images, entropies in bits.
 
     `width` is of the 95 % bootstrap interval of a block's entropy, median over blocks: the bins stay as they
-    are. `level` is the mean over blocks, which moves with the bins: more images have a wider range.
+    are. `covered` counts the blocks whose interval has the value that most images give; there, as in `level`,
+    the mean over blocks, the bins move, since more images have a wider range. `left` and `right` are the
+    first and the last block's height above the lowest.
     """
-    folders = [
-        run.folder / f"images_{count}"
-        for row in [*TEACHERS, *students()]
-        for run in results().get(row, {}).values()
-        for count in sorted(int(path.name.removeprefix("images_")) for path in run.folder.glob("images_*"))
-    ]
-    for folder in folders:
-        curve, (said,) = read(folder / "curves.csv"), read(folder / "table.csv")
-        entropy, low, high = (
-            np.array([float(block[f"entropy{bound}"]) for block in curve]) for bound in ("", "_low", "_high")
-        )
-        entry: Entry = {"name": f"{folder.parent.name} {said['images']}", "run": folder.parent.name}
-        entry |= {"images": int(said["images"]), "width": np.median(high - low), "level": entropy.mean()}
-        entry |= {"lowest": float(said["nadir"]), "lowest_se": float(said["nadir_se"])}
-        for column in ("left", "left_low", "left_high", "right", "right_low", "right_high"):
-            entry[column] = float(said[f"depth_{column}"])
-        yield entry | {"u": said["u_shaped"]}
+    for row in [*TEACHERS, *students()]:
+        for run in results().get(row, {}).values():
+            counts = sorted(int(path.name.removeprefix("images_")) for path in run.folder.glob("images_*"))
+            found = {count: read(run.folder / f"images_{count}" / "curves.csv") for count in counts}
+            for count, curve in found.items():
+                entropy, low, high = (
+                    np.array([float(block[f"entropy{bound}"]) for block in curve])
+                    for bound in ("", "_low", "_high")
+                )
+                most = np.array([float(block["entropy"]) for block in found[counts[-1]]])
+                (said,) = read(run.folder / f"images_{count}" / "table.csv")
+                entry: Entry = {"name": f"{run.folder.name} {count}", "run": run.folder.name, "images": count}
+                entry |= {"width": np.median(high - low), "level": entropy.mean()}
+                entry |= {"blocks": len(curve), "covered": int(((low <= most) & (most <= high)).sum())}
+                entry |= {"lowest": float(said["nadir"]), "lowest_se": float(said["nadir_se"])}
+                for column in ("left", "left_low", "left_high", "right", "right_low", "right_high"):
+                    entry[column] = float(said[f"depth_{column}"])
+                yield entry | {"u": float(said["u_shaped"])}
 
 
 def early() -> Iterator[Entry]:
@@ -333,8 +364,9 @@ def early() -> Iterator[Entry]:
 
     Spearman's correlation over rows of one teacher and of twelve epochs: a seed's early numbers with the mean
     final top-1 of the other seeds, so that a run's luck is not on both sides; mean over the seeds that all
-    rows have. p is two-sided, from permutations of the rows, which takes them for independent (they are
-    families); `q` is corrected for all that were tried.
+    rows have. `rho_min` and `rho_max` are the same with each row left out in turn. p is two-sided, from
+    permutations of the rows, which takes them for independent (they are families); `q` is corrected for all
+    that were tried early. The final top-1 itself, in the last entry, says how high a correlation can be.
     """
     of_another_kind = ("none", "softkd_online")
     chosen = [
@@ -348,15 +380,26 @@ def early() -> Iterator[Entry]:
     table = [[results()[row][seed] for row in chosen] for seed in seeds]
     final = np.array([[last_top1(run) for run in line] for line in table])  # [S, rows]
     others = np.array([np.delete(final, i, axis=0).mean(axis=0) for i in range(len(seeds))])
-    found = {}
-    for epoch in EARLY:
-        for name, value in EARLY_NUMBERS.items():
-            known = np.array([[value(run, epoch) for run in line] for line in table])
-            found[name, epoch] = rank_correlation(known, others)
-    q = stats.false_discovery_control([p for _, p in found.values()])
-    for ((name, epoch), (rho, p)), corrected in zip(found.items(), q, strict=True):
-        entry: Entry = {"name": f"{name} {epoch}", "number": name, "epoch": epoch}
-        yield entry | {"rows": len(chosen), "seeds": len(seeds), "rho": rho, "p": p, "q": corrected}
+
+    def entry_of(name: str, epoch: int, known: Floats) -> Entry:
+        rho, p = rank_correlation(known, others)
+        without = [
+            rank_correlation(np.delete(known, i, axis=1), np.delete(others, i, axis=1), permutations=0)[0]
+            for i in range(len(chosen))
+        ]
+        entry = {"name": f"{name} {epoch}", "number": name, "epoch": epoch, "rows": len(chosen)}
+        return entry | {
+            "seeds": len(seeds), "rho": rho, "rho_min": min(without), "rho_max": max(without), "p": p
+        }  # fmt: skip
+
+    found = [
+        entry_of(name, epoch, np.array([[value(run, epoch) for run in line] for line in table]))
+        for epoch in EARLY
+        for name, value in EARLY_NUMBERS.items()
+    ]
+    q = stats.false_discovery_control([entry["p"] for entry in found])
+    yield from (entry | {"q": corrected} for entry, corrected in zip(found, q, strict=True))
+    yield entry_of("top-1", table[0][0].last, final)
 
 
 EARLY_NUMBERS: dict[str, Callable[[Trained, int], float]] = {
@@ -365,8 +408,8 @@ EARLY_NUMBERS: dict[str, Callable[[Trained, int], float]] = {
     "last block's entropy": lambda run, epoch: run.curve("entropy", epoch)[-1],
     "first block's entropy": lambda run, epoch: run.curve("entropy", epoch)[0],
     "last block's magnitude": lambda run, epoch: run.curve("magnitude", epoch)[-1],
-    "lowest block": lambda run, epoch: run.said("nadir", epoch),
-    "rise after the lowest": lambda run, epoch: run.said("depth_right", epoch),
+    "fall": lambda run, epoch: arms(run.curve("entropy", epoch))[0],
+    "rise": lambda run, epoch: arms(run.curve("entropy", epoch))[1],
     "late flatness": lambda run, epoch: run.said("flatness_late", epoch),
     "late high frequencies": lambda run, epoch: run.said("high_late", epoch),
     "gap to the teacher's entropy": lambda run, epoch: run.epochs[epoch]["dynamics/gap/entropy_distance"],
@@ -382,6 +425,7 @@ TABLES_MADE = (
     saving,
     contrasts,
     shapes,
+    ranges,
     ends,
     evolution,
     conflicts,

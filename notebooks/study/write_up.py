@@ -3,7 +3,8 @@
     python notebooks/study/write_up.py
 
 In the template `{accuracy[softkd][last_mean]:.2f}` is a cell, `{accuracy[none][last_difference]:+.2f}` a mean
-with its interval, of three cells, and `{shown[accuracy]}` a table.
+with its interval, of three cells, `{shown[accuracy]}` a table. Of `{accuracy[none][last_difference]:below}`
+nothing is seen: it holds the sentence to what the interval says.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import LABELS, table
+from figures import LABELS, RANGES, table
 from tables import TABLES_MADE
 
 HERE = Path(__file__).parent
@@ -27,13 +28,22 @@ class Cell(float):
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its interval: "+0.31 (+0.10 to +0.52)"; an interval that is not known is left out."""
+    """A mean with its interval: "+0.31 (+0.10 to +0.52)"; an interval that is not known is left out.
+
+    As "above", "below" or "around" it is empty, and an error unless all of it is above or below 0, or 0 is
+    in it: a sentence that says so in words would otherwise outlive its numbers.
+    """
 
     mean: Cell
     low: Cell
     high: Cell
 
     def __format__(self, spec: str) -> str:
+        if spec in ("above", "below", "around"):
+            found = "above" if self.low > 0 else "below" if self.high < 0 else "around"
+            if found != spec or not math.isfinite(self.low):
+                raise ValueError(f"a sentence has {self:+.3f} {spec} 0")
+            return ""
         span = f" ({self.low:{spec}} to {self.high:{spec}})" if math.isfinite(self.low) else ""
         return f"{self.mean:{spec}}{span}"
 
@@ -74,48 +84,76 @@ def accuracy(found: Lines) -> str:
     """The paper's Table 1 in small."""
     lines = []
     for row, e in found.items():
-        shown = [LABELS[row], f"{e['seeds']:.0f}", _spread(e, "last")]
+        shown = [LABELS[row], _percent(e["term"]), f"{e['seeds']:.0f}", _spread(e, "last")]
         if isinstance(e.get("baseline"), str):
-            shown += [LABELS[str(e["baseline"])], _difference(e, "last"), f"{e.get('q', UNKNOWN):.3f}"]
+            shown += [LABELS[str(e["baseline"])], _interval(e, "last_difference"), _known(e["paper"], "+.2f")]
+            shown += [_known(e.get("q", UNKNOWN), ".3f")]
         else:
-            shown += ["", "", ""]
-        lines.append([*shown, _spread(e, "best"), _difference(e, "best")])
-    heads = ["", "seeds", "last epoch", "beside", "points", "q", "best epoch", "points"]
+            shown += [""] * 4
+        lines.append([*shown, _spread(e, "best"), _interval(e, "best_difference")])
+    heads = ["", "term (%)", "seeds", "last epoch", "minus", "points", "paper's", "q", "best epoch", "points"]
     return markdown(heads, lines)
 
 
 def contrasts(found: Lines) -> str:
     """Differences of rows and of differences."""
     lines = [
-        [name, f"{e['seeds']:.0f}", f"{e['last']:+.2f}", f"{e.get('q', UNKNOWN):.3f}"]
+        [name, f"{e['seeds']:.0f}", _interval(e, "points"), _known(e["paper"], "+.2f")]
         for name, e in found.items()
     ]
-    return markdown(["", "seeds", "points", "q"], lines)
+    return markdown(["", "seeds", "points", "paper's"], lines)
 
 
 def shapes(found: Lines) -> str:
-    """Whose curve is a U at the end."""
-    last = {str(e["row"]): e["epoch"] for e in found.values()}
+    """Whose curve is a U, under the paper's range."""
+    chosen: dict[str, list[Line]] = {}
+    for e in found.values():
+        if e["range"] == "global" and e["epoch"] > 0:
+            chosen.setdefault(str(e["row"]), []).append(e)
     lines = []
-    for row, epoch in last.items():
-        e, free = found[f"{row} global {epoch:.0f}"], found[f"{row} scale-free {epoch:.0f}"]
-        u = f"{e['u']:.0f} of {e['runs']:.0f}"
-        span = f"{e['lowest']:.0f} ({e['lowest_min']:.0f} to {e['lowest_max']:.0f})"
-        ends = [f"{line[side]:.3f}" for line in (e, free) for side in ("fall_mean", "rise_mean")]
-        lines.append([LABELS[row], u, span, *ends])
-    heads = ["", "a U", "lowest block (of single runs)", "fall", "rise", "scale-free: fall", "rise"]
+    for row, epochs in chosen.items():
+        e = max(epochs, key=lambda e: e["epoch"])
+        ever = f"{sum(e['u'] for e in epochs):.0f} of {sum(e['runs'] for e in epochs):.0f}"
+        lowest = f"{e['lowest']:.0f} ({e['lowest_min']:.0f} to {e['lowest_max']:.0f})"
+        arms = [_interval(e, name, ".2f") for name in ("fall", "rise")]
+        lines.append([LABELS[row], f"{e['u']:.0f} of {e['runs']:.0f}", ever, lowest, *arms])
+    heads = ["", "a U at the end", "over all epochs", "lowest block", "fall (bits)", "rise (bits)"]
     return markdown(heads, lines)
 
 
-def evolution(found: Lines) -> str:
-    """What becomes of the ends' entropy over the epochs, less the baseline's."""
-    names = ("change", "rebound", "first_change")
+def ranges(found: Lines) -> str:
+    """What is left of the curves where the scale is divided out."""
     lines = [
-        [LABELS[row], *(_difference(e, name) for name in names)]
-        for row, e in found.items()
-        if _difference(e, "change")
+        [
+            LABELS[str(e["row"])],
+            RANGES[str(e["range"])],
+            _interval(e, "fall", ".2f"),
+            _interval(e, "rise", ".2f"),
+            f"{e['r2_mean']:.2f}",
+            f"{e['slope_mean']:.2f}",
+        ]
+        for e in found.values()
     ]
-    return markdown(["", "last block's change", "its rebound", "first block's change"], lines)
+    return markdown(["", "bins with", "fall (bits)", "rise (bits)", "R²", "bits a doubling"], lines)
+
+
+def evolution(found: Lines) -> str:
+    """What becomes of the ends' entropy over the epochs, and less the baseline's."""
+    names = ("last", "last_own", "all", "last_change", "first_change")
+    lines = [[LABELS[row], *(_interval(e, name) for name in names)] for row, e in found.items()]
+    heads = ["", "last block", "the same, own range", "all blocks", "last block's change", "first block's"]
+    return markdown(heads, lines)
+
+
+def conflicts(found: Lines) -> str:
+    """Cosines of gradients."""
+    lines = [
+        [LABELS[row], _interval(e, "cosine", ".3f"), _interval(found[f"{row} beginning"], "cosine", ".3f"),
+         _interval(e, "last", ".3f")]
+        for row, e in found.items()
+        if row in LABELS
+    ]  # fmt: skip
+    return markdown(["", "all epochs", "the first three", "at the last block"], lines)
 
 
 def _spread(entry: Line, what: str) -> str:
@@ -123,9 +161,17 @@ def _spread(entry: Line, what: str) -> str:
     return f"{entry[f'{what}_mean']:.2f}" + (f" ± {sd:.2f}" if math.isfinite(sd) else "")
 
 
-def _difference(entry: Line, what: str) -> str:
-    difference = entry.get(f"{what}_difference")
-    return f"{difference:+.2f}" if difference and math.isfinite(difference.mean) else ""
+def _interval(entry: Line, what: str, spec: str = "+.2f") -> str:
+    found = entry.get(what)
+    return f"{found:{spec}}" if isinstance(found, Interval) and math.isfinite(found.mean) else ""
+
+
+def _known(cell: Cell, spec: str) -> str:
+    return f"{cell:{spec}}" if math.isfinite(cell) else ""
+
+
+def _percent(share: Cell) -> str:
+    return _known(Cell(100 * share), ".0f")
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -135,7 +181,7 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 SHOWN: dict[str, Callable[[Lines], str]] = {
-    made.__name__: made for made in (accuracy, contrasts, shapes, evolution)
+    made.__name__: made for made in (accuracy, contrasts, shapes, ranges, evolution, conflicts)
 }
 
 
