@@ -364,6 +364,9 @@ def prose(template):
 
 def test_every_number_of_the_write_up_is_a_cell_of_a_table(scripts):
     template = (STUDY / "README.template.md").read_text(encoding="utf-8")
-    assert scripts("write_up").filled(template) == (STUDY / "README.md").read_text(encoding="utf-8")
+    write_up = scripts("write_up")
+    assert write_up.filled(template) == (STUDY / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert write_up.with_headline(readme) == readme
     assert re.findall(r"\S*\d\S*", prose(template)) == []
     assert re.findall(r"\S*\d\S*", prose(template + "\nIt costs 0.31 points in 5 seeds.")) == ["0.31", "5"]

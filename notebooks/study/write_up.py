@@ -1,5 +1,7 @@
 """README.md from README.template.md: every number in it is a cell of tables/, filled in here.
 
+The table at the head of the project's README.md is made here too.
+
     python notebooks/study/write_up.py
 
 In the template `{accuracy[softkd][last_mean]:.2f}` is a cell, `{accuracy[none][last_difference]:+.2f}` a mean
@@ -13,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import LABELS, RANGES, table
+from figures import CLAIMED, LABELS, RANGES, table
 from tables import TABLES_MADE
 
 HERE = Path(__file__).parent
+README = HERE.parents[1] / "README.md"
+BEGIN, END = "<!-- by notebooks/study/write_up.py -->", "<!-- to here -->"
+"""What stands before and after the table in the project's README."""
 
 
 class Cell(float):
@@ -92,6 +97,18 @@ def accuracy(found: Lines) -> str:
             shown += [""] * 4
         lines.append([*shown, _spread(e, "best"), _interval(e, "best_difference")])
     heads = ["", "term (%)", "seeds", "last epoch", "minus", "points", "paper's", "q", "best epoch", "points"]
+    return markdown(heads, lines)
+
+
+def headline(found: Lines) -> str:
+    """The rows of the figure `headline`, for the project's README."""
+    chosen = {row: e for row, e in found.items() if row in ("softkd", *CLAIMED)}
+    lines = [
+        [LABELS[row], f"{e['seeds']:.0f}", _spread(e, "last"), _interval(e, "last_difference"),
+         _known(e["paper"], "+.2f")]
+        for row, e in chosen.items()
+    ]  # fmt: skip
+    heads = ["", "seeds", "top-1 (%)", "minus SoftKD's (points)", "the paper's, ImageNet"]
     return markdown(heads, lines)
 
 
@@ -192,6 +209,20 @@ def filled(template: str) -> str:
     return template.format(**found, shown=shown)
 
 
-if __name__ == "__main__":
+def with_headline(readme: str) -> str:
+    """The project's README with its table as it is now."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{headline(cells('accuracy'))}\n{END}{after}"
+
+
+def main() -> None:
+    """Write both."""
     text = filled((HERE / "README.template.md").read_text(encoding="utf-8"))
     (HERE / "README.md").write_text(text, encoding="utf-8")
+    readme = with_headline(README.read_text(encoding="utf-8"))
+    README.write_text(readme, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
