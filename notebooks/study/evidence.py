@@ -239,6 +239,12 @@ def images_per_s(run: Trained) -> float:
     return float(np.median([numbers["train/images_per_s"] for e, numbers in run.epochs.items() if e]))
 
 
+def training_hours(run: Trained) -> float:
+    """In training steps."""
+    batch = run.config["data"]["init_args"]["batch_size"]
+    return run.epochs[run.last]["step"] * batch / images_per_s(run) / 3600
+
+
 def rank_correlation(known: Floats, final: Floats, permutations: int = 20_000) -> tuple[float, float]:
     """Spearman's, mean over the lines of two [S, n], and its p from permutations of the columns."""
 

@@ -29,6 +29,7 @@ from evidence import (
     results,
     students,
     term_share,
+    training_hours,
 )
 from scipy import stats
 
@@ -73,8 +74,12 @@ EARLY = (1, 3)
 
 
 def setup() -> Iterator[Entry]:
-    """What the runs were given, from their own config.yaml; parameters are counted."""
+    """What the runs were given, from their own config.yaml; parameters are counted.
+
+    `hours` are of a core, in training steps alone: of all runs, teachers too.
+    """
     values: dict[str, float] = {"runs": sum(map(len, students().values()))}
+    values["hours"] = sum(training_hours(run) for found in results().values() for run in found.values())
     models = {"softkd": "student", "teacher_cait24": "CaiT", "teacher_resnet": "ResNet"}
     models |= {"softkd_long": "", "softkd_60": ""}
     for row, model in models.items():
