@@ -75,12 +75,12 @@ def headline() -> Figure | None:
         return None
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     draw_epochs(left, "teacher_cait24", "global")
-    left.set(title="teacher, from untrained (dashed) to the end", xlabel="block", ylabel="entropy (bits)")
+    left.set(title="teacher, untrained (dashed) to trained", xlabel="block", ylabel="entropy (bits)")
     draw_ranges(middle, "teacher_cait24")
-    middle.set(title="teacher at the end: bins with", xlabel="block")
+    middle.set(title="trained: bins with", xlabel="block")
     middle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     draw_differences(right, rows)
-    right.set(title="students: top-1 minus SoftKD's", xlabel="points, mean and 95 % interval")
+    right.set(title="students: top-1 minus SoftKD's", xlabel="points, mean and 95 % interval; diamonds: the paper's")
     return figure
 
 
