@@ -90,8 +90,9 @@ def differences() -> Figure | None:
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(shown) + 1.2), layout="constrained")
     draw_differences(axes, shown)
     axes.set_xlabel(
-        "top-1 minus SoftKD's on the same seeds (points): mean and 95 % interval (none for fewer than three\n"
-        "seeds); in colour: q < 0.05 (rows with a feature term); diamonds: the paper's, on ImageNet"
+        "top-1 minus SoftKD's on the same seeds (points): mean and 95 % interval\n"
+        "(none of fewer than three seeds); in colour: q < 0.05 (rows with a feature term)\n"
+        "diamonds: the paper's, on ImageNet"
     )
     return figure if shown else None
 
