@@ -38,7 +38,7 @@ CLAIMED = (
     "projectorkd_l1_frozen",
 )
 """Rows of the headline."""
-WATCHED = ("teacher_cait24", "none", "softkd", "spectralkd_l1", "spectralkd_f1")
+WATCHED = ("teacher_cait24", "softkd", "spectralkd_f1", "spectralkd_l1", "spectralkd_f1_l1")
 FOLLOWED = dict(
     zip(("spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1", "projectorkd_l1"), OKABE_ITO, strict=False)
 )
@@ -65,7 +65,7 @@ def blocks(cells: Cells, what: str = "block") -> NDArray[np.float64]:
 def by_epoch(name: str, **of: str) -> dict[int, Cells]:
     """Entries of a table that are of this row (and range), by epoch."""
     found = [c for c in table(name).values() if all(c[column] == value for column, value in of.items())]
-    return {int(cells["epoch"]): cells for cells in found if cells["epoch"].isdecimal()}
+    return {int(cells["epoch"]): cells for cells in found if cells["epoch"]}
 
 
 def headline() -> Figure | None:
@@ -80,7 +80,10 @@ def headline() -> Figure | None:
     middle.set(title="trained: bins with", xlabel="block")
     middle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     draw_differences(right, rows)
-    right.set(title="students: top-1 minus SoftKD's", xlabel="points, mean and 95 % interval; diamonds: the paper's")
+    right.set(
+        title="students: top-1 minus SoftKD's",
+        xlabel="points (95 % interval; colour: q < 0.05)\ndiamonds: the paper's, on ImageNet",
+    )
     return figure
 
 
@@ -91,7 +94,7 @@ def differences() -> Figure | None:
     draw_differences(axes, shown)
     axes.set_xlabel(
         "top-1 minus SoftKD's on the same seeds (points): mean and 95 % interval\n"
-        "(none of fewer than three seeds); in colour: q < 0.05 (rows with a feature term)\n"
+        "(from three seeds on); in colour: q < 0.05 (rows with a feature term)\n"
         "diamonds: the paper's, on ImageNet"
     )
     return figure if shown else None
@@ -180,6 +183,7 @@ def evolution() -> Figure | None:
         for axes, which in zip(panels, ("first", "last"), strict=True):
             for row, found in shown.items():
                 draw_course(axes, found, f"{which}{what}_difference", FOLLOWED[row], LABELS[row])
+            axes.axvspan(0, 2, color="0.93", zorder=0)  # the warm-up's rate
             axes.set_title(f"{which} block: {unit}, minus SoftKD's", fontsize=9)
             axes.axhline(0, color="0.3", lw=1)
     for axes in grid[1]:
@@ -230,7 +234,8 @@ def images() -> Figure | None:
         counts = np.array([number(cells, "images") for cells in entries])
         widths, levels = (np.array([number(cells, w) for cells in entries]) for w in ("width", "level"))
         panels[0].plot(counts, widths, "o-", color=colour)
-        panels[0].plot(counts, widths[0] * np.sqrt(counts[0] / counts), ":", color=colour, lw=1)
+        if run in colours:
+            panels[0].plot(counts, widths[0] * np.sqrt(counts[0] / counts), ":", color=colour, lw=1)
         panels[1].plot(counts, levels - levels[-1], "o-", color=colour, label=label)
     panels[1].plot([], [], "o-", color="0.55", label="students")
     panels[0].set(yscale="log", ylabel="width of the 95 % interval (bits)")

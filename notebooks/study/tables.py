@@ -57,6 +57,7 @@ CONTRASTS: dict[str, dict[str, int]] = {
         "spectralkd_l1": -1,
         "softkd": 1,
     },
+    "SpectralKD L 1, ResNet minus CaiT": {"spectralkd_l1_resnet": 1, "spectralkd_l1": -1},
     "gain of L 1, ResNet minus CaiT": {
         "spectralkd_l1_resnet": 1,
         "softkd_resnet": -1,
@@ -67,16 +68,21 @@ CONTRASTS: dict[str, dict[str, int]] = {
 """Sums of rows, seed by seed, beside each row's difference from its baseline."""
 RANGES = ("global", "layer", "scaled")
 """Of the entropy's bins, as in `profile_model`."""
-BEGINNING = (1, 2, 3)
-"""Epochs of twelve; the paper speaks of its epochs 30 to 90 of 300."""
+BEGINNING = (3, 4)
+"""The first two epochs at the full rate, of twelve; the paper speaks of its epochs 30 to 90 of 300.
+
+The two before have the warm-up's, after which every run's magnitude jumps.
+"""
 EARLY = (1, 3)
-"""Epochs of twelve at which the dynamics might tell how a row will end; the first has the warm-up's rate."""
+"""Epochs of twelve at which the dynamics might tell how a row will end; 1 is at the warm-up's rate."""
 
 
 def setup() -> Iterator[Entry]:
     """What the runs were given, from their own config.yaml; parameters are counted.
 
-    `hours` are of a core, in training steps alone: of all runs, teachers too.
+    `hours` are of a core, in training steps alone: of all runs, teachers too. `spread` is the standard
+    deviation over seeds of the last epoch's top-1, points, pooled over rows; `known` is half the interval
+    that follows from it for the difference of two rows of so many seeds, not paired.
     """
     values: dict[str, float] = {"runs": sum(map(len, students().values()))}
     values["hours"] = sum(training_hours(run) for found in results().values() for run in found.values())
@@ -98,6 +104,12 @@ def setup() -> Iterator[Entry]:
             parameters = Backbone(made["name"], timm_kwargs=kwargs).parameters()
             values[f"{model} parameters"] = sum(p.numel() for p in parameters)
             values |= {f"{model} {what}": kwargs[what] for what in ("depth", "embed_dim") if what in kwargs}
+    groups = [np.array([last_top1(run) for run in found]) for found in students().values()]
+    freedom = sum(len(group) - 1 for group in groups)
+    values["spread"] = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom)
+    for seeds in (3, 5):
+        t = stats.t.ppf(0.975, freedom)
+        values[f"known {seeds}"] = t * values["spread"] * math.sqrt(2 / seeds)
     for name, value in values.items():
         yield {"name": name, "value": value}
 
@@ -264,9 +276,10 @@ def ends() -> Iterator[Entry]:
 def evolution() -> Iterator[Entry]:
     """Question 5: what the paper's Section 5 says of aligned students, bits; of rows of twelve epochs.
 
-    Less the baseline's, over the epochs of `BEGINNING`: `last` and `all`, the last block's entropy and the
+    Minus the baseline's, over the epochs of `BEGINNING`: `last` and `all`, the last block's entropy and the
     mean over blocks, and `last_own`, the last block's with bins of its own range. `last_change` and
-    `first_change` are of a run itself, from that beginning to the end. The caution of `ends` holds.
+    `first_change` are of a run itself, from that beginning to the end, and `_difference` what they are minus
+    the baseline's. The caution of `ends` holds.
     """
 
     def beginning(run: Trained, block: int | slice) -> float:
@@ -280,11 +293,16 @@ def evolution() -> Iterator[Entry]:
         if found[0].last != results()["softkd"][0].last:
             continue
         entry: Entry = {"name": row, "seeds": len(found)}
+        weights = {row: 1, other: -1} if other else {}
         for name, block in (("last", -1), ("first", 0)):
-            changes = [run.curve("entropy", run.last)[block] - beginning(run, block) for run in found]
-            entry |= interval(changes, f"{name}_change_")
+
+            def change(run: Trained, block: int = block) -> float:
+                return float(run.curve("entropy", run.last)[block]) - beginning(run, block)
+
+            entry |= interval(map(change, found), f"{name}_change_")
+            if other:
+                entry |= interval(combined(weights, change), f"{name}_change_difference_")
         if other:
-            weights = {row: 1, other: -1}
             for name, block in (("last", -1), ("all", slice(None))):
                 entry |= interval(combined(weights, lambda run, b=block: beginning(run, b)), f"{name}_")
             if all(run.own_range for r in weights for run in students()[r]):
@@ -295,9 +313,8 @@ def evolution() -> Iterator[Entry]:
 def conflicts() -> Iterator[Entry]:
     """Question 5: cosine between a term's gradient and the rest of the loss's.
 
-    By epoch, over all epochs above 0 in the entry named by its row alone, and over `BEGINNING`: `cosine` over
-    the blocks that the term reaches, `last` at the last block. All seeds have the same 32 images, which no
-    interval covers.
+    By epoch, and over all epochs above 0 in the entry named by its row alone: `cosine` over the blocks that
+    the term reaches, `last` at the last block. All seeds have the same 32 images, which no interval covers.
     """
     for row, found in students().items():
         # [seeds, E, L]
@@ -305,8 +322,8 @@ def conflicts() -> Iterator[Entry]:
         reached = np.isfinite(cosines).all(axis=(0, 1))
         if not reached.any():
             continue
-        spans = {"": [*range(1, cosines.shape[1])], " beginning": [*BEGINNING]}
-        spans |= {f" {epoch}": [epoch] for epoch in range(cosines.shape[1])}
+        spans = {"": slice(1, None)}
+        spans |= {f" {epoch}": slice(epoch, epoch + 1) for epoch in range(cosines.shape[1])}
         for name, epochs in spans.items():
             over = cosines[:, epochs].mean(axis=1)  # [S, L]
             entry: Entry = {"name": f"{row}{name}", "row": row, "epoch": name.strip()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import CLAIMED, LABELS, RANGES, table
+from figures import CLAIMED, FOLLOWED, LABELS, RANGES, TEACHERS, WATCHED, table
 from tables import TABLES_MADE
 
 HERE = Path(__file__).parent
@@ -92,12 +92,12 @@ def accuracy(found: Lines) -> str:
         shown = [LABELS[row], _percent(e["term"]), f"{e['seeds']:.0f}", _spread(e, "last")]
         if isinstance(e.get("baseline"), str):
             shown += [LABELS[str(e["baseline"])], _interval(e, "last_difference"), _known(e["paper"], "+.2f")]
-            shown += [_known(e.get("q", UNKNOWN), ".3f")]
+            q = e.get("q", UNKNOWN)
+            shown += ["< 0.001" if q < 0.001 else _known(q, ".3f")]
         else:
             shown += [""] * 4
-        lines.append([*shown, _spread(e, "best"), _interval(e, "best_difference")])
-    heads = ["", "term (%)", "seeds", "last epoch", "minus", "points", "paper's", "q", "best epoch", "points"]
-    return markdown(heads, lines)
+        lines.append(shown)
+    return markdown(["", "term (%)", "seeds", "top-1 (%)", "minus", "points", "paper's", "q"], lines)
 
 
 def headline(found: Lines) -> str:
@@ -150,27 +150,25 @@ def ranges(found: Lines) -> str:
             f"{e['slope_mean']:.2f}",
         ]
         for e in found.values()
+        if e["row"] in (*TEACHERS, *WATCHED)
     ]
     return markdown(["", "bins with", "fall (bits)", "rise (bits)", "R²", "bits a doubling"], lines)
 
 
 def evolution(found: Lines) -> str:
-    """What becomes of the ends' entropy over the epochs, and less the baseline's."""
-    names = ("last", "last_own", "all", "last_change", "first_change")
-    lines = [[LABELS[row], *(_interval(e, name) for name in names)] for row, e in found.items()]
-    heads = ["", "last block", "the same, own range", "all blocks", "last block's change", "first block's"]
+    """What becomes of the ends' entropy over the epochs, and minus the baseline's."""
+    names = ("last", "last_own", "all", "last_change", "first_change", "first_change_difference")
+    lines = [[LABELS[row], *(_interval(found[row], name) for name in names)] for row in ("softkd", *FOLLOWED)]
+    heads = [
+        "",
+        "last block",
+        "its own range",
+        "all blocks",
+        "last block's change",
+        "first block's",
+        "minus SoftKD's",
+    ]
     return markdown(heads, lines)
-
-
-def conflicts(found: Lines) -> str:
-    """Cosines of gradients."""
-    lines = [
-        [LABELS[row], _interval(e, "cosine", ".3f"), _interval(found[f"{row} beginning"], "cosine", ".3f"),
-         _interval(e, "last", ".3f")]
-        for row, e in found.items()
-        if row in LABELS
-    ]  # fmt: skip
-    return markdown(["", "all epochs", "the first three", "at the last block"], lines)
 
 
 def _spread(entry: Line, what: str) -> str:
@@ -198,7 +196,7 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 SHOWN: dict[str, Callable[[Lines], str]] = {
-    made.__name__: made for made in (accuracy, contrasts, shapes, ranges, evolution, conflicts)
+    made.__name__: made for made in (accuracy, contrasts, shapes, ranges, evolution)
 }
 
 
