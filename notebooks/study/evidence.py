@@ -205,17 +205,18 @@ def arms(curve: Floats) -> tuple[float, float]:
     return float(curve[0] - middle), float(curve[-1] - middle)
 
 
-def over_images(
-    profile: Profile, value: Callable[[Floats, Floats], float], prefix: str, resamples: int = 2000
-) -> Entry:
+def over_images(profile: Profile, value: Callable[[Floats, Floats], float], prefix: str) -> Entry:
     """A number of one model's entropy and magnitude [L], and its 95 % bootstrap interval over images."""
-    entropy, magnitude = profile.entropy_images, profile.magnitude_images
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(entropy), size=(resamples, len(entropy)))
-    found = [value(entropy[rows].mean(axis=0), magnitude[rows].mean(axis=0)) for rows in drawn]
-    low, high = np.percentile(found, [2.5, 97.5])
-    mean = value(profile.entropy, profile.magnitude)
-    return {f"{prefix}mean": mean, f"{prefix}low": low, f"{prefix}high": high}
+
+    def of(rows: NDArray[np.int64]) -> float:
+        return value(profile.entropy_images[rows].mean(axis=0), profile.magnitude_images[rows].mean(axis=0))
+
+    images = np.arange(len(profile.entropy_images))
+    drawn = stats.bootstrap(
+        [images], of, n_resamples=2000, vectorized=False, method="percentile", rng=np.random.default_rng(0)
+    )
+    low, high = drawn.confidence_interval
+    return {f"{prefix}mean": of(images), f"{prefix}low": low, f"{prefix}high": high}
 
 
 def last_top1(run: Trained) -> float:

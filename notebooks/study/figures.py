@@ -38,11 +38,11 @@ CLAIMED = (
     "projectorkd_l1_frozen",
 )
 """Rows of the headline."""
-WATCHED = ("teacher_cait24", "softkd", "spectralkd_f1", "spectralkd_l1", "spectralkd_f1_l1")
+CURVES = ("teacher_cait24", "softkd", "spectralkd_f1", "spectralkd_l1", "spectralkd_f1_l1")
 FOLLOWED = dict(
     zip(("spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1", "projectorkd_l1"), OKABE_ITO, strict=False)
 )
-"""Rows whose course is drawn."""
+"""Rows whose course is drawn, each in its colour."""
 
 
 def table(name: str) -> dict[str, Cells]:
@@ -74,7 +74,7 @@ def headline() -> Figure | None:
     if not rows:
         return None
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    draw_epochs(left, "teacher_cait24", "global")
+    draw_epochs(left, "teacher_cait24")
     left.set(title="teacher, untrained (dashed) to trained", xlabel="block", ylabel="entropy (bits)")
     draw_ranges(middle, "teacher_cait24")
     middle.set(title="trained: bins with", xlabel="block")
@@ -88,13 +88,13 @@ def headline() -> Figure | None:
 
 
 def differences() -> Figure | None:
-    """Each row's top-1 less its baseline's."""
+    """Each row's top-1 minus its baseline's."""
     shown = [cells for cells in table("accuracy").values() if cells.get("baseline")]
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(shown) + 1.2), layout="constrained")
     draw_differences(axes, shown)
     axes.set_xlabel(
         "top-1 minus SoftKD's on the same seeds (points): mean and 95 % interval\n"
-        "(from three seeds on); in colour: q < 0.05 (rows with a feature term)\n"
+        "in colour: q < 0.05 (rows with a feature term)\n"
         "diamonds: the paper's, on ImageNet"
     )
     return figure if shown else None
@@ -106,8 +106,7 @@ def draw_differences(axes: Axes, rows: Sequence[Cells]) -> None:
         mean, low, high = (number(cells, f"last_difference_{part}") for part in ("mean", "low", "high"))
         sure = number(cells, "q") < 0.05
         colour = "0.45" if not sure else OKABE_ITO[1] if mean < 0 else OKABE_ITO[2]
-        if number(cells, "pairs") > 2:
-            axes.plot([low, high], [place, place], color=colour, lw=2)
+        axes.plot([low, high], [place, place], color=colour, lw=2)
         axes.plot(mean, place, "o", color=colour)
         axes.plot(number(cells, "paper"), place, "D", color="0.2", markerfacecolor="white", ms=5)
     names = [
@@ -121,7 +120,7 @@ def draw_differences(axes: Axes, rows: Sequence[Cells]) -> None:
 
 def emergence() -> Figure | None:
     """Entropy by block: over the epochs, and at the end under each range."""
-    models = [m for m in WATCHED if by_epoch("shapes", row=m, range="global")]
+    models = [m for m in CURVES if by_epoch("shapes", row=m, range="global")]
     if not models:
         return None
     figure, grid = plt.subplots(
@@ -133,7 +132,7 @@ def emergence() -> Figure | None:
         sharey="row",
     )
     for panels, model in zip(grid.T, models, strict=True):
-        draw_epochs(panels[0], model, "global")
+        draw_epochs(panels[0], model)
         panels[0].set_title(f"{LABELS[model]}\nover the epochs", fontsize=9)
         draw_ranges(panels[1], model)
         panels[1].set_title("at the end", fontsize=9)
@@ -148,9 +147,9 @@ def emergence() -> Figure | None:
     return figure
 
 
-def draw_epochs(axes: Axes, row: str, name: str) -> None:
-    """The row's mean curves under a range: light early, dark late, dashed before training."""
-    found = by_epoch("shapes", row=row, range=name)
+def draw_epochs(axes: Axes, row: str) -> None:
+    """The row's mean curves under the paper's range: light early, dark late, dashed before training."""
+    found = by_epoch("shapes", row=row, range="global")
     for epoch, cells in found.items():
         curve = blocks(cells)
         dashes = (0, (3, 2)) if epoch == 0 else "-"
@@ -160,7 +159,7 @@ def draw_epochs(axes: Axes, row: str, name: str) -> None:
 
 
 def draw_ranges(axes: Axes, row: str) -> None:
-    """The row's mean curve at the end under each range, and where single runs lie."""
+    """The row's mean curve at the end under each range, ± a standard deviation over seeds."""
     for (value_range, label), colour in zip(RANGES.items(), OKABE_ITO, strict=False):
         cells = table("ranges").get(f"{row} {value_range}")
         if cells is None:
@@ -174,7 +173,7 @@ def draw_ranges(axes: Axes, row: str) -> None:
 
 
 def evolution() -> Figure | None:
-    """Entropy and scale of the first and the last block over the epochs, less SoftKD's."""
+    """Entropy and scale of the first and the last block over the epochs, minus SoftKD's."""
     shown = {row: found for row in FOLLOWED if (found := by_epoch("ends", row=row))}
     if not shown:
         return None

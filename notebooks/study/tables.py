@@ -7,6 +7,7 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from evidence import (
@@ -35,6 +36,7 @@ from scipy import stats
 
 from distill_dynamics import Backbone
 from distill_dynamics.dynamics import Profile
+from distill_dynamics.dynamics.profiler import RangeMode
 
 TABLES = Path(__file__).parent / "tables"
 
@@ -66,8 +68,6 @@ CONTRASTS: dict[str, dict[str, int]] = {
     },
 }
 """Sums of rows, seed by seed, beside each row's difference from its baseline."""
-RANGES = ("global", "layer", "scaled")
-"""Of the entropy's bins, as in `profile_model`."""
 BEGINNING = (3, 4)
 """The first two epochs at the full rate, of twelve; the paper speaks of its epochs 30 to 90 of 300.
 
@@ -212,7 +212,7 @@ def _curves(run: Trained) -> Iterator[tuple[str, int, Floats, bool]]:
 
 
 def ranges() -> Iterator[Entry]:
-    """Question 2: the entropy at the end under each of `RANGES`, bits.
+    """Question 2: the entropy at the end under each range of the bins, bits.
 
     `fall` and `rise` are `arms`. Of a straight line in log2 magnitude over blocks, `r2` is the share of the
     curve's variance that it explains and `slope` its bits a doubling; two smooth curves correlate whatever
@@ -225,7 +225,7 @@ def ranges() -> Iterator[Entry]:
         "slope": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).slope,
     }
     for row in (*TEACHERS, *students()):
-        for value_range in RANGES:
+        for value_range in get_args(RangeMode):
             files = [run.folder / "ranges" / f"{value_range}.npz" for run in results().get(row, {}).values()]
             found = [Profile.load(file) for file in files if file.exists()]
             if not found:
@@ -247,9 +247,9 @@ def _blocks(values: Sequence[float] | Floats, what: str = "block") -> Entry:
 
 
 def ends() -> Iterator[Entry]:
-    """Question 5: the first and the last block by epoch, and less the baseline's at that epoch.
+    """Question 5: the first and the last block by epoch, minus the baseline's at that epoch.
 
-    `first`, `last` and `all` are entropies, bits; `_scale` are log2 magnitudes. Bins span the range of a
+    `first` and `last` are entropies, bits; `_scale` are log2 magnitudes. Bins span the range of a
     run at an epoch: bits of two runs or epochs differ also by it, and an end's scale moves its entropy.
     """
     quantities: dict[str, Callable[[Trained, int], float]] = {
@@ -258,18 +258,15 @@ def ends() -> Iterator[Entry]:
         "first_scale": lambda run, epoch: np.log2(run.curve("magnitude", epoch)[0]),
         "last_scale": lambda run, epoch: np.log2(run.curve("magnitude", epoch)[-1]),
     }
-    for row, found in students().items():
-        other = compared().get(row)
-        for epoch in range(found[0].last + 1):
+    for row, other in compared().items():
+        for epoch in range(students()[row][0].last + 1):
             entry: Entry = {"name": f"{row} {epoch}", "row": row, "epoch": epoch}
             for name, of in quantities.items():
 
                 def value(run: Trained, epoch: int = epoch, of: Callable = of) -> float:
                     return float(of(run, epoch))
 
-                entry |= interval(map(value, found), f"{name}_")
-                if other:
-                    entry |= interval(combined({row: 1, other: -1}, value), f"{name}_difference_")
+                entry |= interval(combined({row: 1, other: -1}, value), f"{name}_difference_")
             yield entry
 
 
@@ -334,10 +331,7 @@ def conflicts() -> Iterator[Entry]:
 
 
 def spectra() -> Iterator[Entry]:
-    """Question 6: channel spectra before training and at the end, by `spectrum_signature`.
-
-    `three_phases` counts runs whose spectra have the paper's (its Section 4.3): low-pass in the middle alone.
-    """
+    """Question 6: channel spectra before training and at the end, by `spectrum_signature`."""
     names = [
         f"{what}_{where}" for what in ("flatness", "low", "high") for where in ("early", "middle", "late")
     ]
@@ -349,8 +343,7 @@ def spectra() -> Iterator[Entry]:
             for name in names:
                 numbers = [run.said(name, epoch) for run, epoch in zip(found, epochs, strict=True)]
                 entry |= interval(numbers, f"{name}_")
-            phases = [run.said("three_phases", epoch) for run, epoch in zip(found, epochs, strict=True)]
-            yield entry | {"three_phases": sum(phases)}
+            yield entry
 
 
 def images() -> Iterator[Entry]:
@@ -358,8 +351,8 @@ def images() -> Iterator[Entry]:
 
     `width` is of the 95 % bootstrap interval of a block's entropy, median over blocks: the bins stay as they
     are. `covered` counts the blocks whose interval has the value that most images give; there, as in `level`,
-    the mean over blocks, the bins move, since more images have a wider range. `left` and `right` are the
-    first and the last block's height above the lowest.
+    the mean over blocks, the bins move, since more images have a wider range. `left` is the first block's
+    height above the lowest.
     """
     for row in [*TEACHERS, *students()]:
         for run in results().get(row, {}).values():
@@ -376,9 +369,7 @@ def images() -> Iterator[Entry]:
                 entry |= {"width": np.median(high - low), "level": entropy.mean()}
                 entry |= {"blocks": len(curve), "covered": int(((low <= most) & (most <= high)).sum())}
                 entry |= {"lowest": float(said["nadir"]), "lowest_se": float(said["nadir_se"])}
-                for column in ("left", "left_low", "left_high", "right", "right_low", "right_high"):
-                    entry[column] = float(said[f"depth_{column}"])
-                yield entry | {"u": float(said["u_shaped"])}
+                yield entry | {"left": float(said["depth_left"]), "u": float(said["u_shaped"])}
 
 
 def early() -> Iterator[Entry]:

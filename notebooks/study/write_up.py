@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import CLAIMED, FOLLOWED, LABELS, RANGES, TEACHERS, WATCHED, table
+from figures import CLAIMED, CURVES, FOLLOWED, LABELS, RANGES, TEACHERS, table
 from tables import TABLES_MADE
 
 HERE = Path(__file__).parent
@@ -150,7 +150,7 @@ def ranges(found: Lines) -> str:
             f"{e['slope_mean']:.2f}",
         ]
         for e in found.values()
-        if e["row"] in (*TEACHERS, *WATCHED)
+        if e["row"] in (*TEACHERS, *CURVES)
     ]
     return markdown(["", "bins with", "fall (bits)", "rise (bits)", "R²", "bits a doubling"], lines)
 
