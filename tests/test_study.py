@@ -323,6 +323,9 @@ def test_a_difference_without_a_q_is_written_too(scripts, monkeypatch):
         found
     )
     assert f"{found['none']['last_difference']:.1f}" == "0.5 (−0.1 to 1.1)"
+    expected = "80.00 ± 80.00 % top-1, 2 seeds; +0.50 (−0.12 to +1.12) points from softkd.yaml's"
+    config = write_up.with_expected("# Row\n# Expected    less\nmodel:\n", found["none"])
+    assert config == f"# Row\n# Expected    {expected} (notebooks/study/README.md)\nmodel:\n"
 
     entry |= {"last_difference_low": "", "last_difference_high": ""}  # of one seed
     assert f"{write_up.cells('accuracy')['none']['last_difference']:+.2f}" == "+0.50"
@@ -368,5 +371,9 @@ def test_every_number_of_the_write_up_is_a_cell_of_a_table(scripts):
     assert write_up.filled(template) == (STUDY / "README.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert write_up.with_headline(readme) == readme
+    configs = dict(write_up.configs())
+    assert {path.stem for path in configs} == set(write_up.cells("accuracy")) - {"softkd_online"}
+    for path, config in configs.items():
+        assert config == path.read_text(encoding="utf-8")
     assert re.findall(r"\S*\d\S*", prose(template)) == []
     assert re.findall(r"\S*\d\S*", prose(template + "\nIt costs 0.31 points in 5 seeds.")) == ["0.31", "5"]

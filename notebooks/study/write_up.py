@@ -1,6 +1,6 @@
 """README.md from README.template.md: every number in it is a cell of tables/, filled in here.
 
-The table at the head of the project's README.md is made here too.
+The table at the head of the project's README.md is made here too, and what each row's YAML expects.
 
     python notebooks/study/write_up.py
 
@@ -10,7 +10,8 @@ nothing is seen: it holds the sentence to what the interval says.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tables import TABLES_MADE
 
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
+CONFIGS = HERE.parents[1] / "configs" / "fashion_mnist"
 BEGIN, END = "<!-- by notebooks/study/write_up.py -->", "<!-- to here -->"
 """What stands before and after the table in the project's README."""
 
@@ -214,12 +216,31 @@ def with_headline(readme: str) -> str:
     return f"{before}{BEGIN}\n{headline(cells('accuracy'))}\n{END}{after}"
 
 
+def configs() -> Iterator[tuple[Path, str]]:
+    """The rows' YAMLs, each with what it came to. (The teacher online is softkd.yaml without a cache.)"""
+    for row, entry in cells("accuracy").items():
+        path = CONFIGS / f"{row}.yaml"
+        if path.exists():
+            yield path, with_expected(path.read_text(encoding="utf-8"), entry)
+
+
+def with_expected(config: str, entry: Line) -> str:
+    """A row's YAML with its line "# Expected" as its line of `accuracy` has it."""
+    came_to = f"{_spread(entry, 'last')} % top-1, {entry['seeds']:.0f} seeds"
+    if isinstance(entry.get("baseline"), str):
+        came_to += f"; {_interval(entry, 'last_difference')} points from {entry['baseline']}.yaml's"
+    line = f"# Expected    {came_to} (notebooks/study/README.md)"
+    return re.sub(r"^# Expected .*$", line, config, count=1, flags=re.MULTILINE)
+
+
 def main() -> None:
-    """Write both."""
+    """Write all three."""
     text = filled((HERE / "README.template.md").read_text(encoding="utf-8"))
     (HERE / "README.md").write_text(text, encoding="utf-8")
     readme = with_headline(README.read_text(encoding="utf-8"))
     README.write_text(readme, encoding="utf-8")
+    for path, config in configs():
+        path.write_text(config, encoding="utf-8")
 
 
 if __name__ == "__main__":
