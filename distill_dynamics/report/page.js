@@ -9,7 +9,9 @@ const announcement = document.getElementById("announcement");
 const off = new Set(); // "epoch:30": what is switched off
 
 function isShown(curve) {
-  if (curve.run !== null && off.has("run:" + curve.run)) return false;
+  // A mean is of all of its runs, or is not there.
+  const runs = curve.of.length ? curve.of : curve.run === null ? [] : [curve.run];
+  if (runs.some((run) => off.has("run:" + run))) return false;
   if (curve.role === "student") return !off.has("epoch:" + curve.epoch);
   return !off.has("role:" + curve.role);
 }

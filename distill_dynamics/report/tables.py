@@ -20,8 +20,8 @@ from distill_dynamics.dynamics.signature import (
     spectrum_signature,
     student_t,
 )
-from distill_dynamics.report.methods import baseline, baselines, methods, named_settings
-from distill_dynamics.report.records import Run, RunProfiles
+from distill_dynamics.report.methods import baseline, baselines, methods, methods_by_run, named_settings
+from distill_dynamics.report.records import Run, RunProfiles, listed
 
 Row = tuple[str, ...]
 Named = Sequence[tuple[str, Profile]]
@@ -116,18 +116,21 @@ def results_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def config_rows(runs: Sequence[Run]) -> list[Row]:
-    """The settings in which the runs differ, a column a run; what a run does not set is a dash.
+    """The settings in which the runs differ; what a run does not set is a dash.
 
-    Runs without a configuration have no column. What only names a run (name, folder, W&B) is left out.
+    Runs of one method, which differ by seed and machine, share a column; those without a configuration have
+    none. What only names a run (name, folder, W&B) is left out.
     """
-    configured = [run for run in runs if run.config]
-    settings = [named_settings(run) for run in configured]
-    keys = dict.fromkeys(key for setting in settings for key in setting)
-    rows: list[Row] = [("setting", *(run.name for run in configured))]
-    for key in keys:
-        values = [setting.get(key, _NOTHING) for setting in settings]
-        if len(set(values)) > 1:
-            rows.append((key, *values))
+    settings = {run.name: named_settings(run) for run in runs if run.config}
+    owners, columns = methods_by_run(runs), dict[str, list[str]]()
+    for name in settings:
+        columns.setdefault(owners.get(name, name), []).append(name)
+    rows: list[Row] = [("setting", *map(listed, columns.values()))]
+    for key in dict.fromkeys(key for setting in settings.values() for key in setting):
+        values = {name: setting.get(key, _NOTHING) for name, setting in settings.items()}
+        if len(set(values.values())) > 1:
+            cells = (dict.fromkeys(values[name] for name in names) for names in columns.values())
+            rows.append((key, *map(", ".join, cells)))
     return _table(rows)
 
 

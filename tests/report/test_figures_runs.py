@@ -198,14 +198,14 @@ def test_seeds_of_a_method_share_a_panel_their_mean_thick_each_of_them_thin():
     assert [line.shows.run for line in thick] == ["SoftKD, 3 runs"] * 3
     assert [line.shows.epoch for line in thin if line.shows.run == "soft 2"] == [0, 5, 9, 5]
     assert [(line.shows.epoch, line.shows.role) for line in thick] == [
-        (0, "student"), (5, "student"), (None, "best"),
+        (0, "student"), (5, "student"), (5, "best"),
     ]  # fmt: skip
     curves = np.stack([[student.entropy for student in one.students[:2]] for one in seeds.values()])
     for line, mean in zip(thick, curves.mean(axis=0), strict=False):
         np.testing.assert_allclose(line.get_ydata(), mean)
     assert to_hex(thick[0].get_color()) == to_hex(thin[0].get_color()) == to_hex(alone.lines[0].get_color())
     assert thick[2].get_linestyle() == "--"
-    assert "thick their mean" in notes(figure)
+    assert "their mean is thick" in notes(figure)
     assert "thick" not in notes(figures.entropy_by_method(seeds))
     assert len(beside.lines) == 1
     # What differs in depth has no mean.

@@ -591,10 +591,20 @@ def test_of_many_runs_a_legend_has_the_methods_and_sentences_have_some_names(tmp
     for name in ("entropy_by_block", "training_curves", "signature_by_epoch"):
         (legend,) = drawn[name].figure.legends
         assert [text.get_text() for text in legend.get_texts()][:3] == titles
-    lines = drawn["entropy_by_block"].figure.axes[0].lines[:15]
-    looks = [(to_hex(line.get_color()), str(line.get_linestyle()), line.get_marker()) for line in lines]
-    assert [looks[5 * method : 5 * method + 5] for method in range(3)] == [[look] * 5 for look in looks[::5]]
-    assert len(set(looks)) == 3
+    for name in ("entropy_by_block", "training_curves", "signature_by_epoch"):
+        for ax in drawn[name].figure.axes:
+            lines = [line for line in ax.lines if getattr(line, "shows", None) and line.shows.role == "run"]
+            assert len(lines) == 18  # each method's five runs, thin, and their mean
+            looks = set()
+            for method, title in enumerate(titles):
+                *thin, thick = lines[6 * method : 6 * method + 6]
+                assert (thick.shows.run, thick.shows.of) == (title, tuple(line.shows.run for line in thin))
+                mean = np.mean([line.get_ydata() for line in thin], axis=0)
+                np.testing.assert_allclose(thick.get_ydata(), mean)
+                assert max(line.get_linewidth() for line in thin) < thick.get_linewidth()
+                (colour,) = {to_hex(line.get_color()) for line in (*thin, thick)}
+                looks.add((colour, str(thick.get_linestyle()), thick.get_marker()))
+            assert len(looks) == 3
     maps = [ax.get_title(loc="left") for ax in drawn["entropy_heatmap"].figure.axes if ax.images]
     assert maps == ["soft-0", "resnet-0", "last-0"]
     assert [name for name in drawn if name.startswith("spectra_")] == [f"spectra_{n}-0" for n in methods]

@@ -153,6 +153,24 @@ def test_switching_a_run_off_hides_all_that_is_its_own_in_every_figure(open_page
     assert {what[1] for what in shown} == {None}  # the teacher is nobody's own
 
 
+def test_a_mean_of_runs_is_gone_where_one_of_them_is_off(open_page, tmp_path):
+    seeds = [
+        write_run(tmp_path / f"soft-{n}", conf=config(seed=n), starts=[start(n)], **all_profiles(n / 10))
+        for n in range(2)
+    ]
+    page = open_page(write_report(seeds, tmp_path / "report.html"))
+    mean = [what for what in shown_and_hidden(page)[0] if what[1] == "SoftKD, 2 runs"]
+    assert {what[2] for what in mean} == {"student", "best"}
+    box(page, "soft-1").uncheck()
+    shown, hidden = shown_and_hidden(page)
+    assert {what[1] for what in hidden} == {"soft-1", "SoftKD, 2 runs"}
+    assert "soft-0" in {what[1] for what in shown}
+    box(page, "soft-1").check()
+    box(page, "3").uncheck()
+    hidden = set(shown_and_hidden(page)[1])
+    assert {what[1:] for what in hidden.intersection(mean)} == {("SoftKD, 2 runs", "student", 3)}
+
+
 @pytest.mark.parametrize(("label", "role"), [("best checkpoint", "best"), ("teacher", "teacher")])
 def test_switching_best_and_teacher_off(open_page, label, role):
     page = open_page()

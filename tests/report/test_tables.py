@@ -231,6 +231,17 @@ def test_settings_that_differ_a_column_a_run(tmp_path):
     assert config_rows(loaded(tmp_path / "same", a=(a, [1.0]), b=(a, [1.0]))) == []
 
 
+def test_runs_that_differ_by_seed_and_machine_share_a_column_of_settings(tmp_path):
+    runs = {f"a{seed}": (made.config(seed=seed), [1.0]) for seed in (2, 0, 1)}
+    runs["b"] = (made.config(seed=2, alpha=0.5), [1.0])
+    assert config_rows(loaded(tmp_path, **runs)) == [
+        ("setting", "a2, a0 and a1", "b"),
+        ("seed_everything", "2, 0, 1", "2"),
+        ("model.alpha", "0.9", "0.5"),
+        ("data.init_args.num_workers", "2, 0, 1", "2"),
+    ]
+
+
 def test_accuracies():
     rows = [{"epoch": 0.0, "teacher/acc1": 90.456, "teacher/acc5": 99.5}]
     rows += [

@@ -9,7 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
-from distill_dynamics.report.figures.curves import Shows, draw_profile
+from distill_dynamics.report.figures.curves import (
+    Shows,
+    draw_profile,
+    draw_runs,
+    mean_notes,
+    profile_curve,
+)
 from distill_dynamics.report.figures.look import (
     MEASURES,
     STYLE,
@@ -18,7 +24,6 @@ from distill_dynamics.report.figures.look import (
     finite,
     footer,
     grid_of,
-    in_legend,
     layer_labels,
     log_y,
     not_measured,
@@ -94,6 +99,7 @@ def entropy_by_range(
     axes[-1].set_title(MEASURES["magnitude"][0], fontsize=9)
     said = [
         *notes(*everything, bins=False, bootstrap=bootstrap),
+        *mean_notes(axes),
         "Each panel has its own y axis: compare shapes, not heights.",
     ]
     footer(figure, said, legend)
@@ -143,7 +149,7 @@ def _by_block(
         )
     ax.set_title(f"{MEASURES[measure][0]} by {x_of.name.lower() if x_of.same else 'depth'}")
     said = notes(*everything, bins=measure == "entropy", bootstrap=bootstrap)
-    footer(figure, said, legend)
+    footer(figure, [*said, *mean_notes([ax])], legend)
     return figure
 
 
@@ -155,12 +161,11 @@ def _draw(
     x_of: _Depth,
     measure: str,
 ) -> dict[str, Line2D]:
-    lines: dict[str, Line2D] = {}
-    for name, profile in profiles.items():
-        shows = Shows("run", run=name)
-        lines[in_legend(looks, name)] = draw_profile(
-            ax, x_of(profile), profile, measure, shows, bootstrap, **looks[name]
-        )
+    runs = {
+        name: profile_curve(x_of(profile), profile, measure, Shows("run", run=name), bootstrap)
+        for name, profile in profiles.items()
+    }
+    lines: dict[str, Line2D] = {**draw_runs(ax, runs, looks)}
     x_of.label(ax)
     unit, values = MEASURES[measure][1], finite(ax)
     if values.size == 0:

@@ -1,8 +1,8 @@
 """Lines that know what they show, so that a page can switch them on and off and read values off them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import bootstrap_interval
-from distill_dynamics.report.figures.look import places
+from distill_dynamics.report.figures.look import Looks, in_legend, places
 
 Role = Literal["student", "best", "teacher", "run"]
 
@@ -24,6 +24,8 @@ class Shows:
     """Of one epoch, of the best checkpoint, of the teacher, or of the whole run."""
     run: str | None = None
     """The run's name; None where a figure has only one run, or the curve belongs to all."""
+    of: tuple[str, ...] = ()
+    """Of a mean the runs that it is of; `run` is then what they are called together."""
     epoch: int | None = None
     """Completed epochs."""
     measure: str = ""
@@ -64,6 +66,20 @@ class CurveLine(Line2D):
         """Artists that come and go with the line: its band."""
 
 
+class Curve(NamedTuple):
+    """What a line is drawn of."""
+
+    x: FloatArray
+    y: FloatArray
+    shows: Shows
+    points: Sequence[str]
+    error: FloatArray | None = None
+
+
+THIN: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.7, "marker": "", "band": False}
+"""Each of several runs whose mean is drawn, too."""
+
+
 def draw_curve(
     ax: Axes,
     x: FloatArray,
@@ -84,6 +100,34 @@ def draw_curve(
     return line
 
 
+def draw_runs(ax: Axes, runs: Mapping[str, Curve], looks: Looks) -> dict[str, CurveLine]:
+    """Add a line a run, by name; returns for each line of the legend one to show there.
+
+    Runs that share one (see `Looks`) are thin, and their mean is thick, if they have the same points.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in runs:
+        groups.setdefault(in_legend(looks, name), []).append(name)
+    legend: dict[str, CurveLine] = {}
+    for label, names in groups.items():
+        drawn = [runs[name] for name in names]
+        averaged = len(names) > 1 and all(curve.points == drawn[0].points for curve in drawn)
+        for name, curve in zip(names, drawn, strict=True):
+            legend[label] = draw_curve(ax, *curve, **{**looks[name], **(THIN if averaged else {})})
+        if averaged:
+            legend[label] = draw_mean(ax, label, dict(zip(names, drawn, strict=True)), **looks[names[0]])
+    return legend
+
+
+def draw_mean(ax: Axes, name: str, runs: Mapping[str, Curve], **look: Any) -> CurveLine:
+    """Add the mean of several runs' curves, which have the same points."""
+    first, *others = runs.values()
+    epoch = first.shows.epoch if all(other.shows.epoch == first.shows.epoch for other in others) else None
+    shows = replace(first.shows, run=name, of=tuple(runs), epoch=epoch)
+    mean = np.mean([curve.y for curve in runs.values()], axis=0)
+    return draw_curve(ax, first.x, mean, shows, first.points, **look)
+
+
 def draw_profile(
     ax: Axes,
     x: FloatArray,
@@ -93,6 +137,13 @@ def draw_profile(
     bootstrap: bool = False,
     **look: Any,
 ) -> CurveLine:
+    """Add the curve of `profile_curve`."""
+    return draw_curve(ax, *profile_curve(x, profile, measure, shows, bootstrap), **look)
+
+
+def profile_curve(
+    x: FloatArray, profile: Profile, measure: str, shows: Shows, bootstrap: bool = False
+) -> Curve:
     """A Profile's entropy or magnitude against x, with its standard error over images.
 
     With `bootstrap` it is the 95 % interval of `bootstrap_interval` instead.
@@ -101,7 +152,14 @@ def draw_profile(
     error = getattr(profile, f"{measure}_se")
     if bootstrap:
         error = np.stack(bootstrap_interval(getattr(profile, f"{measure}_images")))
-    return draw_curve(ax, x, getattr(profile, measure), shows, places(profile), error, **look)
+    return Curve(x, getattr(profile, measure), shows, places(profile), error)
+
+
+def mean_notes(axes: Sequence[Axes]) -> list[str]:
+    """What a reader must know where means of several runs are drawn."""
+    if not any(line.shows.of for line in curves(axes)):
+        return []
+    return ["Of several runs of a method each is thin, and their mean is thick and has no band."]
 
 
 def curves(axes: Sequence[Axes]) -> list[CurveLine]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.figures.curves import Shows, draw_curve, draw_profile
+from distill_dynamics.report.figures.curves import (
+    THIN,
+    Role,
+    Shows,
+    draw_mean,
+    draw_profile,
+    mean_notes,
+    profile_curve,
+)
 from distill_dynamics.report.figures.heatmaps import draw_heatmap, entropy_heatmap
 from distill_dynamics.report.figures.look import (
     BEST,
@@ -30,7 +37,6 @@ from distill_dynamics.report.figures.look import (
     named,
     not_measured,
     notes,
-    places,
     plain,
     share_y,
     ticks,
@@ -239,7 +245,7 @@ def _by_method(
     figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1)
     legend: dict[str, Line2D] = {}
     for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
-        thin: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.7, "band": False} if len(members) > 1 else {}
+        thin = THIN if len(members) > 1 else {}
         for name, run in members.items():
             for profile in run.students:
                 look = {"color": colours[profile.epoch], **(thin or {"marker": ".", "markersize": 4})}
@@ -249,7 +255,7 @@ def _by_method(
                 shows = Shows("best", run=name)
                 legend["Best checkpoint"] = _draw_alone(ax, run.best, measure, shows, bootstrap, **look)
         if thin:
-            _draw_means(ax, title, [*members.values()], measure, colours)
+            _draw_means(ax, title, members, measure, colours)
         _label_panel(ax, title, next(iter(members.values())).students[0])
     for ax, teacher in zip(axes[len(panels) :], teachers, strict=True):
         legend["Teacher"] = _draw_alone(ax, teacher, measure, Shows("teacher"), bootstrap, **TEACHER)
@@ -267,40 +273,44 @@ def _by_method(
     share_y(axes)
     epoch_bar(figure, axes, epochs)
     said = notes(*drawn, *teachers, bins=measure == "entropy", bootstrap=bootstrap)
-    if len(panels) < len(trained):
-        said.append("Where a panel has several runs: thin each of them, thick their mean, which has no band.")
-    footer(figure, said, legend)
+    footer(figure, [*said, *mean_notes(axes)], legend)
     return figure
 
 
 def _draw_alone(
     ax: Axes, profile: Profile, measure: str, shows: Shows, bootstrap: bool, **look: Any
 ) -> Line2D:
-    blocks = np.arange(1.0, len(profile.layers) + 1)
-    return draw_profile(ax, blocks, profile, measure, shows, bootstrap, **look)
+    return draw_profile(ax, _blocks(profile), profile, measure, shows, bootstrap, **look)
+
+
+def _blocks(profile: Profile) -> FloatArray:
+    return np.arange(1.0, len(profile.layers) + 1)
 
 
 def _draw_means(
-    ax: Axes, title: str, runs: Sequence[RunProfiles], measure: str, colours: Mapping[int | None, Any]
+    ax: Axes, title: str, runs: Mapping[str, RunProfiles], measure: str, colours: Mapping[int | None, Any]
 ) -> None:
     """The means over the runs of one panel, at the epochs at which each of them was probed."""
-    first, *others = [{profile.epoch: profile for profile in run.students} for run in runs]
-    shared = [epoch for epoch in first if all(epoch in other for other in others)]
-    groups: list[tuple[Shows, list[Profile], dict[str, Any]]] = [
-        (Shows("student", title, epoch), [run[epoch] for run in (first, *others)], {"color": colours[epoch]})
-        for epoch in shared
+    probes = {name: {profile.epoch: profile for profile in run.students} for name, run in runs.items()}
+    first = next(iter(probes.values()))
+    groups: list[tuple[Role, dict[str, Profile], dict[str, Any]]] = [
+        ("student", {name: found[epoch] for name, found in probes.items()}, {"color": colours[epoch]})
+        for epoch in first
+        if all(epoch in found for found in probes.values())
     ]
-    if all(bests := [run.best for run in runs]):
-        groups.append((Shows("best", title), [best for best in bests if best], BEST))
-    for shows, profiles, look in groups:
-        mean = np.mean([getattr(profile, measure) for profile in profiles], axis=0)
-        shows = replace(shows, measure=measure, unit="bits" if measure == "entropy" else "")
-        blocks = np.arange(1.0, len(mean) + 1)
-        draw_curve(ax, blocks, mean, shows, places(profiles[0]), **{**look, "linewidth": 1.5})
+    bests = {name: run.best for name, run in runs.items() if run.best}
+    if len(bests) == len(runs):
+        groups.append(("best", bests, BEST))
+    for role, profiles, look in groups:
+        curves = {
+            name: profile_curve(_blocks(profile), profile, measure, Shows(role))
+            for name, profile in profiles.items()
+        }
+        draw_mean(ax, title, curves, **look)
 
 
 def _label_panel(ax: Axes, title: str, profile: Profile) -> None:
-    ticks(ax.xaxis, np.arange(1.0, len(profile.layers) + 1), layer_labels(profile), most=7)
+    ticks(ax.xaxis, _blocks(profile), layer_labels(profile), most=7)
     if word(profile) == "layer":
         ax.tick_params("x", labelrotation=30)
     ax.set_xlabel(word(profile).capitalize())

@@ -106,7 +106,10 @@ def epoch_bar(figure: Figure, axes: Sequence[Axes], epochs: Sequence[int | None]
     if count < 2:
         return
     swatches = BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(epoch_colours(count))
-    bar = figure.colorbar(ScalarMappable(*swatches), ax=axes, label="Epoch", aspect=30, pad=0.02)
+    # As tall as a panel or two: beside many rows of them a bar of their height would be all that one sees.
+    share = min(1, 4 / figure.get_figheight())
+    place: dict[str, Any] = {"shrink": share, "aspect": 30, "anchor": (0, 1), "pad": 0.02}
+    bar = figure.colorbar(ScalarMappable(*swatches), ax=axes, label="Epoch", **place)
     ticks(bar.ax.yaxis, np.arange(0.0, count), epoch_labels(epochs))
     bar.ax.tick_params(length=0)
     bar.ax.minorticks_off()

@@ -1,7 +1,6 @@
 """What changes over the epochs of training: losses, accuracy, and the signature of the entropy curve."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import gap, signature
-from distill_dynamics.report.figures.curves import Shows, draw_curve
+from distill_dynamics.report.figures.curves import Curve, CurveLine, Shows, curves, draw_runs, mean_notes
 from distill_dynamics.report.figures.look import (
     STYLE,
     TEACHER,
@@ -64,12 +63,10 @@ def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Fig
     figure, axes = grid_of(len(metrics), width=2.6, height=2.6)
     legend: dict[str, Line2D] = {}
     for ax, metric in zip(axes, metrics, strict=True):
-        for name, rows in runs.items():
-            curve = by_epoch(rows, metric)
-            if curve[0].size:
-                many: dict[str, Any] = {"marker": ""} if len(curve[0]) > 60 else {}
-                line = _draw_metric(ax, curve, metric, name, **{**looks[name], **many})
-                legend[in_legend(looks, name)] = line
+        drawn = {name: curve for name, rows in runs.items() if len((curve := _curve(rows, metric, name)).x)}
+        # More markers run together.
+        many = {name: {**looks[name], "marker": ""} for name, curve in drawn.items() if len(curve.x) > 60}
+        legend |= draw_runs(ax, drawn, {**looks, **many})
         if metric in _TOP1:
             for accuracy in sorted({by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
                 if accuracy > 0:
@@ -84,7 +81,8 @@ def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Fig
         ax.set_xlabel("Epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     named = [in_legend(looks, name) for name in runs] if len(runs) > 1 else []  # a run alone needs no name
-    footer(figure, [_UNWEIGHTED], {name: legend[name] for name in [*named, "Teacher"] if name in legend})
+    shown = {name: legend[name] for name in [*named, "Teacher"] if name in legend}
+    footer(figure, [_UNWEIGHTED, *mean_notes(axes)], shown)
     return figure
 
 
@@ -109,6 +107,10 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
         raise ValueError("no Profiles to draw: no run has a student in training whose entropy is known")
     looks = looks or run_looks([*runs])
     shapes = {name: _signatures(ordered(run.students), run.teacher) for name, run in trained.items()}
+    students = {
+        name: [profile for profile in ordered(run.students) if profile.epoch is not None]
+        for name, run in trained.items()
+    }
     # Without a teacher there is no distance, and no panel for it.
     panels = [
         panel
@@ -119,17 +121,17 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
     legend: dict[str, Line2D] = {}
     for ax, panel in zip(axes, panels, strict=True):
         measure, unit = _PANELS[panel]
+        drawn: dict[str, Curve] = {}
         for name, found in shapes.items():
-            students = [profile for profile in ordered(trained[name].students) if profile.epoch is not None]
             y, error = found[panel]
-            if students and np.isfinite(y).any():
-                epochs = np.array([profile.epoch for profile in students], dtype=float)
+            if students[name] and np.isfinite(y).any():
+                epochs = np.array([profile.epoch for profile in students[name]], dtype=float)
                 shows = Shows("run", run=name, measure=measure.lower(), unit=unit)
-                points = [f"epoch {epoch:g}" for epoch in epochs]
-                line = draw_curve(ax, epochs, y, shows, points, error, **looks[name])
-                legend[in_legend(looks, name)] = line
-                if measure == _DIP:
-                    line.companions += _opened(ax, epochs, y, students, looks[name])
+                drawn[name] = Curve(epochs, y, shows, [f"epoch {epoch:g}" for epoch in epochs], error)
+        legend |= draw_runs(ax, drawn, looks)
+        if measure == _DIP:
+            for line in curves([ax]):
+                _open(ax, line, [students[name] for name in line.shows.of or [str(line.shows.run)]])
         ax.set_title(wrapped(measure), fontsize=9)
         ax.set_xlabel("Epoch")
         ax.set_ylabel(unit.capitalize() or "Block")
@@ -141,17 +143,20 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
     ]
     if any(len(profile.entropy_images) > 1 for run in trained.values() for profile in run.students):
         said.append("Bands: ± standard deviation over resamples of the images; none for the distance.")
-    footer(figure, said, legend if len(runs) > 1 else None)
+    footer(figure, [*said, *mean_notes(axes)], legend if len(runs) > 1 else None)
     return figure
 
 
-def _opened(
-    ax: Axes, epochs: FloatArray, y: FloatArray, students: Sequence[Profile], look: Mapping[str, Any]
-) -> list[Line2D]:
-    """White markers on those of the curves that are no U."""
-    no_u = np.array([not signature(profile).u_shaped for profile in students]) & np.isfinite(y)
-    white = {"linestyle": "none", "markerfacecolor": "white", "markeredgecolor": look["color"]}
-    return ax.plot(epochs[no_u], y[no_u], **{**look, **white}) if no_u.any() else []
+def _open(ax: Axes, line: CurveLine, runs: Sequence[Sequence[Profile]]) -> None:
+    """White markers where the curve is no U; of a mean, where that of one of its runs is none."""
+    epochs, y = np.asarray(line.get_data(), dtype=float)
+    u = [all(signature(profile).u_shaped for profile in alike) for alike in zip(*runs, strict=True)]
+    no_u = ~np.array(u) & np.isfinite(y)
+    if line.get_marker() and no_u.any():
+        white = Line2D(epochs[no_u], y[no_u])
+        white.update_from(line)
+        white.set(linestyle="none", markerfacecolor="white", label="")
+        line.companions.append(ax.add_line(white))
 
 
 def _signatures(students: list[Profile], teacher: Profile | None) -> list[tuple[FloatArray, FloatArray]]:
@@ -185,11 +190,7 @@ def _metrics(rows: Rows) -> list[str]:
     return [*first, *sorted(terms - {*first}), *(name for name in ("val/loss", *_TOP1) if name in known)]
 
 
-def _draw_metric(
-    ax: Axes, curve: tuple[FloatArray, FloatArray], metric: str, run: str | None, **look: Any
-) -> Line2D:
-    epochs, values = curve
-    marker = "." if len(epochs) <= 60 else ""  # more of them run together
+def _curve(rows: Rows, metric: str, run: str) -> Curve:
+    epochs, values = by_epoch(rows, metric)
     shows = Shows("run", run=run, measure=metric, unit="%" if metric in _TOP1 else "")
-    points = [f"epoch {epoch:g}" for epoch in epochs]
-    return draw_curve(ax, epochs, values, shows, points, **{"marker": marker, "markersize": 4, **look})
+    return Curve(epochs, values, shows, [f"epoch {epoch:g}" for epoch in epochs])
