@@ -100,6 +100,28 @@ def differences() -> Figure | None:
     return figure if shown else None
 
 
+def courses() -> Figure | None:
+    """Top-1 over the epochs with and without L 1, in trainings of several lengths, and the difference."""
+    rows = dict.fromkeys(cells["row"] for cells in table("courses").values())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for row, colour in zip(rows, OKABE_ITO, strict=False):
+        found = by_epoch("courses", row=row)
+        for what, dashes in (("softkd", (0, (3, 2))), ("l1", "-")):
+            top1 = [number(cells, f"{what}_mean") for cells in found.values()]
+            left.plot(list(found), top1, color=colour, ls=dashes, lw=1.4)
+        draw_course(right, found, "gain", colour, f"{max(found)} epochs")
+    left.plot([], [], color="0.3", ls=(0, (3, 2)), label="SoftKD")
+    left.plot([], [], color="0.3", label="SpectralKD L 1")
+    left.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(84, None), title="mean over seeds")
+    left.legend(loc="lower right")
+    right.axhline(0, color="0.3", lw=1)
+    right.set(xlabel="epoch", ylabel="points", ylim=(-1, 4), title="SpectralKD L 1 minus SoftKD")
+    right.legend(loc="upper right", title="trained for")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    return figure if rows else None
+
+
 def draw_differences(axes: Axes, rows: Sequence[Cells]) -> None:
     """Intervals from top to bottom, in colour where q < 0.05, and the paper's differences."""
     for place, cells in enumerate(rows):
@@ -299,7 +321,7 @@ def spectra() -> Figure | None:
     return figure if entries else None
 
 
-DRAWN = (headline, differences, emergence, evolution, conflicts, images, early, spectra)
+DRAWN = (headline, differences, courses, emergence, evolution, conflicts, images, early, spectra)
 
 
 def draw(folder: Path) -> Iterator[Path]:

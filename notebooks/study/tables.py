@@ -6,6 +6,7 @@ python notebooks/study/tables.py
 import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -176,6 +177,29 @@ def contrasts() -> Iterator[Entry]:
             values = combined(weights, last_top1)
             entry = {"name": name, "seeds": len(values), "paper": published(weights)}
             yield entry | interval(values, "points_")
+
+
+def courses() -> Iterator[Entry]:
+    """Question 3: what L 1 adds to SoftKD at each epoch of trainings of different lengths, points of top-1.
+
+    Trainings of different lengths are at different rates at one epoch: it is their ends that compare.
+    """
+    for row in ("spectralkd_l1", "spectralkd_l1_long", "spectralkd_l1_60"):
+        if (other := compared().get(row)) is None:
+            continue
+        last = students()[row][0].last
+        for epoch in range(1, last + 1):
+            at = partial(_top1_at, epoch)
+            entry: Entry = {"name": f"{last} {epoch}", "row": row, "epoch": epoch}
+            entry |= {
+                "softkd_mean": np.mean(combined({other: 1}, at)),
+                "l1_mean": np.mean(combined({row: 1}, at)),
+            }
+            yield entry | interval(combined({row: 1, other: -1}, at), "gain_")
+
+
+def _top1_at(epoch: int, run: Trained) -> float:
+    return run.epochs[epoch]["val/acc1"]
 
 
 def shapes() -> Iterator[Entry]:
@@ -437,6 +461,7 @@ TABLES_MADE = (
     accuracy,
     saving,
     contrasts,
+    courses,
     shapes,
     ranges,
     ends,
