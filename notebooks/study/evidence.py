@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from rows import ROWS, TEACHERS
 from scipy import stats
 
 from distill_dynamics.dynamics import Profile
@@ -26,57 +27,6 @@ Numbers = dict[str, float]
 Entry = dict[str, Any]
 """A line of a table; its first column, `name`, is its own."""
 Floats = NDArray[np.float64]
-
-TEACHERS = {"teacher_cait24": "teacher, CaiT", "teacher_resnet": "teacher, ResNet"}
-ROWS = {
-    "none": "no distillation",
-    "softkd": "SoftKD",
-    "softkd_online": "SoftKD, teacher online",
-    "softkd_long": "SoftKD, longer",
-    "softkd_60": "SoftKD, 60 epochs",
-    "spectralkd_f2_l6": "SpectralKD F 2, L 6",
-    "spectralkd_f2_l1": "SpectralKD F 2, L 1",
-    "spectralkd_f1_l1": "SpectralKD F 1, L 1",
-    "spectralkd_f1": "SpectralKD F 1",
-    "spectralkd_l1": "SpectralKD L 1",
-    "spectralkd_l1_long": "SpectralKD L 1, longer",
-    "spectralkd_l1_60": "SpectralKD L 1, 60 epochs",
-    "spectralkd_l1_beta01": "SpectralKD L 1, half β",
-    "spectralkd_l8": "SpectralKD L 8",
-    "projectorkd_f1": "ProjectorKD F 1",
-    "projectorkd_l1": "ProjectorKD L 1",
-    "projectorkd_l1_frozen": "ProjectorKD L 1, frozen",
-    "projectorkd_f1_l1": "ProjectorKD F 1, L 1",
-    "softkd_resnet": "SoftKD, ResNet teacher",
-    "spectralkd_l1_resnet": "SpectralKD L 1, ResNet teacher",
-}
-"""What a row is called, in the order of the paper's Table 1."""
-BASELINES = {
-    "spectralkd_l1_long": "softkd_long",
-    "spectralkd_l1_60": "softkd_60",
-    "spectralkd_l1_resnet": "softkd_resnet",
-}
-"""Rows that are compared with another than "softkd"; all have their baseline's number of epochs."""
-UNCOMPARED = ("softkd", "softkd_long", "softkd_60")
-PAPER = {
-    "softkd": 76.99,
-    "softkd_long": 78.07,
-    "spectralkd_f2_l6": 77.07,
-    "spectralkd_f2_l1": 77.06,
-    "spectralkd_f1_l1": 77.08,
-    "spectralkd_f1": 77.00,
-    "spectralkd_l1": 76.83,
-    "spectralkd_l1_long": 77.59,
-    "spectralkd_l1_beta01": 76.48,
-    "spectralkd_l8": 76.69,
-    "projectorkd_f1": 76.86,
-    "projectorkd_l1_frozen": 76.72,
-    "projectorkd_f1_l1": 76.80,
-}
-"""Top-1 on ImageNet, percent: the paper's Table 1, whose second "F 1" is L 1 by its text (Section 4.1).
-
-Its projectors were never trained, in its two other rows of ProjectorKD either.
-"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +46,11 @@ class Trained:
     def config(self) -> dict[str, Any]:
         """Its config.yaml."""
         return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Feature terms of its loss, by name."""
+        return self.config["model"].get("terms") or {}
 
     def top1(self) -> Floats:
         """[E]: accuracy on the test set after each epoch, percent."""
@@ -138,7 +93,7 @@ class Trained:
 def results() -> dict[str, dict[int, Trained]]:
     """Row → seed → run, as far as they have been made; teachers are rows of one seed."""
     found: dict[str, dict[int, Trained]] = {}
-    for path in sorted(RESULTS.glob("*/metrics.csv")):
+    for path in sorted(RESULTS.glob("[!.]*/metrics.csv")):  # .NAME is one that was not copied to its end
         name = path.parent.name
         row, seed = (name, "0") if name in TEACHERS else name.rsplit("-", 1)
         epochs: dict[int, Numbers] = {}
@@ -156,13 +111,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def students() -> dict[str, list[Trained]]:
-    """Runs of each row that has any, in the order of `ROWS`."""
+    """Runs of each row that has any, in the table's order."""
     return {row: list(results()[row].values()) for row in ROWS if row in results()}
 
 
 def compared() -> dict[str, str]:
     """Rows and their baselines, where both were run."""
-    pairs = {row: BASELINES.get(row, "softkd") for row in students() if row not in UNCOMPARED}
+    pairs = {row: ROWS[row].baseline for row in students()}
     return {row: other for row, other in pairs.items() if other in results()}
 
 
@@ -183,7 +138,7 @@ def combined(weights: Mapping[str, int], value: Callable[[Trained], float]) -> l
 
 def published(weights: Mapping[str, int]) -> float:
     """The same sum of the paper's figures; NaN where it has not all of them."""
-    return round(sum(weight * PAPER.get(row, math.nan) for row, weight in weights.items()), 2)
+    return round(sum(weight * (ROWS[row].paper or math.nan) for row, weight in weights.items()), 2)
 
 
 def q_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -211,12 +166,22 @@ def over_images(profile: Profile, value: Callable[[Floats, Floats], float], pref
     def of(rows: NDArray[np.int64]) -> float:
         return value(profile.entropy_images[rows].mean(axis=0), profile.magnitude_images[rows].mean(axis=0))
 
-    images = np.arange(len(profile.entropy_images))
+    return bootstrap(of, len(profile.entropy_images), prefix)
+
+
+def bootstrap(of: Callable[[NDArray[np.int64]], float], count: int, prefix: str) -> Entry:
+    """A number of `count` things, given their indices, and its 95 % interval over resamples of them."""
+    everything = np.arange(count)
     drawn = stats.bootstrap(
-        [images], of, n_resamples=2000, vectorized=False, method="percentile", rng=np.random.default_rng(0)
+        [everything],
+        of,
+        n_resamples=2000,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
     )
     low, high = drawn.confidence_interval
-    return {f"{prefix}mean": of(images), f"{prefix}low": low, f"{prefix}high": high}
+    return {f"{prefix}mean": of(everything), f"{prefix}low": low, f"{prefix}high": high}
 
 
 def last_top1(run: Trained) -> float:
@@ -232,7 +197,7 @@ def best_top1(run: Trained) -> float:
 def term_share(run: Trained) -> float:
     """Of the feature terms in the loss of the last epoch; NaN without one."""
     end, alpha = run.epochs[run.last], run.config["model"]["alpha"]
-    if not run.config["model"].get("terms"):
+    if not run.terms:
         return math.nan
     rest = (1 - alpha) * end["train/loss_ce"] + alpha * end["train/loss_kd"]
     return 1 - rest / end["train/loss"]
@@ -250,7 +215,12 @@ def training_hours(run: Trained) -> float:
 
 
 def rank_correlation(known: Floats, final: Floats, permutations: int = 20_000) -> tuple[float, float]:
-    """Spearman's, mean over the lines of two [S, n], and its p from permutations of the columns."""
+    """Spearman's, mean over the lines of two [S, n], and its p from permutations of the columns.
+
+    `ValueError` for a value that is not finite.
+    """
+    if not (np.isfinite(known).all() and np.isfinite(final).all()):
+        raise ValueError("a number that is not known cannot be ranked")
 
     def standardised(values: Floats) -> Floats:
         ranks = stats.rankdata(values, axis=1)

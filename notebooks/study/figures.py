@@ -8,12 +8,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from evidence import ROWS, TEACHERS, read
+from evidence import read
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from rows import ROWS, TEACHERS
 from tables import TABLES
 
 from distill_dynamics.report.figures.look import OKABE_ITO, STYLE
@@ -22,13 +23,13 @@ FIGURES = Path(__file__).parent / "figures"
 
 Cells = dict[str, str]
 
-LABELS = TEACHERS | ROWS
+LABELS = TEACHERS | {name: row.label for name, row in ROWS.items()}
 RANGES = {
     "global": "one range for all blocks",
     "layer": "each block's own range",
     "scaled": "blocks divided by their magnitude",
 }
-CLAIMED = (
+HEADLINE = (
     "none",
     "spectralkd_f1",
     "spectralkd_l1",
@@ -37,7 +38,6 @@ CLAIMED = (
     "projectorkd_l1",
     "projectorkd_l1_frozen",
 )
-"""Rows of the headline."""
 CURVES = ("teacher_cait24", "softkd", "spectralkd_f1", "spectralkd_l1", "spectralkd_f1_l1")
 FOLLOWED = dict(
     zip(("spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1", "projectorkd_l1"), OKABE_ITO, strict=False)
@@ -70,7 +70,7 @@ def by_epoch(name: str, **of: str) -> dict[int, Cells]:
 
 def headline() -> Figure | None:
     """The README's: how the teacher's U emerges, what it is made of, what aligning its features is worth."""
-    rows = [cells for row, cells in table("accuracy").items() if row in CLAIMED and cells.get("baseline")]
+    rows = [cells for row, cells in table("accuracy").items() if row in HEADLINE and cells.get("baseline")]
     if not rows:
         return None
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
@@ -286,11 +286,11 @@ def early() -> Figure | None:
         for cells in (cells for cells in tried if cells["epoch"] == epoch):
             place = names.index(cells["number"]) + 0.3 * (0.5 - i)
             filled = colour if number(cells, "q") < 0.05 else "white"
-            axes.plot([number(cells, "rho_min"), number(cells, "rho_max")], [place] * 2, color=colour, lw=1)
-            axes.plot(number(cells, "rho"), place, "o", color=colour, markerfacecolor=filled, ms=5)
+            axes.plot([number(cells, "rho_low"), number(cells, "rho_high")], [place] * 2, color=colour, lw=1)
+            axes.plot(number(cells, "rho_mean"), place, "o", color=colour, markerfacecolor=filled, ms=5)
         axes.plot([], [], "o", color=colour, label=f"after epoch {epoch}")
     axes.axvline(0, color="0.3", lw=1)
-    axes.axvline(number(ceiling, "rho"), color="0.3", lw=1, ls=":", label="final top-1 of another seed")
+    axes.axvline(number(ceiling, "rho_mean"), color="0.3", lw=1, ls=":", label="final top-1 of another seed")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlim=(-1.05, 1.05))
     axes.set_xlabel(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rows import ROWS
 
 from distill_dynamics import Backbone
 
@@ -33,34 +34,6 @@ RESULTS = HERE / "results"
 
 STUDENT = "deit_tiny_patch16_224"
 MODELS = {"teacher_cait24": "cait_s24_224", "teacher_resnet": "resnet18"}
-CLAIMS = [
-    "softkd",
-    "spectralkd_l1",
-    "spectralkd_f1",
-    "none",
-    "projectorkd_l1",
-    "projectorkd_l1_frozen",
-    "spectralkd_l1_beta01",
-    "spectralkd_f1_l1",
-    "softkd_long",
-    "spectralkd_l1_long",
-]
-"""The rows that the paper's claims are about: five seeds, and first."""
-OTHERS = [
-    "softkd_60",
-    "spectralkd_l1_60",
-    "spectralkd_l8",
-    "spectralkd_f2_l6",
-    "spectralkd_f2_l1",
-    "projectorkd_f1",
-    "projectorkd_f1_l1",
-    "softkd_resnet",
-    "spectralkd_l1_resnet",
-    "softkd_online",
-]
-"""Three seeds."""
-WATCHED = ("none", "softkd", "spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1")
-"""Rows whose checkpoints are analysed once more, under other ranges of the entropy's bins."""
 IMAGES = (8, 32, 128, 512)
 """How many probe images are enough?"""
 
@@ -80,22 +53,20 @@ class Run:
     @property
     def teacher(self) -> str | None:
         """Who teaches it."""
-        if self.row == "none":
-            return None
-        return "resnet" if self.row.endswith("resnet") else "cait24"
+        return ROWS[self.row].teacher
 
     @property
     def cached(self) -> bool:
-        """Whether the teacher's answers come from the cache; "softkd_online" is SoftKD without one."""
-        return self.teacher is not None and not self.row.endswith("_online")
+        """Whether the teacher's answers come from the cache."""
+        return self.teacher is not None and ROWS[self.row].cached
 
     def make(self) -> None:
         """Train it, or go on with it."""
         options: list[object] = ["--seed_everything", self.seed]
         if self.cached:
             options += ["--model.teacher_cache", RUNS / f"cache_{self.teacher}"]
-        fit(self.name, ["base", self.row.removesuffix("_online")], *options)
-        if self.row in WATCHED:
+        fit(self.name, ["base", ROWS[self.row].config or self.row], *options)
+        if ROWS[self.row].watched:
             look_at_evolution(self.name)
             look_under_ranges(self.name, RUNS / self.name / "checkpoints" / "last.ckpt")
             if self.seed == 0:
@@ -104,9 +75,10 @@ class Run:
 
 
 def runs(rows: Sequence[str]) -> Iterator[Run]:
-    """Those of the claims first, seed by seed: at any moment whole seeds can be compared."""
-    for seeds, group in ((range(3), CLAIMS), (range(3, 5), CLAIMS), (range(3), OTHERS)):
-        yield from (Run(row, seed) for seed, row in itertools.product(seeds, group) if row in rows)
+    """Rows that carry a claim first, seed by seed: whole seeds can be compared before all are there."""
+    claims, others = ([row for row in rows if (ROWS[row].seeds > 3) is more] for more in (True, False))
+    for seeds, group in ((range(3), claims), (range(3, 5), claims), (range(3), others)):
+        yield from (Run(row, seed) for seed, row in itertools.product(seeds, group))
 
 
 def command(log: str, verb: str, configs: Sequence[str], *options: object) -> None:
@@ -149,9 +121,9 @@ def look(name: str, what: str, *options: object) -> None:
 
 
 def look_at_evolution(name: str) -> None:
-    """Under both ranges of the entropy's bins."""
+    """Under each layer's own range of the entropy's bins; the run itself has watched it under one for all."""
     files = RUNS / name / "checkpoints" / "epoch_*.ckpt"
-    look(name, "evolution", "--checkpoint", files, "--value-range", "global", "layer")
+    look(name, "evolution", "--checkpoint", files, "--value-range", "layer")
 
 
 def look_under_ranges(name: str, checkpoint: Path) -> None:
@@ -221,9 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only", nargs="+", choices=[*CLAIMS, *OTHERS], default=[*CLAIMS, *OTHERS], metavar="ROW"
-    )
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -260,7 +230,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Failed as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on")

@@ -12,12 +12,12 @@ from typing import get_args
 
 import numpy as np
 from evidence import (
-    TEACHERS,
     Entry,
     Floats,
     Trained,
     arms,
     best_top1,
+    bootstrap,
     combined,
     compared,
     images_per_s,
@@ -33,6 +33,8 @@ from evidence import (
     term_share,
     training_hours,
 )
+from numpy.typing import NDArray
+from rows import ROWS, TEACHERS
 from scipy import stats
 
 from distill_dynamics import Backbone
@@ -46,6 +48,7 @@ CONTRASTS: dict[str, dict[str, int]] = {
     "ProjectorKD L 1 minus F 1": {"projectorkd_l1": 1, "projectorkd_f1": -1},
     "SpectralKD L 1, half β minus whole": {"spectralkd_l1_beta01": 1, "spectralkd_l1": -1},
     "ProjectorKD L 1, frozen minus trained": {"projectorkd_l1_frozen": 1, "projectorkd_l1": -1},
+    "SpectralKD, F 1 and L 1 minus L 1 at half β": {"spectralkd_f1_l1": 1, "spectralkd_l1_beta01": -1},
     "SoftKD, longer minus shorter": {"softkd_long": 1, "softkd": -1},
     "SoftKD, 60 epochs minus 12": {"softkd_60": 1, "softkd": -1},
     "gain of L 1, longer minus shorter": {
@@ -70,10 +73,12 @@ CONTRASTS: dict[str, dict[str, int]] = {
 }
 """Sums of rows, seed by seed, beside each row's difference from its baseline."""
 BEGINNING = (3, 4)
-"""The first two epochs at the full rate, of twelve; the paper speaks of its epochs 30 to 90 of 300.
+"""The first two epochs at the full rate, of twelve, chosen after the curves had been seen.
 
 The two before have the warm-up's, after which every run's magnitude jumps.
 """
+PAPERS_BEGINNING = (2, 3)
+"""Where the paper has it: a tenth to three tenths of the training (epochs 30 to 90 of 300)."""
 EARLY = (1, 3)
 """Epochs of twelve at which the dynamics might tell how a row will end; 1 is at the warm-up's rate."""
 
@@ -88,7 +93,7 @@ def setup() -> Iterator[Entry]:
     values: dict[str, float] = {"runs": sum(map(len, students().values()))}
     values["hours"] = sum(training_hours(run) for found in results().values() for run in found.values())
     models = {"softkd": "student", "teacher_cait24": "CaiT", "teacher_resnet": "ResNet"}
-    models |= {"softkd_long": "", "softkd_60": ""}
+    models |= {"softkd_long": "", "softkd_60": "", "spectralkd_l1": ""}
     for row, model in models.items():
         if row not in results():
             continue
@@ -97,8 +102,12 @@ def setup() -> Iterator[Entry]:
         if row == "softkd":
             values["batch"] = config["data"]["init_args"]["batch_size"]
             values["views"] = config["data"]["init_args"]["views"]
-            values["alpha"] = config["model"]["alpha"]
+            values |= {what: config["model"][what] for what in ("alpha", "label_smoothing")}
+            given = config["model"]["optimizer"]["init_args"]
+            values |= {what: given[what] for what in ("lr", "weight_decay")}
             values["probe images"] = config["probe"]["n_images"]
+        if row == "spectralkd_l1":
+            values["beta"] = config["model"]["terms"]["spectral"]["weight"]
         if model:
             made = config["model"]["student"]["init_args"]
             kwargs = made["timm_kwargs"]
@@ -107,10 +116,11 @@ def setup() -> Iterator[Entry]:
             values |= {f"{model} {what}": kwargs[what] for what in ("depth", "embed_dim") if what in kwargs}
     groups = [np.array([last_top1(run) for run in found]) for found in students().values()]
     freedom = sum(len(group) - 1 for group in groups)
-    values["spread"] = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom)
-    for seeds in (3, 5):
-        t = stats.t.ppf(0.975, freedom)
-        values[f"known {seeds}"] = t * values["spread"] * math.sqrt(2 / seeds)
+    if freedom:
+        values["spread"] = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom)
+        for seeds in (3, 5):
+            t = stats.t.ppf(0.975, freedom)
+            values[f"known {seeds}"] = t * values["spread"] * math.sqrt(2 / seeds)
     for name, value in values.items():
         yield {"name": name, "value": value}
 
@@ -142,7 +152,7 @@ def accuracy() -> Iterator[Entry]:
     differences = {
         row: combined({row: 1, other: -1}, last_top1)
         for row, other in compared().items()
-        if row.startswith(("spectralkd", "projectorkd"))
+        if results()[row][0].terms
     }
     q = q_values(differences)
     for row, found in students().items():
@@ -189,37 +199,42 @@ def courses() -> Iterator[Entry]:
             continue
         last = students()[row][0].last
         for epoch in range(1, last + 1):
-            at = partial(_top1_at, epoch)
-            entry: Entry = {"name": f"{last} {epoch}", "row": row, "epoch": epoch}
+            at = partial(_top1, epoch)
+            entry: Entry = {"name": f"{row} {epoch}", "row": row, "epoch": epoch}
             entry |= {
-                "softkd_mean": np.mean(combined({other: 1}, at)),
-                "l1_mean": np.mean(combined({row: 1}, at)),
+                "softkd_mean": np.mean(combined({other: 1, row: 0}, at)),
+                "l1_mean": np.mean(combined({row: 1, other: 0}, at)),
             }
             yield entry | interval(combined({row: 1, other: -1}, at), "gain_")
 
 
-def _top1_at(epoch: int, run: Trained) -> float:
+def _top1(epoch: int, run: Trained) -> float:
     return run.epochs[epoch]["val/acc1"]
 
 
 def shapes() -> Iterator[Entry]:
     """Question 1: entropy by block and epoch, bits, under the paper's range of the bins and each block's own.
 
-    `u` counts runs whose curve is a U by `signature`, which takes the images' errors. `lowest` is the lowest
-    block of the mean curve over runs; `lowest_min` and `_max` are of single runs. `fall` and `rise` are
-    `arms`.
+    `u` counts runs whose curve is a U by `signature`, which takes the images' errors; `ever` counts runs and
+    epochs up to this one, without those before training, and `ever_u` the U's among them. `lowest` is the
+    lowest block of the mean curve over runs; `lowest_min` and `_max` are of single runs. `fall` and `rise`
+    are `arms`.
     """
     for row in ("teacher_cait24", *students()):
         chosen: dict[tuple[str, int], list[tuple[Floats, bool]]] = {}
         for run in results().get(row, {}).values():
             for value_range, epoch, curve, u in _curves(run):
                 chosen.setdefault((value_range, epoch), []).append((curve, u))
+        ever: dict[str, list[bool]] = {}
         for (value_range, epoch), found in sorted(chosen.items()):
+            if epoch:
+                ever.setdefault(value_range, []).extend(u for _, u in found)
             curves = np.array([curve for curve, _ in found])
             falls, rises = zip(*map(arms, curves), strict=True)
             lowest = curves.argmin(axis=1) + 1
             entry: Entry = {"name": f"{row} {value_range} {epoch}", "row": row, "range": value_range}
             entry |= {"epoch": epoch, "runs": len(found), "u": sum(u for _, u in found)}
+            entry |= {"ever": len(ever.get(value_range, [])), "ever_u": sum(ever.get(value_range, []))}
             entry |= {"lowest": curves.mean(axis=0).argmin() + 1}
             entry |= {"lowest_min": lowest.min(), "lowest_max": lowest.max()}
             entry |= interval(falls, "fall_") | interval(rises, "rise_")
@@ -276,59 +291,64 @@ def ends() -> Iterator[Entry]:
     `first` and `last` are entropies, bits; `_scale` are log2 magnitudes. Bins span the range of a
     run at an epoch: bits of two runs or epochs differ also by it, and an end's scale moves its entropy.
     """
-    quantities: dict[str, Callable[[Trained, int], float]] = {
-        "first": lambda run, epoch: run.curve("entropy", epoch)[0],
-        "last": lambda run, epoch: run.curve("entropy", epoch)[-1],
-        "first_scale": lambda run, epoch: np.log2(run.curve("magnitude", epoch)[0]),
-        "last_scale": lambda run, epoch: np.log2(run.curve("magnitude", epoch)[-1]),
+    quantities: dict[str, Callable[[int, Trained], float]] = {
+        "first": lambda epoch, run: run.curve("entropy", epoch)[0],
+        "last": lambda epoch, run: run.curve("entropy", epoch)[-1],
+        "first_scale": lambda epoch, run: np.log2(run.curve("magnitude", epoch)[0]),
+        "last_scale": lambda epoch, run: np.log2(run.curve("magnitude", epoch)[-1]),
     }
     for row, other in compared().items():
         for epoch in range(students()[row][0].last + 1):
             entry: Entry = {"name": f"{row} {epoch}", "row": row, "epoch": epoch}
             for name, of in quantities.items():
-
-                def value(run: Trained, epoch: int = epoch, of: Callable = of) -> float:
-                    return float(of(run, epoch))
-
-                entry |= interval(combined({row: 1, other: -1}, value), f"{name}_difference_")
+                entry |= interval(combined({row: 1, other: -1}, partial(of, epoch)), f"{name}_difference_")
             yield entry
 
 
 def evolution() -> Iterator[Entry]:
-    """Question 5: what the paper's Section 5 says of aligned students, bits; of rows of twelve epochs.
+    """Question 5: what the paper's Section 5 says of aligned students, bits; of rows as long as SoftKD.
 
-    Minus the baseline's, over the epochs of `BEGINNING`: `last` and `all`, the last block's entropy and the
-    mean over blocks, and `last_own`, the last block's with bins of its own range. `last_change` and
-    `first_change` are of a run itself, from that beginning to the end, and `_difference` what they are minus
-    the baseline's. The caution of `ends` holds.
+    Minus the baseline's: `last` and `all`, the last block's entropy and the mean over blocks over the epochs
+    of `BEGINNING`, `last_own`, the last block's there with bins of its own range, and `last_early`, over
+    those of `PAPERS_BEGINNING`. `last_change` and `first_change` are of a run itself, from `BEGINNING` to the
+    end, and `first_change_difference` what that is minus the baseline's. The last entry has late alignment
+    minus early. The caution of `ends` holds.
     """
-
-    def beginning(run: Trained, block: int | slice) -> float:
-        return float(np.mean([run.curve("entropy", epoch)[block] for epoch in BEGINNING]))
-
-    def own(run: Trained) -> float:
-        return float(np.mean([run.own_range[epoch][0][-1] for epoch in BEGINNING]))
-
     for row, found in students().items():
-        other = compared().get(row)
-        if found[0].last != results()["softkd"][0].last:
+        if "softkd" not in results() or found[0].last != results()["softkd"][0].last:
             continue
-        entry: Entry = {"name": row, "seeds": len(found)}
-        weights = {row: 1, other: -1} if other else {}
+        entry: Entry = {"name": row}
         for name, block in (("last", -1), ("first", 0)):
-
-            def change(run: Trained, block: int = block) -> float:
-                return float(run.curve("entropy", run.last)[block]) - beginning(run, block)
-
-            entry |= interval(map(change, found), f"{name}_change_")
-            if other:
-                entry |= interval(combined(weights, change), f"{name}_change_difference_")
-        if other:
-            for name, block in (("last", -1), ("all", slice(None))):
-                entry |= interval(combined(weights, lambda run, b=block: beginning(run, b)), f"{name}_")
-            if all(run.own_range for r in weights for run in students()[r]):
-                entry |= interval(combined(weights, own), "last_own_")
+            entry |= interval(map(partial(_change, block), found), f"{name}_change_")
+        if other := compared().get(row):
+            weights = {row: 1, other: -1}
+            entry |= interval(combined(weights, partial(_change, 0)), "first_change_difference_")
+            entry |= _beginnings(weights)
         yield entry
+    late_minus_early = {"spectralkd_l1": 1, "spectralkd_f1": -1}
+    if late_minus_early.keys() <= results().keys():
+        yield {"name": "SpectralKD L 1 minus F 1"} | _beginnings(late_minus_early)
+
+
+def _beginnings(weights: dict[str, int]) -> Entry:
+    entry = interval(combined(weights, partial(_mean, BEGINNING, -1)), "last_")
+    entry |= interval(combined(weights, partial(_mean, BEGINNING, slice(None))), "all_")
+    entry |= interval(combined(weights, partial(_mean, PAPERS_BEGINNING, -1)), "last_early_")
+    if all(run.own_range for row in weights for run in students()[row]):
+        entry |= interval(combined(weights, _own), "last_own_")
+    return entry
+
+
+def _mean(epochs: Sequence[int], block: int | slice, run: Trained) -> float:
+    return float(np.mean([run.curve("entropy", epoch)[block] for epoch in epochs]))
+
+
+def _own(run: Trained) -> float:
+    return float(np.mean([run.own_range[epoch][0][-1] for epoch in BEGINNING]))
+
+
+def _change(block: int, run: Trained) -> float:
+    return float(run.curve("entropy", run.last)[block]) - _mean(BEGINNING, block, run)
 
 
 def conflicts() -> Iterator[Entry]:
@@ -401,15 +421,14 @@ def early() -> Iterator[Entry]:
 
     Spearman's correlation over rows of one teacher and of twelve epochs: a seed's early numbers with the mean
     final top-1 of the other seeds, so that a run's luck is not on both sides; mean over the seeds that all
-    rows have. `rho_min` and `rho_max` are the same with each row left out in turn. p is two-sided, from
-    permutations of the rows, which takes them for independent (they are families); `q` is corrected for all
-    that were tried early. The final top-1 itself, in the last entry, says how high a correlation can be.
+    rows have. The interval is a bootstrap's over rows, p two-sided and from permutations of the rows: both
+    take them for independent (they are families); `q` is corrected for all that were tried early. The final
+    top-1 itself, in the last entry, says how high a correlation can be.
     """
-    of_another_kind = ("none", "softkd_online")
     chosen = [
         row
-        for row in students()
-        if row not in of_another_kind and not row.endswith(("resnet", "_long", "_60"))
+        for row, (run, *_) in students().items()
+        if row == "softkd" or (run.terms and ROWS[row].baseline == "softkd" and ROWS[row].teacher == "cait24")
     ]
     seeds = sorted(set.intersection(*(set(results()[row]) for row in chosen))) if chosen else []
     if len(chosen) < 4 or len(seeds) < 2:
@@ -419,15 +438,12 @@ def early() -> Iterator[Entry]:
     others = np.array([np.delete(final, i, axis=0).mean(axis=0) for i in range(len(seeds))])
 
     def entry_of(name: str, epoch: int, known: Floats) -> Entry:
-        rho, p = rank_correlation(known, others)
-        without = [
-            rank_correlation(np.delete(known, i, axis=1), np.delete(others, i, axis=1), permutations=0)[0]
-            for i in range(len(chosen))
-        ]
+        def of(rows: NDArray[np.int64]) -> float:
+            return rank_correlation(known[:, rows], others[:, rows], permutations=0)[0]
+
+        _, p = rank_correlation(known, others)
         entry = {"name": f"{name} {epoch}", "number": name, "epoch": epoch, "rows": len(chosen)}
-        return entry | {
-            "seeds": len(seeds), "rho": rho, "rho_min": min(without), "rho_max": max(without), "p": p
-        }  # fmt: skip
+        return entry | {"seeds": len(seeds)} | bootstrap(of, len(chosen), "rho_") | {"p": p}
 
     found = [
         entry_of(name, epoch, np.array([[value(run, epoch) for run in line] for line in table]))

@@ -6,17 +6,19 @@ The table at the head of the project's README.md is made here too, and what each
 
 In the template `{accuracy[softkd][last_mean]:.2f}` is a cell, `{accuracy[none][last_difference]:+.2f}` a mean
 with its interval, of three cells, `{shown[accuracy]}` a table. Of `{accuracy[none][last_difference]:below}`
-nothing is seen: it holds the sentence to what the interval says.
+and `{early[top-1 1][q]:over 0.05}` nothing is seen: they hold a sentence to what the table says.
 """
 
 import math
+import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import CLAIMED, CURVES, FOLLOWED, LABELS, RANGES, TEACHERS, table
+from figures import CURVES, FOLLOWED, HEADLINE, LABELS, RANGES, table
+from rows import ROWS
 from tables import TABLES_MADE
 
 HERE = Path(__file__).parent
@@ -27,10 +29,21 @@ BEGIN, END = "<!-- by notebooks/study/write_up.py -->", "<!-- to here -->"
 
 
 class Cell(float):
-    """A number of a table, written as text has it: − and not -, a dash where it is not known."""
+    """A number of a table, written as text has it: − and not -, a dash where it is not known.
+
+    As "is 5", "over 0.05" or "under 0.05" it is empty, and an error unless it is.
+    """
 
     def __format__(self, spec: str) -> str:
+        how, _, limit = spec.partition(" ")
+        if how in _CHECKS:
+            if not _CHECKS[how](self, float(limit)):
+                raise ValueError(f"a sentence has {self:g} {spec}")
+            return ""
         return super().__format__(spec).replace("-", "−") if math.isfinite(self) else "–"
+
+
+_CHECKS = {"is": operator.eq, "over": operator.gt, "under": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,7 @@ def accuracy(found: Lines) -> str:
 
 def headline(found: Lines) -> str:
     """The rows of the figure `headline`, for the project's README."""
-    chosen = {row: e for row, e in found.items() if row in ("softkd", *CLAIMED)}
+    chosen = {row: e for row, e in found.items() if row in ("softkd", *HEADLINE)}
     lines = [
         [LABELS[row], f"{e['seeds']:.0f}", _spread(e, "last"), _interval(e, "last_difference"),
          _known(e["paper"], "+.2f")]
@@ -123,20 +136,32 @@ def contrasts(found: Lines) -> str:
     return markdown(["", "seeds", "points", "paper's"], lines)
 
 
+SHAPES_SHOWN = (*CURVES, "none", "none_std01", "projectorkd_l1", "spectralkd_l1_resnet")
+RANGES_SHOWN = ("teacher_cait24", "softkd", "none_std01", "spectralkd_f1")
+"""The others are in the tables alone."""
+
+
 def shapes(found: Lines) -> str:
     """Whose curve is a U, under the paper's range."""
     chosen: dict[str, list[Line]] = {}
     for e in found.values():
-        if e["range"] == "global" and e["epoch"] > 0:
+        if e["range"] == "global" and e["row"] in SHAPES_SHOWN:
             chosen.setdefault(str(e["row"]), []).append(e)
     lines = []
     for row, epochs in chosen.items():
         e = max(epochs, key=lambda e: e["epoch"])
-        ever = f"{sum(e['u'] for e in epochs):.0f} of {sum(e['runs'] for e in epochs):.0f}"
+        ever = f"{e['ever_u']:.0f} of {e['ever']:.0f}"
         lowest = f"{e['lowest']:.0f} ({e['lowest_min']:.0f} to {e['lowest_max']:.0f})"
         arms = [_interval(e, name, ".2f") for name in ("fall", "rise")]
         lines.append([LABELS[row], f"{e['u']:.0f} of {e['runs']:.0f}", ever, lowest, *arms])
-    heads = ["", "a U at the end", "over all epochs", "lowest block", "fall (bits)", "rise (bits)"]
+    heads = [
+        "",
+        "a U at the end",
+        "over runs and epochs",
+        "lowest block (of single runs)",
+        "fall (bits)",
+        "rise (bits)",
+    ]
     return markdown(heads, lines)
 
 
@@ -152,7 +177,7 @@ def ranges(found: Lines) -> str:
             f"{e['slope_mean']:.2f}",
         ]
         for e in found.values()
-        if e["row"] in (*TEACHERS, *CURVES)
+        if e["row"] in RANGES_SHOWN
     ]
     return markdown(["", "bins with", "fall (bits)", "rise (bits)", "R²", "bits a doubling"], lines)
 
@@ -163,12 +188,12 @@ def evolution(found: Lines) -> str:
     lines = [[LABELS[row], *(_interval(found[row], name) for name in names)] for row in ("softkd", *FOLLOWED)]
     heads = [
         "",
-        "last block",
-        "its own range",
-        "all blocks",
-        "last block's change",
-        "first block's",
-        "minus SoftKD's",
+        "last block, early",
+        "the same, its own range",
+        "all blocks, early",
+        "change of the last block",
+        "change of the first",
+        "the same, minus SoftKD's",
     ]
     return markdown(heads, lines)
 
@@ -217,10 +242,10 @@ def with_headline(readme: str) -> str:
 
 
 def configs() -> Iterator[tuple[Path, str]]:
-    """The rows' YAMLs, each with what it came to. (The teacher online is softkd.yaml without a cache.)"""
+    """The rows' YAMLs, each with what it came to."""
     for row, entry in cells("accuracy").items():
-        path = CONFIGS / f"{row}.yaml"
-        if path.exists():
+        if ROWS[row].config is None:
+            path = CONFIGS / f"{row}.yaml"
             yield path, with_expected(path.read_text(encoding="utf-8"), entry)
 
 
@@ -230,7 +255,10 @@ def with_expected(config: str, entry: Line) -> str:
     if isinstance(entry.get("baseline"), str):
         came_to += f"; {_interval(entry, 'last_difference')} points from {entry['baseline']}.yaml's"
     line = f"# Expected    {came_to} (notebooks/study/README.md)"
-    return re.sub(r"^# Expected .*$", line, config, count=1, flags=re.MULTILINE)
+    text, lines = re.subn(r"^# Expected .*$", line, config, count=1, flags=re.MULTILINE)
+    if not lines:
+        raise ValueError("there is no line '# Expected' to fill")
+    return text
 
 
 def main() -> None:
