@@ -184,7 +184,8 @@ def _panels(runs: Sequence[Run]) -> dict[str, str]:
                 measured_alike.setdefault((run.latest.probe_id, run.latest.bins), []).append(run.label)
         for members in measured_alike.values():
             if len(members) > 1:
-                titles |= dict.fromkeys(members, f"{label}, {counted(len(members), 'run')}")
+                which = f" ({listed(members)})" if len(measured_alike) > 1 else ""
+                titles |= dict.fromkeys(members, f"{label}, {counted(len(members), 'run')}{which}")
     return titles
 
 

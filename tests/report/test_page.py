@@ -613,6 +613,35 @@ def test_of_many_runs_a_legend_has_the_methods_and_sentences_have_some_names(tmp
     assert note == f"{', '.join(left[:-1])} and {left[-1]}."
 
 
+def test_what_was_measured_in_other_bins_or_at_other_epochs_has_no_mean(tmp_path):
+    def seed(number, method="soft", **changed):
+        terms = {} if method == "soft" else {"s": term(last=1)}
+        profiles = all_profiles(number / 10, **changed)
+        if method == "late" and number == 1:
+            del profiles["student_epoch_0000"]
+        conf = config(terms, seed=number)
+        return write_run(tmp_path / f"{method}-{number}", conf=conf, starts=[start(number)], **profiles)
+
+    runs = [seed(number, bins=100 if number < 2 else 50) for number in range(4)]
+    runs += [seed(number, "late") for number in range(9)]
+    drawn = {picture.name: picture.figure for picture in gallery(load_runs(runs))}
+
+    def means(name):
+        lines = [line for ax in drawn[name].axes for line in ax.lines if getattr(line, "shows", None)]
+        return {line.shows.of for line in lines if line.shows.of}
+
+    late = tuple(f"late-{number}" for number in range(9))
+    soft = tuple(f"soft-{number}" for number in range(4))
+    assert means("entropy_by_block") == {late}
+    assert means("signature_by_epoch") == set()  # and what has no mean is not thin
+    widths = {line.get_linewidth() for line in drawn["entropy_by_block"].axes[0].lines[:4]}
+    assert min(widths) > 1
+    assert means("training_curves") == {late, soft}
+    assert means("entropy_by_method") == {late, soft[:2], soft[2:]}
+    titles = [ax.get_title("left").replace("\n", " ") for ax in drawn["entropy_by_method"].axes]
+    assert titles[:2] == [f"SoftKD, 2 runs ({names})" for names in ("soft-0 and soft-1", "soft-2 and soft-3")]
+
+
 def test_a_legend_of_any_length_leaves_room_for_the_curves(tmp_path):
     models = {f"model {number}": profile(number, U) for number in range(80)}
     figure = figures.entropy_by_block(models)

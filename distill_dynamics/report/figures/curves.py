@@ -74,6 +74,8 @@ class Curve(NamedTuple):
     shows: Shows
     points: Sequence[str]
     error: FloatArray | None = None
+    measured: tuple[str, int] | None = None
+    """Images and bins, in which values must be alike to have a mean; None where they do not matter."""
 
 
 THIN: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.7, "marker": "", "band": False}
@@ -103,7 +105,8 @@ def draw_curve(
 def draw_runs(ax: Axes, runs: Mapping[str, Curve], looks: Looks) -> dict[str, CurveLine]:
     """Add a line a run, by name; returns for each line of the legend one to show there.
 
-    Runs that share one (see `Looks`) are thin, and their mean is thick, if they have the same points.
+    Runs that share one (see `Looks`) are thin, and their mean is thick, if they have the same points and
+    were measured alike.
     """
     groups: dict[str, list[str]] = {}
     for name in runs:
@@ -111,9 +114,10 @@ def draw_runs(ax: Axes, runs: Mapping[str, Curve], looks: Looks) -> dict[str, Cu
     legend: dict[str, CurveLine] = {}
     for label, names in groups.items():
         drawn = [runs[name] for name in names]
-        averaged = len(names) > 1 and all(curve.points == drawn[0].points for curve in drawn)
+        averaged = len(names) > 1 and len({(*curve.points, curve.measured) for curve in drawn}) == 1
         for name, curve in zip(names, drawn, strict=True):
-            legend[label] = draw_curve(ax, *curve, **{**looks[name], **(THIN if averaged else {})})
+            look = {**looks[name], **(THIN if averaged else {})}
+            legend[label] = draw_curve(ax, curve.x, curve.y, curve.shows, curve.points, curve.error, **look)
         if averaged:
             legend[label] = draw_mean(ax, label, dict(zip(names, drawn, strict=True)), **looks[names[0]])
     return legend
@@ -138,7 +142,8 @@ def draw_profile(
     **look: Any,
 ) -> CurveLine:
     """Add the curve of `profile_curve`."""
-    return draw_curve(ax, *profile_curve(x, profile, measure, shows, bootstrap), **look)
+    curve = profile_curve(x, profile, measure, shows, bootstrap)
+    return draw_curve(ax, curve.x, curve.y, curve.shows, curve.points, curve.error, **look)
 
 
 def profile_curve(
@@ -152,14 +157,15 @@ def profile_curve(
     error = getattr(profile, f"{measure}_se")
     if bootstrap:
         error = np.stack(bootstrap_interval(getattr(profile, f"{measure}_images")))
-    return Curve(x, getattr(profile, measure), shows, places(profile), error)
+    alike = (profile.probe_id, profile.bins)
+    return Curve(x, getattr(profile, measure), shows, places(profile), error, alike)
 
 
 def mean_notes(axes: Sequence[Axes]) -> list[str]:
     """What a reader must know where means of several runs are drawn."""
     if not any(line.shows.of for line in curves(axes)):
         return []
-    return ["Of several runs of a method each is thin, and their mean is thick and has no band."]
+    return ["Runs of one method, measured alike, are thin; their mean is thick and has no band."]
 
 
 def curves(axes: Sequence[Axes]) -> list[CurveLine]:

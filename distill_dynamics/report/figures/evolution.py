@@ -186,7 +186,7 @@ def _draw_run(
 ) -> dict[str, Line2D]:
     """All curves of a run in one panel; returns the lines that no colour bar names."""
     heading, unit = MEASURES[measure]
-    name, blocks = word(students[0]), np.arange(1.0, len(students[0].layers) + 1)
+    name, blocks = word(students[0]), _blocks(students[0])
     legend: dict[str, Line2D] = {}
     colours = epoch_colours(len(students))
     for profile, colour in zip(students, colours, strict=True):
@@ -245,7 +245,8 @@ def _by_method(
     figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1)
     legend: dict[str, Line2D] = {}
     for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
-        thin = THIN if len(members) > 1 else {}
+        means = _means(members) if len(members) > 1 else []
+        thin = THIN if means else {}
         for name, run in members.items():
             for profile in run.students:
                 look = {"color": colours[profile.epoch], **(thin or {"marker": ".", "markersize": 4})}
@@ -254,8 +255,10 @@ def _by_method(
                 look = {**BEST, **thin}
                 shows = Shows("best", run=name)
                 legend["Best checkpoint"] = _draw_alone(ax, run.best, measure, shows, bootstrap, **look)
-        if thin:
-            _draw_means(ax, title, members, measure, colours)
+        for role, profiles in means:
+            curves = {n: profile_curve(_blocks(p), p, measure, Shows(role)) for n, p in profiles.items()}
+            epoch = next(iter(profiles.values())).epoch
+            draw_mean(ax, title, curves, **(BEST if role == "best" else {"color": colours[epoch]}))
         _label_panel(ax, title, next(iter(members.values())).students[0])
     for ax, teacher in zip(axes[len(panels) :], teachers, strict=True):
         legend["Teacher"] = _draw_alone(ax, teacher, measure, Shows("teacher"), bootstrap, **TEACHER)
@@ -287,26 +290,17 @@ def _blocks(profile: Profile) -> FloatArray:
     return np.arange(1.0, len(profile.layers) + 1)
 
 
-def _draw_means(
-    ax: Axes, title: str, runs: Mapping[str, RunProfiles], measure: str, colours: Mapping[int | None, Any]
-) -> None:
-    """The means over the runs of one panel, at the epochs at which each of them was probed."""
+def _means(runs: Mapping[str, RunProfiles]) -> list[tuple[Role, dict[str, Profile]]]:
+    """Of what the runs of one panel have a mean: the epochs at which all were probed, and their best."""
     probes = {name: {profile.epoch: profile for profile in run.students} for name, run in runs.items()}
-    first = next(iter(probes.values()))
-    groups: list[tuple[Role, dict[str, Profile], dict[str, Any]]] = [
-        ("student", {name: found[epoch] for name, found in probes.items()}, {"color": colours[epoch]})
-        for epoch in first
-        if all(epoch in found for found in probes.values())
+    shared = set.intersection(*map(set, probes.values()))
+    found: list[tuple[Role, dict[str, Profile]]] = [
+        ("student", {name: probed[epoch] for name, probed in probes.items()})
+        for epoch in next(iter(probes.values()))
+        if epoch in shared
     ]
     bests = {name: run.best for name, run in runs.items() if run.best}
-    if len(bests) == len(runs):
-        groups.append(("best", bests, BEST))
-    for role, profiles, look in groups:
-        curves = {
-            name: profile_curve(_blocks(profile), profile, measure, Shows(role))
-            for name, profile in profiles.items()
-        }
-        draw_mean(ax, title, curves, **look)
+    return [*found, ("best", bests)] if len(bests) == len(runs) else found
 
 
 def _label_panel(ax: Axes, title: str, profile: Profile) -> None:

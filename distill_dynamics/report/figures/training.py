@@ -127,7 +127,9 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
             if students[name] and np.isfinite(y).any():
                 epochs = np.array([profile.epoch for profile in students[name]], dtype=float)
                 shows = Shows("run", run=name, measure=measure.lower(), unit=unit)
-                drawn[name] = Curve(epochs, y, shows, [f"epoch {epoch:g}" for epoch in epochs], error)
+                points = [f"epoch {epoch:g}" for epoch in epochs]
+                alike = (students[name][0].probe_id, students[name][0].bins)
+                drawn[name] = Curve(epochs, y, shows, points, error, alike)
         legend |= draw_runs(ax, drawn, looks)
         if measure == _DIP:
             for line in curves([ax]):
@@ -139,7 +141,7 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
     axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     said = [
         "Fall and rise: the first and the last block's entropy above the lowest's. Open markers: the curve "
-        "is no U, or too few images tell."
+        "is no U, or too few images tell; of a mean, that of one of its runs."
     ]
     if any(len(profile.entropy_images) > 1 for run in trained.values() for profile in run.students):
         said.append("Bands: ± standard deviation over resamples of the images; none for the distance.")
@@ -149,10 +151,12 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
 
 def _open(ax: Axes, line: CurveLine, runs: Sequence[Sequence[Profile]]) -> None:
     """White markers where the curve is no U; of a mean, where that of one of its runs is none."""
+    if not line.get_marker():
+        return
     epochs, y = np.asarray(line.get_data(), dtype=float)
     u = [all(signature(profile).u_shaped for profile in alike) for alike in zip(*runs, strict=True)]
     no_u = ~np.array(u) & np.isfinite(y)
-    if line.get_marker() and no_u.any():
+    if no_u.any():
         white = Line2D(epochs[no_u], y[no_u])
         white.update_from(line)
         white.set(linestyle="none", markerfacecolor="white", label="")
