@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from matplotlib.testing.compare import compare_images
 from report.made import profile
 from scipy import stats
 
@@ -138,7 +139,7 @@ def scripts(monkeypatch):
 
 
 SEEDS = {"softkd": range(5), "spectralkd_l1": range(5), "spectralkd_f1": (0, 1, 3, 4)}
-BLOCKS, EPOCHS = 4, 3
+BLOCKS, EPOCHS = 4, 5
 
 
 @pytest.fixture
@@ -171,6 +172,9 @@ def made(scripts, monkeypatch, tmp_path):
                 writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
                 writer.writeheader()
                 writer.writerows(lines)
+    # What an interrupted run of the runner leaves: no result.
+    (tmp_path / ".softkd-9").mkdir()
+    (tmp_path / ".softkd-9" / "metrics.csv").write_text("epoch,val/acc1\n1,0\n")
     return tables
 
 
@@ -219,8 +223,9 @@ def test_one_seed_has_no_interval(made):
 
 def test_shapes_tell_the_planted_curve(made):
     found = {entry["name"]: entry for entry in made.shapes()}
-    entry = found["softkd global 3"]
-    assert (entry["u"], entry["runs"], found["softkd global 2"]["u"]) == (5, 5, 0)
+    entry = found[f"softkd global {EPOCHS}"]
+    assert (entry["u"], entry["runs"], entry["ever_u"], entry["ever"]) == (5, 5, 5, 5 * EPOCHS)
+    assert (found["softkd global 2"]["u"], found["softkd global 2"]["ever"]) == (0, 10)
     assert entry["lowest"] == entry["lowest_min"] == entry["lowest_max"] == 2
     curves = np.array([of(made, "softkd", f"dynamics/student/entropy/block_{b:02d}") for b in range(1, 5)])
     rises = curves[3] - (curves[1] + curves[2]) / 2  # of four blocks the second and third are the middle
@@ -268,10 +273,61 @@ def test_ranges_tell_what_scale_explains(made, tmp_path):
     assert found["softkd scaled"]["slope_low"] < 0 < found["softkd scaled"]["slope_high"]
 
 
+def test_ends_and_courses_are_paired_differences_at_each_epoch(made):
+    pair, seeds = ("spectralkd_f1", "softkd"), SEEDS["spectralkd_f1"]
+
+    def differences(column, epoch):
+        aligned, base = (of(made, row, column, epoch, seeds) for row in pair)
+        return aligned, base
+
+    found = {entry["name"]: entry for entry in made.ends()}
+    for epoch in (0, EPOCHS):
+        test = stats.ttest_rel(*differences("dynamics/student/entropy/block_04", epoch))
+        low, high = test.confidence_interval(0.95)
+        entry = found[f"spectralkd_f1 {epoch}"]
+        assert (entry["last_difference_low"], entry["last_difference_high"]) == pytest.approx((low, high))
+        aligned, base = differences("dynamics/student/magnitude/block_01", epoch)
+        assert entry["first_scale_difference_mean"] == pytest.approx(np.log2(aligned / base).mean())
+
+    courses = {entry["name"]: entry for entry in made.courses()}
+    assert list(courses) == [f"spectralkd_l1 {epoch}" for epoch in range(1, EPOCHS + 1)]
+    aligned, base = (of(made, row, "val/acc1", 2) for row in ("spectralkd_l1", "softkd"))
+    entry = courses["spectralkd_l1 2"]
+    assert (entry["l1_mean"], entry["softkd_mean"]) == pytest.approx((aligned.mean(), base.mean()))
+    low, high = stats.ttest_rel(aligned, base).confidence_interval(0.95)
+    assert (entry["gain_low"], entry["gain_high"]) == pytest.approx((low, high))
+
+
+def test_evolution_is_read_at_its_epochs(made):
+    def entropy(row, block, epochs, seeds=None):
+        column = f"dynamics/student/entropy/block_{block:02d}"
+        return np.mean([of(made, row, column, epoch, seeds) for epoch in epochs], axis=0)
+
+    found = {entry["name"]: entry for entry in made.evolution()}
+    assert list(found) == ["softkd", "spectralkd_f1", "spectralkd_l1", "SpectralKD L 1 minus F 1"]
+    late, base = (entropy(row, 4, (3, 4)) for row in ("spectralkd_l1", "softkd"))
+    low, high = stats.ttest_rel(late, base).confidence_interval(0.95)
+    entry = found["spectralkd_l1"]
+    assert (entry["last_low"], entry["last_high"]) == pytest.approx((low, high))
+    for block, name in ((1, "first"), (4, "last")):
+        changes = {
+            row: entropy(row, block, [EPOCHS]) - entropy(row, block, (3, 4))
+            for row in ("softkd", "spectralkd_l1")
+        }
+        assert entry[f"{name}_change_mean"] == pytest.approx(changes["spectralkd_l1"].mean())
+        if name == "first":
+            difference = (changes["spectralkd_l1"] - changes["softkd"]).mean()
+            assert entry["first_change_difference_mean"] == pytest.approx(difference)
+    shared = SEEDS["spectralkd_f1"]
+    late, early = (entropy(row, 4, (2, 3), shared) for row in ("spectralkd_l1", "spectralkd_f1"))
+    assert found["SpectralKD L 1 minus F 1"]["last_early_mean"] == pytest.approx((late - early).mean())
+
+
 def test_conflicts_are_means_over_blocks_and_trained_epochs(made):
     found = {entry["name"]: entry for entry in made.conflicts()}
     columns = [f"dynamics/conflict/spectral/block_{block:02d}" for block in range(1, BLOCKS + 1)]
-    cosines = np.array([[of(made, "spectralkd_l1", c, epoch) for c in columns] for epoch in (1, 2, 3)])
+    trained = range(1, EPOCHS + 1)
+    cosines = np.array([[of(made, "spectralkd_l1", c, epoch) for c in columns] for epoch in trained])
     assert found["spectralkd_l1"]["cosine_mean"] == pytest.approx(cosines.mean())
     assert found["spectralkd_l1"]["last_mean"] == pytest.approx(cosines[:, -1].mean())
     assert found["spectralkd_l1 2"]["block_03"] == pytest.approx(cosines[1, 2].mean())
@@ -286,6 +342,9 @@ def test_rank_correlation_is_scipys_and_its_p_counts_permutations(scripts):
     assert rho == pytest.approx(
         np.mean([stats.spearmanr(a, b).statistic for a, b in zip(known, final, strict=True)])
     )
+
+    with pytest.raises(ValueError, match="not known"):
+        evidence.rank_correlation(np.where(known > 1, np.nan, known), final)
 
     same = np.arange(5.0)[None]  # of 5! orders two have |rho| = 1
     rho, p = evidence.rank_correlation(same, same)
@@ -327,6 +386,8 @@ def test_a_difference_without_a_q_is_written_too(scripts, monkeypatch):
     )
     assert f"{found['none']['last_difference']:.1f}" == "0.5 (−0.1 to 1.1)"
     expected = "80.00 ± 80.00 % top-1, 2 seeds; +0.50 (−0.12 to +1.12) points from softkd.yaml's"
+    with pytest.raises(ValueError, match="no line '# Expected'"):
+        write_up.with_expected("# Row\nmodel:\n", found["none"])
     config = write_up.with_expected("# Row\n# Expected    less\nmodel:\n", found["none"])
     assert config == f"# Row\n# Expected    {expected} (notebooks/study/README.md)\nmodel:\n"
 
@@ -344,6 +405,10 @@ def test_a_sentence_cannot_say_other_than_its_interval(scripts, low, high, said)
     for other in {"above", "below", "around"} - {said}:
         with pytest.raises(ValueError, match=f"{other} 0"):
             f"{interval:{other}}"
+    where = {"above": "over 0", "below": "under 0", "around": "under 0.2"}
+    assert f"helps{interval.mean:{where[said]}}." == "helps."
+    with pytest.raises(ValueError, match="a sentence has"):
+        f"{interval.mean:over 0.3}"
     unknown = write_up.Interval(*map(write_up.Cell, (0.2, np.nan, np.nan)))
     with pytest.raises(ValueError, match="around 0"):
         f"{unknown:around}"
@@ -352,6 +417,8 @@ def test_a_sentence_cannot_say_other_than_its_interval(scripts, low, high, said)
 def test_the_figures_are_those_of_the_tables(scripts, tmp_path):
     drawn = {path.name for path in scripts("figures").draw(tmp_path)}
     assert drawn == {path.name for path in (STUDY / "figures").iterdir()}
+    for name in drawn:
+        assert compare_images(STUDY / "figures" / name, tmp_path / name, tol=1) is None  # of 255
 
 
 NAMES = "|".join(

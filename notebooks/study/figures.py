@@ -75,9 +75,9 @@ def headline() -> Figure | None:
         return None
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     draw_epochs(left, "teacher_cait24")
-    left.set(title="teacher, untrained (dashed) to trained", xlabel="block", ylabel="entropy (bits)")
+    left.set(title="teacher: untrained dashed, trained dark", xlabel="block", ylabel="entropy (bits)")
     draw_ranges(middle, "teacher_cait24")
-    middle.set(title="trained: bins with", xlabel="block")
+    middle.set(title="teacher, trained: bins with", xlabel="block")
     middle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     draw_differences(right, rows)
     right.set(
@@ -112,10 +112,10 @@ def courses() -> Figure | None:
         draw_course(right, found, "gain", colour, f"{max(found)} epochs")
     left.plot([], [], color="0.3", ls=(0, (3, 2)), label="SoftKD")
     left.plot([], [], color="0.3", label="SpectralKD L 1")
-    left.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(84, None), title="mean over seeds")
+    left.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(84, None), title="top-1 above 84 %, mean over seeds")
     left.legend(loc="lower right")
     right.axhline(0, color="0.3", lw=1)
-    right.set(xlabel="epoch", ylabel="points", ylim=(-1, 4), title="SpectralKD L 1 minus SoftKD")
+    right.set(xlabel="epoch", ylabel="points", ylim=(-1, 5), title="SpectralKD L 1 minus SoftKD")
     right.legend(loc="upper right", title="trained for")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -262,8 +262,8 @@ def images() -> Figure | None:
     panels[0].set(yscale="log", ylabel="width of the 95 % interval (bits)")
     for ticks in (panels[0].yaxis.set_major_formatter, panels[0].yaxis.set_minor_formatter):
         ticks("{x:g}")
-    panels[0].set_title("of a block, the bins given (dotted: 1/√N)")
-    panels[1].set(ylabel="bits", title="mean over blocks minus that of most images")
+    panels[0].set_title("median block, bins unchanged (dotted: as 1/√N)")
+    panels[1].set(ylabel="bits", title="mean entropy of all blocks, minus that of most images")
     for axes in panels:
         axes.set(xscale="log", xlabel="probe images")
         axes.set_xticks(sorted({int(cells["images"]) for entries in found.values() for cells in entries}))
@@ -290,12 +290,10 @@ def early() -> Figure | None:
             axes.plot(number(cells, "rho_mean"), place, "o", color=colour, markerfacecolor=filled, ms=5)
         axes.plot([], [], "o", color=colour, label=f"after epoch {epoch}")
     axes.axvline(0, color="0.3", lw=1)
-    axes.axvline(number(ceiling, "rho_mean"), color="0.3", lw=1, ls=":", label="final top-1 of another seed")
+    axes.axvline(number(ceiling, "rho_mean"), color="0.3", lw=1, ls=":", label="the final top-1 itself")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlim=(-1.05, 1.05))
-    axes.set_xlabel(
-        "rank correlation with the final top-1 over rows\nlines: each row left out; filled: q < 0.05"
-    )
+    axes.set_xlabel("rank correlation with the final top-1 over rows: 95 % interval\nfilled: q < 0.05")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

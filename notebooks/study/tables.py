@@ -379,7 +379,7 @@ def spectra() -> Iterator[Entry]:
     names = [
         f"{what}_{where}" for what in ("flatness", "low", "high") for where in ("early", "middle", "late")
     ]
-    for row in (*TEACHERS, "none", "softkd", "softkd_resnet", "spectralkd_l1_resnet"):
+    for row in (*TEACHERS, "softkd", "spectralkd_l1", "softkd_resnet", "spectralkd_l1_resnet"):
         found = list(results().get(row, {}).values())
         for when in ("untrained", "trained") if found else ():
             epochs = [0 if when == "untrained" else run.last for run in found]
