@@ -101,7 +101,7 @@ def test_what_is_kept_is_not_made_again_and_a_failure_stops_no_other(study, monk
     assert {path.name for path in kept.iterdir()} == set(fits) - {"softkd-1"}
     files = {str(path.relative_to(kept / "softkd-2")) for path in (kept / "softkd-2").rglob("*.*")}
     profiles = {f"dynamics/{stem}.npz" for stem in ("teacher", "student_epoch_0012", "student_best")}
-    analyses = {f"{name}/{file}.csv" for name in ("evolution", "ranges") for file in ("curves", "table")}
+    analyses = {f"evolution/{file}.csv" for file in ("curves", "table")}
     analyses |= {f"ranges/{value_range}.npz" for value_range in ("global", "layer", "scaled")}
     assert files == {"config.yaml", "run.json", "metrics.csv", *profiles, *analyses}
     assert (kept / "softkd-2" / "metrics.csv").read_text() == "metrics.csv of softkd-2"

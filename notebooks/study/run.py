@@ -150,11 +150,13 @@ def keep(name: str) -> None:
     last = max(profiles.glob("student_epoch_*.npz"))
     for file in (last, profiles / "student_best.npz", *profiles.glob("teacher.npz")):
         shutil.copy(file, partial / "dynamics")
-    for analysis in (path.parent for path in (RUNS / name).glob("*/curves.csv")):
-        (partial / analysis.name).mkdir()
-        for file in ("curves.csv", "table.csv"):
-            shutil.copy(analysis / file, partial / analysis.name)
+    for analysis in [RUNS / name / "evolution", *(RUNS / name).glob("images_*")]:
+        if analysis.exists():
+            (partial / analysis.name).mkdir()
+            for file in ("curves.csv", "table.csv"):
+                shutil.copy(analysis / file, partial / analysis.name)
     for profile in (RUNS / name / "ranges").glob("profiles/*/*/*.npz"):
+        (partial / "ranges").mkdir(exist_ok=True)
         shutil.copy(profile, partial / "ranges" / f"{profile.parent.name}.npz")
     shutil.rmtree(RESULTS / name, ignore_errors=True)
     partial.rename(RESULTS / name)
