@@ -33,6 +33,7 @@ HEADLINE = (
     "none",
     "spectralkd_f1",
     "spectralkd_l1",
+    "spectralkd_l1_60",
     "spectralkd_l1_beta01",
     "spectralkd_f1_l1",
     "projectorkd_l1",

@@ -123,7 +123,7 @@ def headline(found: Lines) -> str:
          _known(e["paper"], "+.2f")]
         for row, e in chosen.items()
     ]  # fmt: skip
-    heads = ["", "seeds", "top-1 (%)", "minus SoftKD's (points)", "the paper's, ImageNet"]
+    heads = ["", "seeds", "top-1 (%)", "minus SoftKD's of as many epochs", "the paper's, ImageNet"]
     return markdown(heads, lines)
 
 
