@@ -110,13 +110,18 @@ def courses() -> Figure | None:
         for what, dashes in (("softkd", (0, (3, 2))), ("l1", "-")):
             top1 = [number(cells, f"{what}_mean") for cells in found.values()]
             left.plot(list(found), top1, color=colour, ls=dashes, lw=1.4)
-        draw_course(right, found, "gain", colour, f"{max(found)} epochs")
+        right.plot(
+            list(found), [number(cells, "gain_mean") for cells in found.values()], color=colour, lw=1.4
+        )
+        end = max(found)
+        mean, low, high = (number(found[end], f"gain_{part}") for part in ("mean", "low", "high"))
+        right.errorbar(end, mean, [[mean - low], [high - mean]], color=colour, fmt="o", label=f"{end} epochs")
     left.plot([], [], color="0.3", ls=(0, (3, 2)), label="SoftKD")
     left.plot([], [], color="0.3", label="SpectralKD L 1")
     left.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(84, None), title="top-1 above 84 %, mean over seeds")
     left.legend(loc="lower right")
     right.axhline(0, color="0.3", lw=1)
-    right.set(xlabel="epoch", ylabel="points", ylim=(-1, 5), title="SpectralKD L 1 minus SoftKD")
+    right.set(xlabel="epoch", ylabel="points", title="SpectralKD L 1 minus SoftKD, 95 % interval at the end")
     right.legend(loc="upper right", title="trained for")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
