@@ -91,7 +91,7 @@ def headline() -> Figure | None:
 def differences() -> Figure | None:
     """Each row's top-1 minus its baseline's."""
     shown = [cells for cells in table("accuracy").values() if cells.get("baseline")]
-    figure, axes = plt.subplots(figsize=(8, 0.36 * len(shown) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(shown) + 1.2), layout="constrained")
     draw_differences(axes, shown)
     axes.set_xlabel(
         "top-1 minus SoftKD's on the same seeds (points): mean and 95 % interval\n"
