@@ -42,7 +42,7 @@ class Trained:
         """Epochs it was trained for."""
         return max(self.epochs)
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """Its config.yaml."""
         return yaml.safe_load((self.folder / "config.yaml").read_text())
@@ -67,13 +67,10 @@ class Trained:
         folder = self.folder / "evolution"
         if not folder.exists():
             return {}
-        u = {
-            line["epoch"]: line["u_shaped"] for line in read(folder / "table.csv") if line["range"] == "layer"
-        }
+        u = {line["epoch"]: line["u_shaped"] for line in read(folder / "table.csv")}
         curves: dict[str, list[float]] = {epoch: [] for epoch in u}
         for line in read(folder / "curves.csv"):
-            if line["range"] == "layer":
-                curves[line["epoch"]].append(float(line["entropy"]))
+            curves[line["epoch"]].append(float(line["entropy"]))
         return {int(epoch): (np.array(curve), u[epoch] == "1.0") for epoch, curve in curves.items()}
 
     def conflict(self, epoch: int) -> Floats:

@@ -82,17 +82,9 @@ THIN: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.7, "marker": "", "band": Fa
 """Each of several runs whose mean is drawn, too."""
 
 
-def draw_curve(
-    ax: Axes,
-    x: FloatArray,
-    y: FloatArray,
-    shows: Shows,
-    points: Sequence[str],
-    error: FloatArray | None = None,
-    band: bool = True,
-    **look: Any,
-) -> CurveLine:
+def draw_curve(ax: Axes, curve: Curve, band: bool = True, **look: Any) -> CurveLine:
     """Add a line to the axes, `error` around it as a band: ± that [n], or between both ends [2, n]."""
+    x, y, shows, points, error, _ = curve
     line = CurveLine(x, y, shows, points, error, **{"linewidth": 1.5, **look})
     ax.add_line(line)
     if band and np.isfinite(line.error).any():
@@ -117,7 +109,7 @@ def draw_runs(ax: Axes, runs: Mapping[str, Curve], looks: Looks) -> dict[str, Cu
         averaged = len(names) > 1 and len({(*curve.points, curve.measured) for curve in drawn}) == 1
         for name, curve in zip(names, drawn, strict=True):
             look = {**looks[name], **(THIN if averaged else {})}
-            legend[label] = draw_curve(ax, curve.x, curve.y, curve.shows, curve.points, curve.error, **look)
+            legend[label] = draw_curve(ax, curve, **look)
         if averaged:
             legend[label] = draw_mean(ax, label, dict(zip(names, drawn, strict=True)), **looks[names[0]])
     return legend
@@ -129,7 +121,7 @@ def draw_mean(ax: Axes, name: str, runs: Mapping[str, Curve], **look: Any) -> Cu
     epoch = first.shows.epoch if all(other.shows.epoch == first.shows.epoch for other in others) else None
     shows = replace(first.shows, run=name, of=tuple(runs), epoch=epoch)
     mean = np.mean([curve.y for curve in runs.values()], axis=0)
-    return draw_curve(ax, first.x, mean, shows, first.points, **look)
+    return draw_curve(ax, Curve(first.x, mean, shows, first.points), **look)
 
 
 def draw_profile(
@@ -142,8 +134,7 @@ def draw_profile(
     **look: Any,
 ) -> CurveLine:
     """Add the curve of `profile_curve`."""
-    curve = profile_curve(x, profile, measure, shows, bootstrap)
-    return draw_curve(ax, curve.x, curve.y, curve.shows, curve.points, curve.error, **look)
+    return draw_curve(ax, profile_curve(x, profile, measure, shows, bootstrap), **look)
 
 
 def profile_curve(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.figures.curves import Shows, draw_curve
+from distill_dynamics.report.figures.curves import Curve, Shows, draw_curve
 from distill_dynamics.report.figures.look import (
     OKABE_ITO,
     STYLE,
@@ -73,14 +73,8 @@ def _draw(ax: Axes, profile: Profile, row: int, label: str, **look: Any) -> None
     y = np.where(y > 0, y, np.nan)  # a dead layer has no place on a log axis
     dot = {"color": look["color"], "marker": "o", "markersize": 4, "linestyle": "none", "clip_on": False}
     mean = ax.plot(x[:1], y[:1], **dot)
-    line = draw_curve(
-        ax,
-        x[1:],
-        y[1:],
-        Shows("run", measure=label),
-        [f"k = {k} of {channels}" for k in range(1, len(x))],
-        profile.spectrum_se[row][half][1:],
-        label=label,
-        **{**look, "linewidth": 1},
-    )
+    points = [f"k = {k} of {channels}" for k in range(1, len(x))]
+    error = profile.spectrum_se[row][half][1:]
+    curve = Curve(x[1:], y[1:], Shows("run", measure=label), points, error)
+    line = draw_curve(ax, curve, label=label, **{**look, "linewidth": 1})
     line.companions += mean
