@@ -4,8 +4,6 @@ Letters: B batch, N images, C channels, H W grid.
 """
 
 import os
-import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -17,20 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from distill_dynamics.data.fashion_mnist import FashionMNISTSample
 from distill_dynamics.data.images import Unreadable, as_drawn
+from distill_dynamics.data.listing import ENDINGS, images_in
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.probe import draw_probe
 from distill_dynamics.data.sources import FileSource, Source, UnreadableImage
 from distill_dynamics.data.transforms import normalise
 from distill_dynamics.errors import UserError
-
-_NOT_READ = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jfif", ".dng", ".psd", ".svg")
-"""Endings by which a user means an image, beside `IMG_EXTENSIONS`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,7 @@ class ImageSet:
     def of_path(cls, path: str | os.PathLike, skip_unreadable: bool = False) -> "ImageSet":
         """One image file, or all of a folder and the folders in it, in the order of their paths.
 
-        The classes are the folders in which the files lie; files and folders whose name begins with a dot are
-        left out. So are images of formats that are not read, with a warning that counts them. Raises
+        The classes are the folders in which the files lie; which files count is in `data/listing.py`. Raises
         UserError where there is no such path, or no image in it.
         """
         if not os.fspath(path):
@@ -58,20 +52,9 @@ class ImageSet:
             return cls(FileSource(path.parent, [path.name], [0]), str(path), {}, skip_unreadable)
         if not path.is_dir():
             raise UserError(f"--images: no such folder or file: {path}")
-        found = sorted(_files(path, (*IMG_EXTENSIONS, *_NOT_READ)))
-        names = [name for name in found if name.lower().endswith(IMG_EXTENSIONS)]
+        names = sorted(os.path.join(place, name) for place, name in images_in(path, "--images"))
         if not names:
-            raise UserError(
-                f"--images: {path} holds no image, nor do its folders (known endings: "
-                f"{' '.join(IMG_EXTENSIONS)})"
-            )
-        if left := Counter(os.path.splitext(name)[1].lower() for name in set(found).difference(names)):
-            endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(left.items()))
-            plural = "s" if left.total() > 1 else ""
-            warnings.warn(
-                f"--images: {left.total()} file{plural} in {path} left out, not being read: {endings}",
-                stacklevel=2,
-            )
+            raise UserError(f"--images: {path} holds no image, nor do its folders (known endings: {ENDINGS})")
         folders = [os.path.dirname(name) for name in names]
         number = {folder: i for i, folder in enumerate(sorted(set(folders)))}
         targets = [number[folder] for folder in folders]
@@ -233,11 +216,3 @@ def _loader(dataset: Any, batch_size: int, num_workers: int) -> DataLoader:
         collate_fn=as_drawn,
         generator=torch.Generator(),  # its own: the global one is left as it is
     )
-
-
-def _files(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(endings) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)

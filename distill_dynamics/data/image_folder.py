@@ -1,17 +1,21 @@
 """Image files in ImageNet's layout: a folder for each split, in it a folder for each class."""
 
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import Compose
 
 from distill_dynamics.data.images import Unreadable
+from distill_dynamics.data.listing import ENDINGS, folders_in, images_in
 from distill_dynamics.data.module import ImageData, Split
 from distill_dynamics.data.sources import FileSource, Source
 from distill_dynamics.data.transforms import train_transforms
 from distill_dynamics.errors import UserError
+
+_SETTING = "data.data_dir"
 
 RECIPE = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "re_prob": 0.25, "re_mode": "pixel"}
 
@@ -19,8 +23,9 @@ RECIPE = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "re_prob"
 class ImageFolder(ImageData):
     """`data_dir/train/<class>/*.JPEG` and `data_dir/val/<class>/*.JPEG`: ImageNet, or data of one's own.
 
-    Classes are numbered in alphabetical order. The defaults are the published recipe on ImageNet: 224 pixels,
-    RandAugment, random erasing, and evaluation on the centre of the image resized to 256.
+    Classes are numbered in alphabetical order; which files count is in `data/listing.py`. The defaults are
+    the published recipe on ImageNet: 224 pixels, RandAugment, random erasing, and evaluation on the centre of
+    the image resized to 256.
 
     Args:
         data_dir: the folder that holds `train` and `val`.
@@ -80,23 +85,29 @@ class ImageFolder(ImageData):
         folder = Path(self.data_dir) / split
         if not folder.is_dir():
             raise UserError(
-                f"data.data_dir: the folder {folder.resolve()} is missing; "
+                f"{_SETTING}: the folder {folder.resolve()} is missing; "
                 f"images belong in {split}/<class>/<image>"
             )
         self.classes = _classes(folder)
         if all((folder.parent / name).is_dir() for name in ("train", "val")):
             _check_same(folder.parent)
 
+        # In torchvision's order, which seeds and probe sets go by.
+        files = sorted((place.split(os.sep)[0], place, name) for place, name in images_in(folder, _SETTING))
+        if loose := [name for name, *_ in files if not name]:
+            warnings.warn(
+                f"{_SETTING}: {len(loose)} of the images lie in {folder} itself, in no class; left out",
+                stacklevel=2,
+            )
         numbers = {name: number for number, name in enumerate(self.classes)}
-        samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
-        names = [path[len(str(folder)) + 1 :] for path, _ in samples]
-        targets = [target for _, target in samples]
+        files = [file for file in files if file[0] in numbers]
+        targets = [numbers[name] for name, *_ in files]
         if empty := set(numbers.values()) - set(targets):
             raise UserError(
-                f"data.data_dir: {folder.resolve() / self.classes[min(empty)]} holds no image "
-                f"({len(empty)} such; known endings: {' '.join(IMG_EXTENSIONS)})"
+                f"{_SETTING}: {folder.resolve() / self.classes[min(empty)]} holds no image of its own "
+                f"({len(empty)} such; known endings: {ENDINGS})"
             )
-        return FileSource(folder, names, targets)
+        return FileSource(folder, [os.path.join(place, name) for _, place, name in files], targets)
 
     def views_depend_on(self) -> dict[str, Any]:
         """As in `ImageData`; how files are decoded is part of it."""
@@ -104,13 +115,12 @@ class ImageFolder(ImageData):
 
 
 def _classes(folder: Path) -> list[str]:
-    try:
-        return find_classes(folder)[0]
-    except FileNotFoundError as error:
-        raise UserError(
-            f"data.data_dir: {folder.resolve()} holds no class folders; "
-            f"images belong in {folder.name}/<class>/<image>"
-        ) from error
+    if found := folders_in(folder, _SETTING):
+        return found
+    raise UserError(
+        f"{_SETTING}: {folder.resolve()} holds no class folders; "
+        f"images belong in {folder.name}/<class>/<image>"
+    )
 
 
 def _check_same(data_dir: Path) -> None:
@@ -118,6 +128,6 @@ def _check_same(data_dir: Path) -> None:
     if odd := sorted(set(train) ^ set(val)):
         has, lacks = ("train", "val") if odd[0] in train else ("val", "train")
         raise UserError(
-            f"data.data_dir: in {data_dir.resolve()}, {has}/ has the class '{odd[0]}' that {lacks}/ lacks "
+            f"{_SETTING}: in {data_dir.resolve()}, {has}/ has the class '{odd[0]}' that {lacks}/ lacks "
             f"({len(odd)} such); both need the same class folders"
         )

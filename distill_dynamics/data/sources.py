@@ -2,15 +2,16 @@
 
 import math
 import os
-import struct
+import stat
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from distill_dynamics.errors import UserError
 
@@ -25,6 +26,10 @@ class UnreadableImage(Exception):
 
 Needed = Callable[[tuple[int, int]], tuple[float, float]]
 """From the (width, height) of a whole image to those that it must still have when it is decoded."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is decoded, by content and not by the file's name. Pillow itself would try some fifty formats: an EPS
+file, whatever it is called, makes it start Ghostscript."""
 
 FULL_SIZE = "full_size"
 """Key of `Image.info`: the (width, height) of the whole image, where it may have been decoded smaller."""
@@ -91,7 +96,10 @@ class FileSource:
         yield self.names.data
         yield self.targets.data
         for index in range(0, len(self.names), max(1, len(self.names) // 10_000)):
-            yield str(self.path(index).stat().st_size).encode()
+            try:
+                yield str(self.path(index).stat().st_size).encode()
+            except OSError:  # a link to nothing; whether it may be left out is told where it is read
+                yield b"none"
 
 
 def decoded(file: Path | IO[bytes], name: str, index: int, needed: Needed | None = None) -> Image.Image:
@@ -104,7 +112,10 @@ def decoded(file: Path | IO[bytes], name: str, index: int, needed: Needed | None
     Raises UnreadableImage.
     """
     try:
-        with Image.open(file) as image:
+        with ExitStack() as opened:
+            if isinstance(file, Path):
+                file = opened.enter_context(open(file, "rb", opener=_open_regular))
+            image = opened.enter_context(Image.open(file, formats=FORMATS))
             if image.mode.startswith(("I", "F")):  # Pillow would clip them to 8 bits, most to white
                 raise ValueError(f"mode {image.mode}: only images of 8 bits a channel can be read")
             if needed is not None:
@@ -113,16 +124,25 @@ def decoded(file: Path | IO[bytes], name: str, index: int, needed: Needed | None
                 # Never 1/8, which is the mean of each block of the file and no more: it aliases.
                 image.draft(None, (max(width, image.width // 4), max(height, image.height // 4)))
             return image.convert("RGB")
-    # What Pillow's decoders raise for broken files, OSError foremost.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise UnreadableImage(f"{name}: {' '.join(str(error).split())}", index) from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"{name}: no image in {', '.join(FORMATS)}", index) from error
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UnreadableImage(f"{name}: {reason}", index) from error
+    # Of broken files Pillow's decoders raise SyntaxError, OverflowError, struct.error, whatever comes.
+    except Exception as error:
+        raise UnreadableImage(
+            f"{name}: {' '.join(str(error).split()) or type(error).__name__}", index
+        ) from error
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file that has an end. A pipe, a socket or a device would keep its reader waiting for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("no regular file")
+    return descriptor
 
 
 def download(dataset: Callable[..., object], data_dir: str) -> None:
