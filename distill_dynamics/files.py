@@ -4,9 +4,31 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_guards: dict[str, Callable[[], None]] = {}
+
+
+def guard(folder: str | os.PathLike[str], check: Callable[[], None]) -> None:
+    """Have `check` called before a file below `folder` is begun, and again before it is put in its place.
+
+    What it raises keeps the file from being written, and a folder that is gone from being made again.
+    """
+    _guards[os.path.realpath(folder)] = check
+
+
+def unguard(folder: str | os.PathLike[str]) -> None:
+    """Undo `guard`."""
+    _guards.pop(os.path.realpath(folder), None)
+
+
+def _may_write(path: Path) -> None:
+    real = Path(os.path.realpath(path))
+    for folder, check in [*_guards.items()]:
+        if real.is_relative_to(folder):
+            check()
 
 
 @contextmanager
@@ -18,18 +40,24 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     old one is as it was. Only a process killed in between leaves a file, whose name ends in `.partial`. A
     missing folder is made.
 
-    Raises OSError as the system does, but always with the name `path`: that of a full disk has none.
+    Raises OSError as the system does, but always with the name `path`: that of a full disk has none. And what
+    a `guard` raises.
     """
     path = Path(path)
     # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with told_of(path):
+            _may_write(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+            _may_write(path)
             os.replace(partial, path)
+    except FileNotFoundError:
+        _may_write(path)  # the folder may be gone, which says more
+        raise
     finally:
         _remove(partial)
 

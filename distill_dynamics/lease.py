@@ -1,18 +1,26 @@
-"""A run directory belongs to one process at a time. A file in it shows that the process lives, and where."""
+"""A run directory belongs to one process at a time. A file in it shows that the process lives, and where.
+
+The file is `filelock`'s lease: made and taken over in one step, touched by its holder, with a token that
+names the claim. Three things are settled here. Whether a holder lives: of a process of this machine that is
+known at once, any other is watched, and a name alone is not taken for a machine. Records of earlier versions.
+And what a lease leaves open: "nothing stops the expired holder". It stops itself: each file is put in its
+place (`files.whole`) only while the token is still there.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
+
+from distill_dynamics import files
 from distill_dynamics.errors import UserError
 
 RUNNING = ".running"
@@ -23,20 +31,47 @@ BEAT_S = 5.0
 DEAD_S = 20.0
 """After how long without a touch the process is taken for dead, where its machine cannot be asked."""
 
+PATIENCE_S = 1.0
+"""How long the token may be missed: who looks whether a lease is stale puts it aside for a moment."""
+
+ENDED = "ended\n"
+"""What is made of the record of a dead process that `filelock` would wait for: no record."""
+
+_INITIAL_NAMESPACE = 0xEFFFFFFC  # the kernel's number of the machine's own numbering of processes
+
+
+class Lost(UserError):
+    """This process no longer holds what it held. It must write no more."""
+
 
 class _Owner(NamedTuple):
     host: str = "an unknown host"
     pid: int = 0
-    machine: str | None = None
+    machine: tuple[int, int] | None = None
     """One start of one machine, and its numbering of processes: containers have their own."""
-    started: str | None = None
+    started: int | None = None
     """When the process was: its number may have been given to another since."""
 
 
-_held: tuple[Path, threading.Event] | None = None
+class _Seen(NamedTuple):
+    text: str
+    inode: int
+    beat: int
+    owner: _Owner
 
 
-def hold(run_dir: Path) -> None:
+class _Held(NamedTuple):
+    folder: Path
+    claim: SoftFileLease
+    token: str
+
+
+_held: _Held | None = None
+_checked: float = 0.0
+_lost: str | None = None
+
+
+def hold(folder: Path) -> None:
     """Keep other processes from this run until `release`, or this one's death.
 
     No lock of the file system: those are often not kept over a network. Clocks of hosts are not compared.
@@ -44,29 +79,44 @@ def hold(run_dir: Path) -> None:
     Raises:
         UserError: another process is at it. On another machine that takes up to `DEAD_S` to see.
     """
-    global _held
-    path = run_dir / RUNNING
+    global _held, _lost
+    if _held is not None:
+        if _held.folder == folder and _is_ours(_held):
+            return
+        release()
+    path = folder / RUNNING
+    claim = SoftFileLease(path, lease_duration=DEAD_S, heartbeat_interval=BEAT_S, thread_local=False)
     while True:
+        seen = _look(path)
+        # Never before that: filelock takes a record that it cannot read, or that has this host's name and
+        # another start of the machine, for a dead one's.
+        if seen is not None:
+            _wait_for_its_end(path, seen)
         try:
-            with path.open("x") as file:
-                json.dump(_this_process()._asdict(), file)
+            claim.acquire(blocking=False)
             break
-        except FileExistsError:
-            _wait_for_its_end(path)
-            path.unlink(missing_ok=True)
-    _held = path, threading.Event()
-    threading.Thread(target=_beat, args=_held, daemon=True).start()
+        except (Timeout, LeaseSettingsMismatch):
+            if seen is not None:
+                _mark_ended(path, seen)
+            time.sleep(min(0.1, DEAD_S / 10))
+    assert claim.token is not None
+    _held, _lost = _Held(folder, claim, claim.token), None
+    files.guard(folder, check)
 
 
 def release() -> None:
-    """Let others have what this process holds, if anything."""
+    """Let others have what this process holds, if anything. What a successor holds is left alone."""
     global _held
     if _held is not None:
-        path, over = _held
-        _held = None
-        over.set()
+        held, _held = _held, None
+        files.unguard(held.folder)
         with suppress(OSError):  # it is found dead then
-            path.unlink(missing_ok=True)
+            held.claim.release()
+
+
+def holds(folder: Path) -> bool:
+    """Whether this process holds it, now."""
+    return _held is not None and _held.folder == folder and _lost is None and _is_ours(_held)
 
 
 @contextmanager
@@ -78,75 +128,140 @@ def released() -> Iterator[None]:
         release()
 
 
-def _beat(path: Path, over: threading.Event) -> None:
-    while not over.wait(BEAT_S):
-        with suppress(OSError):  # the next may come through
-            os.utime(path)
-
-
-def _wait_for_its_end(path: Path) -> None:
-    seen = _read(path)
-    if seen is None:
+def check() -> None:
+    """Raise Lost if another process has what this one holds, or if it is gone."""
+    global _checked, _lost
+    if _held is None:
         return
-    owner, beat = seen
-    here = _this_process()
-    if owner.machine is not None and owner.machine == here.machine:
-        if owner.started == _started(owner.pid) and owner != here:
-            raise _under_way(path, owner)
-        return
-    print(
-        f"{path.parent} was last held by process {owner.pid} on {owner.host}: "
-        f"looking for {DEAD_S:.0f} s whether that lives",
-        file=sys.stderr,
-    )
-    until = time.monotonic() + DEAD_S
-    while time.monotonic() < until:
-        time.sleep(min(1.0, DEAD_S / 10))
-        seen = _read(path)
-        if seen is None:
-            return
-        if seen[1] != beat:
-            raise _under_way(path, owner)
+    until = time.monotonic() + PATIENCE_S
+    while _lost is None and not _is_ours(_held):
+        if time.monotonic() > until:
+            _lost = _how_lost(_held)
+        else:
+            time.sleep(PATIENCE_S / 10)
+    if _lost is not None:
+        raise Lost(_lost)
+    _checked = time.monotonic()
 
 
-def _under_way(path: Path, owner: _Owner) -> UserError:
-    return UserError(
-        f"run {path.parent} is under way, in process {owner.pid} on {owner.host}: stop that first, or give "
-        "another --name. (What a process that was killed has left needs no clearing away)"
-    )
+def check_now_and_then() -> None:
+    """`check`, at most every `BEAT_S`: for each step of a training."""
+    if time.monotonic() - _checked > BEAT_S:
+        with suppress(OSError):  # a server that is away for a while: the next write tells
+            check()
 
 
-def _read(path: Path) -> tuple[_Owner, int] | None:
-    """Who made the file, and when he last touched it; None if it is gone."""
+def _is_ours(held: _Held) -> bool:
+    """OSError where that cannot be seen, as while a server is away."""
     try:
-        with path.open() as file:  # opening it is what makes a network file system look anew
-            beat = os.fstat(file.fileno()).st_mtime_ns
-            text = file.read()
+        return f"={held.token}\n" in _path(held).read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _path(held: _Held) -> Path:
+    return held.folder / RUNNING
+
+
+def _how_lost(held: _Held) -> str:
+    end = "this process stops and writes nothing more"
+    if not held.folder.is_dir():
+        return f"{held.folder} is gone, deleted or moved while it was written to: {end}"
+    seen = _look(_path(held))
+    if seen is None:
+        return f"{_path(held)} is gone, so that another process may have had {held.folder}: {end}"
+    taken = "" if seen.text == ENDED else f", by process {seen.owner.pid} on {seen.owner.host}"
+    return f"{held.folder} was taken over while this process stood still{taken}: {end}"
+
+
+def _wait_for_its_end(path: Path, first: _Seen) -> None:
+    """Return when the holder is dead, or has gone. UserError if it lives."""
+    lives = _lives(first)
+    if lives is None:
+        print(
+            f"{path.parent} was last held by process {first.owner.pid} on {first.owner.host}: "
+            f"looking for {DEAD_S:.0f} s whether that lives",
+            file=sys.stderr,
+        )
+    until = time.monotonic() + DEAD_S
+    while lives is None and time.monotonic() < until:
+        time.sleep(min(1.0, DEAD_S / 10))
+        seen = _look(path)
+        if seen is None or (seen.text, seen.inode) != (first.text, first.inode):
+            return  # another's by now: `hold` looks again
+        lives = True if seen.beat != first.beat else _lives(seen)
+    if lives:
+        raise UserError(
+            f"run {path.parent} is under way, in process {first.owner.pid} on {first.owner.host}: stop that "
+            "first, or give another --name. (What a process that was killed has left needs no clearing away)"
+        )
+
+
+def _lives(seen: _Seen) -> bool | None:
+    """Whether the holder lives; None where that cannot be known at once, and for one that stands still."""
+    if seen.text == ENDED:
+        return False
+    if seen.owner.machine is None or seen.owner.machine != _here():
+        return None
+    try:
+        state, *fields = Path(f"/proc/{seen.owner.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    if state in "ZX" or int(fields[18]) != seen.owner.started:
+        return False
+    return None if state in "Tt" else True
+
+
+def _mark_ended(path: Path, seen: _Seen) -> None:
+    """Make no record of a dead process's. In the file that was seen, whatever has its name by now."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}, of a process that has ended, cannot be taken over: remove it") from error
+    try:
+        if (
+            os.fstat(file).st_ino == seen.inode
+            and os.pread(file, 4096, 0) == seen.text.encode() != ENDED.encode()
+        ):
+            os.pwrite(file, ENDED.encode(), 0)  # first: it is never empty
+            os.ftruncate(file, len(ENDED))
+    finally:
+        os.close(file)
+
+
+def _look(path: Path) -> _Seen | None:
+    """What the file says and when it was last touched; None if there is none."""
+    try:
+        with path.open(errors="replace") as file:  # opening it makes a network file system look anew
+            stat, text = os.fstat(file.fileno()), file.read(4096)
     except FileNotFoundError:
         return None
-    try:
-        content: dict[str, Any] = json.loads(text)
-    except ValueError:  # killed as it was written
-        content = {}
-    return _Owner(**content), beat
+    return _Seen(text, stat.st_ino, stat.st_mtime_ns, _owner(text))
 
 
-def _this_process() -> _Owner:
-    return _Owner(platform.node(), os.getpid(), _machine(), _started(os.getpid()))
+def _owner(text: str) -> _Owner:
+    """Whose record it is; nobody's that is known, where it was cut short."""
+    lines = dict(line.partition("=")[::2] for line in text.splitlines())
+    owner = _Owner()
+    with suppress(ValueError, KeyError, AttributeError, TypeError):
+        if "pid" in lines:
+            host, _, number = lines["host"].partition("?pidns-")
+            owner = _Owner(host, int(lines["pid"]))
+            start, namespace = int(lines["start"]), int(number, 16) if number else _INITIAL_NAMESPACE
+            return owner._replace(machine=(start >> 64, namespace), started=start % 2**64)
+        content = json.loads(text)  # as versions before this one wrote it
+        owner = _Owner(content["host"], content["pid"])
+        boot, number = content["machine"].split(" ", 1)
+        machine = int(boot.replace("-", ""), 16), int(number.removeprefix("pid:[").rstrip("]"))
+        return owner._replace(machine=machine, started=int(content["started"]))
+    return owner
 
 
-def _machine() -> str | None:
+def _here() -> tuple[int, int] | None:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+        return int(boot.replace("-", ""), 16), os.stat("/proc/self/ns/pid").st_ino
+    except (OSError, ValueError):  # no Linux
         return None
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine was started; None if it has ended."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else fields[18]

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from distill_dynamics import lease
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.preemption import Preempted
 from distill_dynamics.checkpoints import begin_from
@@ -28,6 +29,7 @@ class RunRecord(Callback):
     def __init__(self) -> None:
         self._started = False  # an error before that is none of the start that run.json has last
         self._position: tuple[int, int] | None = None
+        self.stepped = False  # a step of training was begun
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Record the start; a continued run's metrics go on after the epoch that is continued."""
@@ -52,6 +54,11 @@ class RunRecord(Callback):
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
             )
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Stop where another process has the run by now, or where its directory is gone."""
+        self.stepped = True
+        lease.check_now_and_then()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Distiller, checkpoint: dict[str, Any]) -> None:
         """Let a run that was moved keep its best: Lightning would forget the score with the old path."""
@@ -101,9 +108,8 @@ class RunRecord(Callback):
             end_others()  # before they lose the connection to this process, and tell of that
         if self._started and trainer.is_global_zero:
             run_dir, preempted = Path(trainer.default_root_dir), isinstance(exception, Preempted)
-            with suppress(
-                OSError
-            ):  # it would take the place of the error that is recorded: a full disk is both
+            # It would take the place of the error that is recorded: a full disk is both, and so is a lost run.
+            with suppress(OSError, lease.Lost):
                 if not has_ended(run_dir):
                     record_end(run_dir, trainer.current_epoch, None if preempted else exception, preempted)
 
