@@ -3,10 +3,12 @@
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _guards: dict[str, Callable[[], None]] = {}
 
@@ -71,6 +73,23 @@ def told_of(path: Path) -> Iterator[None]:
         if error.errno is None:  # a library's own, with a text of its own
             raise
         raise OSError(error.errno, f"{error.strerror}{_space_left(error, path)}", str(path)) from error
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens for reading a file that has an end.
+
+    Raises OSError as `open` does, and for a pipe, a socket or a device, which would keep a reader waiting.
+    """
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder Python says so itself
+        os.close(descriptor)
+        raise OSError("no regular file")
+    return descriptor
 
 
 def remove_partial(folder: Path) -> None:

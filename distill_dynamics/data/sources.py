@@ -2,7 +2,6 @@
 
 import math
 import os
-import stat
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from hashlib import sha256
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import open_regular
 
 
 class UnreadableImage(Exception):
@@ -114,7 +114,7 @@ def decoded(file: Path | IO[bytes], name: str, index: int, needed: Needed | None
     try:
         with ExitStack() as opened:
             if isinstance(file, Path):
-                file = opened.enter_context(open(file, "rb", opener=_open_regular))
+                file = opened.enter_context(open_regular(file))
             image = opened.enter_context(Image.open(file, formats=FORMATS))
             if image.mode.startswith(("I", "F")):  # Pillow would clip them to 8 bits, most to white
                 raise ValueError(f"mode {image.mode}: only images of 8 bits a channel can be read")
@@ -134,15 +134,6 @@ def decoded(file: Path | IO[bytes], name: str, index: int, needed: Needed | None
         raise UnreadableImage(
             f"{name}: {' '.join(str(error).split()) or type(error).__name__}", index
         ) from error
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """Opens a file that has an end. A pipe, a socket or a device would keep its reader waiting for ever."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("no regular file")
-    return descriptor
 
 
 def download(dataset: Callable[..., object], data_dir: str) -> None:

@@ -8,16 +8,15 @@ import json
 import os
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.files import whole
+from distill_dynamics.files import open_regular, whole
 
 SCHEMA = 2
 
@@ -33,8 +32,14 @@ _ARRAYS = (
 )
 _META = ("model", "epoch", "layers", "range_mode", "bins", "probe_id", "schema")
 
-# What a file that was cut or altered raises depends on where.
-_DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_RANGES = ("global", "layer", "scaled", "explicit")
+
+_MOST_LAYERS = 2_000
+_MOST_PACKED = 2**26
+"""Bytes by which the arrays may be larger than their file: `save` packs nothing, a bomb is nothing else."""
+
+LARGEST = 1e40
+"""Measured in float32, no value is larger; figures of larger ones have no scale."""
 
 FloatArray = NDArray[np.float64]
 
@@ -156,21 +161,22 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file written by `save`.
+        """Read a file written by `save`; of one by a stranger nothing is executed, and no more is unpacked.
 
         Raises `UserError`, naming the file, where there is none, it is damaged, it is no Profile, or
         its schema is not known to this version.
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
+                _check_size(file)
                 archive = np.load(file, allow_pickle=False)
                 if not isinstance(archive, np.lib.npyio.NpzFile) or "meta" not in archive:
                     raise UserError(f"{path}: not a Profile (expected a .npz file written by Profile.save)")
                 meta = _meta(path, archive)
                 layers = range(len(meta["layers"]))
                 arrays: dict[str, Any] = {name: archive[name] for name in (*_ARRAYS, "peak_channel")}
-                return cls(
+                profile = cls(
                     **meta,
                     **arrays,
                     spectrum=[archive[f"spectrum_{i}"] for i in layers],
@@ -178,11 +184,13 @@ class Profile:
                     probe_indices=archive.get("probe_indices"),
                     blocks=archive.get("blocks", np.empty(0)),  # files of earlier versions have none
                 )
+                _check_values(profile)
+                return profile
         except UserError:
             raise
         except FileNotFoundError:
             raise UserError(f"{path}: no such Profile") from None
-        except _DAMAGE as error:
+        except Exception as error:  # what a file that was cut or altered raises depends on where
             raise UserError(
                 f"{path}: not a readable Profile, it may be cut short or be another kind of file "
                 f"({first_line(error)})"
@@ -214,4 +222,42 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict:
             f"{path}: Profile schema {meta.get('schema')} is unknown to this version of distill_dynamics, "
             f"which reads schema {SCHEMA}: measure it again, or read it with the version that wrote it"
         )
+    layers, epoch = meta["layers"], meta["epoch"]
+    right = {
+        "model": isinstance(meta["model"], str),
+        "layers": isinstance(layers, list)
+        and 0 < len(layers) <= _MOST_LAYERS
+        and all(isinstance(layer, str) for layer in layers),
+        "epoch": epoch is None or (type(epoch) is int and 0 <= epoch < 2**31),
+        "bins": type(meta["bins"]) is int and 0 < meta["bins"] < 2**31,
+        "range_mode": meta["range_mode"] in _RANGES,
+        "probe_id": isinstance(meta["probe_id"], str),
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
+        raise ValueError(f"{wrong[0]} is {str(meta[wrong[0]])[:40]}")
     return {name: meta[name] for name in _META}
+
+
+def _check_size(file: BinaryIO) -> None:
+    """Raises ValueError for a file that unpacks to far more than it is, and for a lone array."""
+    if file.read(6) == b"\x93NUMPY":
+        raise ValueError("one array")
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if unpacked > size + _MOST_PACKED:
+        raise ValueError(f"{size:,} bytes unpack to {unpacked:,}")
+
+
+def _check_values(profile: Profile) -> None:
+    """Raises ValueError for a number that nothing measures. Infinity is a measurement: of what diverged."""
+    named = {name: [getattr(profile, name)] for name in _ARRAYS}
+    named |= {"spectrum": profile.spectrum, "spectrum_se": profile.spectrum_se}
+    for name, arrays in named.items():
+        for values in arrays:
+            if (
+                largest := np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max(initial=0)
+            ) > LARGEST:
+                raise ValueError(f"{name} holds {largest:.3g}")

@@ -4,18 +4,17 @@ What cannot be read, or is not there yet, costs a sentence in `Run.warnings` and
 """
 
 import csv
-import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.profile import LARGEST, Profile
 from distill_dynamics.report.methods import described
+from distill_dynamics.report.reading import Unreadable, read_json, read_text, read_yaml
 from distill_dynamics.report.records import (
     Run,
     RunProfiles,
@@ -83,11 +82,11 @@ def read_fit(path: Path) -> Run:
 
 def _starts(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     try:
-        starts = json.loads((path / "run.json").read_text(encoding="utf-8"))["starts"]
+        starts = read_json(path / "run.json")["starts"]
         parts = [start.get(name) for start in starts for name in ("data", "versions", "ended")]
         if all(part is None or isinstance(part, dict) for part in parts):
             return starts, [] if starts else ["Training has not begun: run.json records no start."]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (Unreadable, KeyError, TypeError, AttributeError):
         pass
     return [], ["run.json cannot be read: when, from what and how the run was started is not known."]
 
@@ -96,15 +95,18 @@ def _config(path: Path) -> tuple[dict[str, Any], list[str]]:
     file = path / "config.yaml"
     if not file.exists():
         return {}, ["No configuration: there is no config.yaml."]
+    reason = ""
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
+        config = read_yaml(file)
         sections = [config.get(key) or {} for key in ("model", "data", "trainer", "probe")]
         if all(isinstance(section, dict) for section in sections):
             described(config)
             return config, []
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+    except Unreadable as error:
+        reason = error.bound
+    except (AttributeError, KeyError, TypeError, ValueError):
         pass
-    return {}, ["No configuration: config.yaml is not the configuration of a run."]
+    return {}, [f"No configuration: config.yaml is not the configuration of a run{reason}."]
 
 
 def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
@@ -113,23 +115,53 @@ def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     if not file.exists():
         return [], []
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = read_text(file).removeprefix("\ufeff")
         header, *lines = list(csv.reader(text.splitlines())) or [[]]
-    except (OSError, csv.Error):
+    except Unreadable as error:
+        return [], [f"metrics.csv cannot be read{error.bound}."]
+    except csv.Error:
         return [], ["metrics.csv cannot be read."]
+    words = [name for place, name in enumerate(header) if _is_text(place, lines)]
     rows, broken = [], 0
     for number, cells in enumerate(lines, start=1):
         cut = number == len(lines) and not text.endswith(("\n", "\r"))  # its last number may lack digits
         try:
-            row = {name: float(cell) for name, cell in zip(header, cells, strict=True) if cell != ""}
+            named = zip(header, cells, strict=True)
+            row = {name: _number(cell) for name, cell in named if cell != "" and name not in words}
         except ValueError:
             row = {}
-        if "epoch" in row and math.isfinite(row["epoch"]) and not cut:
+        if 0 <= row.get("epoch", -1) <= _MOST_EPOCHS and not cut:
             rows.append(row)
         else:
             broken += 1
     some = "1 row" if broken == 1 else f"{broken} rows"
-    return rows, [f"metrics.csv: {some} cut short or damaged, left out."] if broken else []
+    warnings = [f"metrics.csv: {some} cut short or damaged, left out."] if broken else []
+    if words:
+        warnings.append(f"metrics.csv: text in the place of numbers, left out: {listed(words)}.")
+    if len(rows) > _MOST_EPOCHS:
+        return [], [f"metrics.csv cannot be read ({len(rows):,} rows)."]
+    return rows, warnings
+
+
+_MOST_EPOCHS = 20_000
+
+
+def _is_text(place: int, lines: list[list[str]]) -> bool:
+    """Whether a column has entries, none of them a number."""
+    cells = [cells[place] for cells in lines if place < len(cells) and cells[place] != ""]
+    for cell in cells:
+        with suppress(ValueError):
+            _number(cell)
+            return False
+    return bool(cells)
+
+
+def _number(cell: str) -> float:
+    """Raises ValueError for what is none, and for what no training measures in float32."""
+    value = float(cell)
+    if LARGEST < abs(value) < math.inf:
+        raise ValueError(cell)
+    return value
 
 
 def _profiles(folder: Path) -> tuple[RunProfiles, list[str]]:

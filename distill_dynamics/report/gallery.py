@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import whole
 from distill_dynamics.report import figures
 from distill_dynamics.report.figures.look import Looks, run_looks
 from distill_dynamics.report.figures.order import distinct
@@ -80,8 +81,10 @@ def save(pictures: Sequence[Picture], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         with style.context(["default", _PRINT]):
-            picture.figure.savefig(folder / f"{picture.name}.png", dpi=300)
-            picture.figure.savefig(folder / f"{picture.name}.pdf", metadata={"CreationDate": None})
+            with whole(folder / f"{picture.name}.png") as partial:
+                picture.figure.savefig(partial, format="png", dpi=300)
+            with whole(folder / f"{picture.name}.pdf") as partial:
+                picture.figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
 
 
 def _of_one(run: Run) -> Iterator[Picture]:
@@ -89,10 +92,7 @@ def _of_one(run: Run) -> Iterator[Picture]:
     if students:
         captions = {
             "entropy_evolution": ("Entropy by block", f"Channel entropy (Eq. 5). {_TEACHER}"),
-            "magnitude_evolution": (
-                "Magnitude by block",
-                f"Mean activation magnitude (Eq. 6). {_TEACHER}",
-            ),
+            "magnitude_evolution": ("Magnitude by block", f"Mean activation magnitude (Eq. 6). {_TEACHER}"),
             "entropy_heatmap": (
                 "Entropy by block and epoch",
                 "The student's entropy again, as colour: one column a probed epoch.",

@@ -6,23 +6,26 @@ model_best,2.427,...
 """
 
 import csv
-import math
+import io
 import os
 import re
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import numpy as np
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import open_regular
+from distill_dynamics.report.reading import Unreadable, read_text
 
 
 def is_published(path: str | os.PathLike[str]) -> bool:
     """Whether a file opens with the header of this layout."""
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            return file.readline(2000).replace('"', "").startswith("Model/Epoch,")
-    except (OSError, UnicodeDecodeError):
+        with open_regular(path) as file:
+            return file.readline(2000).removeprefix(BOM_UTF8).replace(b'"', b"").startswith(b"Model/Epoch,")
+    except OSError:
         return False
 
 
@@ -36,7 +39,10 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
     Raises `UserError` where the file has another header or no row that can be read.
     """
     path = Path(path)
-    rows = _rows(path) if is_published(path) else []
+    try:
+        rows = _rows(path) if is_published(path) else []
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}") from error
     if not rows or isinstance(rows[0][1], csv.Error):
         raise UserError(f"{path}: not a published entropy evolution (header Model/Epoch,Layer_1,...)")
     layers = rows[0][1][1:]
@@ -46,7 +52,7 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
         if isinstance(row, csv.Error):
             warnings.append(f"Line {number} of {path.name} is left out: {row}.")
             continue
-        epoch = re.fullmatch(r"checkpoint_epoch_(\d+)", row[0].strip())
+        epoch = re.fullmatch(r"checkpoint_epoch_(\d{1,9})", row[0].strip())
         values = _numbers(row[1:])
         if not epoch and row[0].strip() != "model_best":
             problem = f"{row[0]!r} is neither checkpoint_epoch_<n> nor model_best"
@@ -73,27 +79,26 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
 def _rows(path: Path) -> list[tuple[int, list[str] | csv.Error]]:
     """Line number and cells of each row that is not empty, or why it has none: a field may be too long."""
     rows: list[tuple[int, list[str] | csv.Error]] = []
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file)
-        while True:
-            try:
-                if row := next(reader):
-                    rows.append((reader.line_num, row))
-            except StopIteration:
-                return rows
-            except csv.Error as error:
-                rows.append((reader.line_num, error))
+    reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
+    while True:
+        try:
+            if row := next(reader):
+                rows.append((reader.line_num, row))
+        except StopIteration:
+            return rows
+        except csv.Error as error:
+            rows.append((reader.line_num, error))
 
 
 def _numbers(cells: list[str]) -> list[float]:
-    """Those of the cells that are finite numbers."""
+    """Those of the cells that are numbers an entropy may be."""
     values = []
     for cell in cells:
         try:
             values.append(float(cell))
         except ValueError:
             continue
-    return [value for value in values if math.isfinite(value)]
+    return [value for value in values if abs(value) < 1e9]  # bits
 
 
 def _profile(name: str, epoch: int | None, layers: list[str], entropy: list[float]) -> Profile:

@@ -8,6 +8,7 @@ from pathlib import Path
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.fit_run import read_fit
 from distill_dynamics.report.published import is_published, read_published
+from distill_dynamics.report.reading import Unreadable, read_json
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, Run, RunProfiles, fitting, readable
 
 
@@ -19,7 +20,7 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
 
     Raises `UserError` where a path is none of these.
     """
-    distinct = {Path(path).resolve(): Path(path) for path in paths}
+    distinct = {os.path.realpath(path): Path(path) for path in paths}  # resolve() raises where links go round
     return _uniquely_named([run for path in distinct.values() for run in _load(path)])
 
 
@@ -67,12 +68,12 @@ def _uniquely_named(runs: list[Run]) -> list[Run]:
 def _analysis(path: Path) -> list[Run]:
     record = path / "analysis.json"
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = read_json(record)
         schema, curves = content["schema"], content["curves"]
         keys = [(str(curve["label"]), str(curve["range"]), str(curve["profile"])) for curve in curves]
         images = dict(content.get("images") or {})
         same = {name: images[name] for name in ("source", "files", "indices") if name in images}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (Unreadable, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{record}: not readable as the record of an analysis") from None
     if schema != ANALYSIS_SCHEMA:
         raise UserError(

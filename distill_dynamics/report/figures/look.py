@@ -142,7 +142,7 @@ def footer(figure: Figure, said: Sequence[str], legend: Mapping[str, Line2D] | N
     room, columns = below, 1
     if legend:
         # As many columns as fit: a character is about 0.06 inch wide.
-        widest = max(map(len, legend)) + 8
+        widest = max(len(plain(label)) for label in legend) + 8
         columns = max(1, min(len(legend), int(figure.get_figwidth() / 0.06 / widest)))
         room += 0.14 + 0.17 * math.ceil(len(legend) / columns)
     height = figure.get_figheight() + max(0, room - 1)
@@ -161,14 +161,27 @@ def in_legend(looks: Looks, name: str) -> str:
     return looks[name].get("label", name)
 
 
-def plain(text: str) -> str:
-    """Text in which matplotlib finds no formula: names may hold a dollar sign."""
-    return text.replace("$", r"\$")
+def plain(text: str, longest: int = 120) -> str:
+    """A name as matplotlib can draw it: no formula, no sign that no font has, and about `longest` signs.
+
+    Names may hold a dollar sign, half a character, or a book, which matplotlib takes minutes for.
+    """
+    return _without_formulas(_shortened(text, longest))
 
 
 def wrapped(title: str) -> str:
     """A panel's title in lines that fit above a narrow panel."""
-    return plain("\n".join(textwrap.wrap(title, 28)))
+    return _without_formulas("\n".join(textwrap.wrap(_shortened(title, 120), 28)))
+
+
+def _without_formulas(text: str) -> str:
+    return text.replace("$", r"\$")
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
 
 
 def grid_of(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -232,7 +245,7 @@ def ticks(axis: Axis, places: FloatArray, labels: Sequence[str], most: int = 12)
     shown = [row for row in range(0, last, step) if row == 0 or last - row > step / 2]
     if shown[-1:] != [last]:
         shown.append(last)
-    axis.set_ticks(places[shown], labels=[labels[row] for row in shown])
+    axis.set_ticks(places[shown], labels=[plain(labels[row], 24) for row in shown])
 
 
 def layer_labels(profile: Profile) -> list[str]:

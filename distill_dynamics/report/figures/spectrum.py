@@ -49,7 +49,7 @@ def spectra(profile: Profile, title: str | None = None) -> Figure:
     for ax, (heading, rows) in zip(axes, panels, strict=True):
         for row, color, dash in zip(rows, OKABE_ITO, ("-", "--"), strict=False):
             _draw(ax, profile, row, f"{kind} {names[row]}", color=color, linestyle=dash)
-        ax.set_title(plain(heading))
+        ax.set_title(plain(heading, 24))
         ax.set_xlabel("Channel frequency k / C")
         if len(rows) > 1:
             # On the title's line, so that it covers no data.
@@ -76,5 +76,5 @@ def _draw(ax: Axes, profile: Profile, row: int, label: str, **look: Any) -> None
     points = [f"k = {k} of {channels}" for k in range(1, len(x))]
     error = profile.spectrum_se[row][half][1:]
     curve = Curve(x[1:], y[1:], Shows("run", measure=label), points, error)
-    line = draw_curve(ax, curve, label=label, **{**look, "linewidth": 1})
+    line = draw_curve(ax, curve, label=plain(label, 16), **{**look, "linewidth": 1})
     line.companions += mean

@@ -42,6 +42,7 @@ _PANELS = [
 
 _TOP1 = ("val/acc1", "val/acc1_ema")
 
+_MOST_PANELS = 40
 _UNWEIGHTED = "Losses are unweighted; train/*: means over the epoch, val/loss: plain cross-entropy."
 
 
@@ -57,6 +58,8 @@ def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Fig
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
     metrics = _metrics([row for rows in runs.values() for row in rows])
+    more = [f"{len(metrics) - _MOST_PANELS} more are in metrics.csv."] if len(metrics) > _MOST_PANELS else []
+    metrics = metrics[-_MOST_PANELS:]
     if not metrics:
         raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
     looks = looks or run_looks([*runs])
@@ -82,7 +85,7 @@ def training_curves(runs: Mapping[str, Rows], looks: Looks | None = None) -> Fig
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     named = [in_legend(looks, name) for name in runs] if len(runs) > 1 else []  # a run alone needs no name
     shown = {name: legend[name] for name in [*named, "Teacher"] if name in legend}
-    footer(figure, [_UNWEIGHTED, *mean_notes(axes)], shown)
+    footer(figure, [_UNWEIGHTED, *more, *mean_notes(axes)], shown)
     return figure
 
 
