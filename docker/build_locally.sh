@@ -8,7 +8,7 @@
 #
 # Needs root on Debian or Ubuntu (buildah and debootstrap are installed where they are missing), a Debian mirror,
 # a package index, and 25 GB under TMPDIR, all of which are given back at the end. The base is Debian 12, whose
-# Python is 3.11, in the place of python:3.11-slim. pip's index, timeout and certificate are those of this machine's
+# Python is 3.11, in the place of python:3.11-slim-bookworm. pip's index, timeout and certificate are those of this machine's
 # pip; nothing of them stays in the image.
 set -eu
 

@@ -89,3 +89,12 @@ def test_wherever_the_image_is_started_its_checks_run():
     ]
     assert len(lines) > 3
     assert [line for line in lines if re.search(r"apptainer (exec|shell)|--entrypoint", line)] == []
+
+
+def test_the_base_is_of_one_python_and_one_debian_and_is_named_in_the_image():
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+(@sha256:[0-9a-f]{64})?", base)
+    after = DOCKERFILE.partition("\nFROM ${BASE}\n")[2]
+    # A build argument from before FROM is empty after it, unless it is asked for again.
+    assert after.index("\nARG BASE\n") < after.index('base.name="${BASE}"')
+    assert base in (ROOT / "docker" / "README.md").read_text()

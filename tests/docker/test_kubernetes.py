@@ -1,6 +1,7 @@
 """The manifests: against the published API models of Kubernetes and Kubeflow Trainer, and the CLI."""
 
 import re
+import tomllib
 
 import pytest
 import yaml
@@ -147,6 +148,47 @@ def test_pods_run_as_the_images_user(name):
     context = pod_and_trainer(name)[1]["securityContext"]
     assert {context["runAsUser"]} == {int(user)}
     assert {context["runAsGroup"], context["fsGroup"]} == {int(group)}
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
+def test_pods_meet_the_restricted_pod_security_standard(name):
+    """kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, as the models read the pods."""
+    model = models.IoK8sApiCoreV1PodSpec.from_dict(pod_and_trainer(name)[1])
+    assert model.automount_service_account_token is False
+    assert model.security_context.run_as_non_root is True
+    assert model.security_context.run_as_user != 0
+    assert model.security_context.seccomp_profile.type == "RuntimeDefault"
+    assert not any([model.host_network, model.host_pid, model.host_ipc])
+    for container in [*model.containers, *(model.init_containers or [])]:
+        rights = container.security_context
+        assert rights.allow_privilege_escalation is False
+        assert rights.capabilities.drop == ["ALL"]
+        assert not rights.capabilities.add
+        assert not rights.privileged
+        assert rights.run_as_non_root is not False
+        assert rights.run_as_user != 0
+        assert not any(port.host_port for port in container.ports or [])
+    kinds = {kind for volume in model.volumes for kind in volume.to_dict()} - {"name"}
+    assert kinds <= {
+        "emptyDir",
+        "persistentVolumeClaim",
+        "configMap",
+        "secret",
+        "projected",
+        "downwardAPI",
+        "csi",
+    }
+
+
+def test_no_image_is_the_latest_whatever_that_is():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    found = [
+        (path.name, image)
+        for path in FOLDER.glob("*.yaml")
+        for image in re.findall(r"^\s*image: (\S+)", path.read_text(), re.MULTILINE)
+    ]
+    assert len(found) == 3
+    assert {image.rpartition(":")[2] for _, image in found} == {version}
 
 
 def test_the_trainjob_runs_what_its_runtime_is_called():
