@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from real_vit_figure import real_vit
 from rows import ROWS, TEACHERS
 from tables import TABLES
 
@@ -325,7 +326,7 @@ def spectra() -> Figure | None:
     return figure if entries else None
 
 
-DRAWN = (headline, differences, courses, emergence, evolution, conflicts, images, early, spectra)
+DRAWN = (headline, differences, courses, emergence, evolution, conflicts, images, early, spectra, real_vit)
 
 
 def draw(folder: Path) -> Iterator[Path]:

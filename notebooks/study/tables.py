@@ -34,6 +34,7 @@ from evidence import (
     training_hours,
 )
 from numpy.typing import NDArray
+from real_vit_table import real_vit
 from rows import ROWS, TEACHERS
 from scipy import stats
 
@@ -486,6 +487,7 @@ TABLES_MADE = (
     spectra,
     images,
     early,
+    real_vit,
 )
 
 

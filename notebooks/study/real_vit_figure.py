@@ -1,0 +1,73 @@
+"""The paper's Figures 1 to 3 for the real ViT, from its kept Profiles alone."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from evidence import Floats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from real_vit_table import PROFILES
+
+from distill_dynamics.dynamics import Profile
+from distill_dynamics.dynamics.signature import bootstrap_interval
+from distill_dynamics.report.figures.look import OKABE_ITO, log_y
+
+RANGES = {
+    "global": "one range for all blocks",
+    "layer": "each block's own range",
+    "scaled": "blocks divided by magnitude",
+}
+
+
+def real_vit() -> Figure:
+    """Entropy under each range, magnitude, and the spectra of early, middle and late blocks."""
+    found = {name: Profile.load(PROFILES / f"{name}.npz") for name in RANGES}
+    profile = found["global"]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3.7), layout="constrained")
+    for (name, label), colour in zip(RANGES.items(), OKABE_ITO, strict=False):
+        draw_curve(left, found[name].blocks, found[name].entropy, found[name].entropy_images, colour, label)
+    left.set(title="Entropy", ylabel="bits", xlabel="block", ylim=(0, None))
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), title="bins with")
+    draw_curve(middle, profile.blocks, profile.magnitude, profile.magnitude_images, "0.2")
+    middle.set(title="Activation magnitude", ylabel="mean |A| (log scale)")
+    note = f"intervals over {len(profile.entropy_images)} photographs,\nmostly hidden by the lines"
+    middle.set_xlabel(f"block\n\nrings: the lowest block\nbands: 95 % {note}")
+    log_y(middle)
+    draw_spectra(right, profile)
+    for axes in (left, middle):
+        axes.set_xticks(profile.blocks[:: 1 if len(profile.blocks) < 13 else 2])
+    return figure
+
+
+def draw_curve(
+    axes: Axes, blocks: Floats, curve: Floats, images: Floats, colour: str, label: str | None = None
+) -> None:
+    """A curve [L] with its 95 % bootstrap interval over images [N, L], and its lowest block as a ring."""
+    low, high = bootstrap_interval(images)
+    axes.fill_between(blocks, low, high, color=colour, alpha=0.3, lw=0)
+    axes.plot(blocks, curve, "o-", color=colour, ms=3, lw=1.4, label=label)
+    lowest = int(curve.argmin())
+    axes.plot(blocks[lowest], curve[lowest], "o", color=colour, ms=8, markerfacecolor="none")
+
+
+def draw_spectra(axes: Axes, profile: Profile) -> None:
+    """Two blocks at each place of the paper's Figure 3, without the mean over channels (k = 0)."""
+    half = len(profile.blocks) // 2
+    places = {"early": (0, 1), "middle": (half - 1, half), "late": (-2, -1)}
+    for (place, rows), colour in zip(places.items(), OKABE_ITO[3:], strict=True):
+        for row, dashes in zip(rows, ("-", "--"), strict=True):
+            spectrum = profile.spectrum[row]
+            k = np.arange(1, len(spectrum) // 2 + 1)
+            label = f"{profile.blocks[row]}, {place}"
+            axes.plot(k / len(spectrum), spectrum[k], dashes, color=colour, lw=0.9, label=label)
+    axes.set(title="Channel spectrum", xlabel="k / C (channels have no order)")
+    axes.set_ylabel("mean |F| (log scale)")
+    axes.set_xlim(0, 0.5)
+    log_y(axes)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+        ncols=3,
+        columnspacing=1,
+        handlelength=1.4,
+        title="block",
+    )
