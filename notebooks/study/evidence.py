@@ -23,6 +23,9 @@ from distill_dynamics.dynamics import Profile
 
 RESULTS = Path(__file__).parent / "results"
 
+LEAST_DEPTH = 0.05
+"""Bits that a U must have on both sides. Untrained curves, which are flat, pass `signature` with less."""
+
 Numbers = dict[str, float]
 Entry = dict[str, Any]
 """A line of a table; its first column, `name`, is its own."""
@@ -62,16 +65,16 @@ class Trained:
         return np.array([found[name] for name in sorted(filter(pattern.fullmatch, found))])
 
     @cached_property
-    def own_range(self) -> dict[int, tuple[Floats, bool]]:
-        """Epoch → entropy [L] with bins of each block's own range, and whether that is a U; of some rows."""
+    def own_range(self) -> dict[int, tuple[Floats, float]]:
+        """Epoch → entropy [L] with bins of each block's own range, and its `u_depth`; of some rows."""
         folder = self.folder / "evolution"
         if not folder.exists():
             return {}
-        u = {line["epoch"]: line["u_shaped"] for line in read(folder / "table.csv")}
-        curves: dict[str, list[float]] = {epoch: [] for epoch in u}
+        depth = {line["epoch"]: u_depth(line) for line in read(folder / "table.csv")}
+        curves: dict[str, list[float]] = {epoch: [] for epoch in depth}
         for line in read(folder / "curves.csv"):
             curves[line["epoch"]].append(float(line["entropy"]))
-        return {int(epoch): (np.array(curve), u[epoch] == "1.0") for epoch, curve in curves.items()}
+        return {int(epoch): (np.array(curve), depth[epoch]) for epoch, curve in curves.items()}
 
     def conflict(self, epoch: int) -> Floats:
         """[L]: cosines of the run's one term; NaN at blocks that it does not reach."""
@@ -84,6 +87,11 @@ class Trained:
     def said(self, name: str, epoch: int | None = None) -> float:
         """A number of dynamics/student/signature, at the end if no epoch is given."""
         return self.epochs[self.last if epoch is None else epoch][f"dynamics/student/signature/{name}"]
+
+
+def u_depth(said: Mapping[str, Any], prefix: str = "") -> float:
+    """Of a curve that is a U by `signature`, the lower side's depth, bits; 0 for any other."""
+    return float(said[f"{prefix}depth"]) if float(said[f"{prefix}u_shaped"]) == 1 else 0.0
 
 
 @cache
@@ -147,6 +155,29 @@ def q_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return dict(zip(p, stats.false_discovery_control(list(p.values())), strict=True)) if p else {}
 
 
+def holm(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """p of paired t-tests against 0, corrected by Holm (1979): the chance of any false one is below it."""
+    p = {name: stats.ttest_1samp(sample, 0).pvalue for name, sample in samples.items() if len(sample) > 1}
+    corrected, largest = {}, 0.0
+    for i, name in enumerate(sorted(p, key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - i) * p[name]))
+        corrected[name] = largest
+    return corrected
+
+
+def pooled(value: Callable[[Trained], float]) -> tuple[float, int]:
+    """Standard deviation over seeds, pooled over all rows of students, and its degrees of freedom."""
+    groups = [np.array([value(run) for run in found]) for found in students().values()]
+    freedom = sum(len(group) - 1 for group in groups)
+    return math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom), freedom
+
+
+def known_to(value: Callable[[Trained], float], seeds: int) -> float:
+    """Half the 95 % interval of the difference of two rows of so many seeds, from the pooled deviation."""
+    deviation, freedom = pooled(value)
+    return float(stats.t.ppf(0.975, freedom)) * deviation * math.sqrt(2 / seeds)
+
+
 def arms(curve: Floats) -> tuple[float, float]:
     """First and last block's height above the middle third's mean: of a U, both are above 0.
 
@@ -155,6 +186,11 @@ def arms(curve: Floats) -> tuple[float, float]:
     third = len(curve) // 3
     middle = curve[third : len(curve) - third].mean()
     return float(curve[0] - middle), float(curve[-1] - middle)
+
+
+def by_block(values: Sequence[float] | Floats, what: str = "block") -> Entry:
+    """Columns of a curve [L]."""
+    return {f"{what}_{block:02d}": value for block, value in enumerate(values, start=1)}
 
 
 def over_images(profile: Profile, value: Callable[[Floats, Floats], float], prefix: str) -> Entry:
@@ -166,14 +202,17 @@ def over_images(profile: Profile, value: Callable[[Floats, Floats], float], pref
     return bootstrap(of, len(profile.entropy_images), prefix)
 
 
-def bootstrap(of: Callable[[NDArray[np.int64]], float], count: int, prefix: str) -> Entry:
-    """A number of `count` things, given their indices, and its 95 % interval over resamples of them."""
+def bootstrap(of: Callable[..., Any], count: int, prefix: str, vectorized: bool = False) -> Entry:
+    """A number of `count` things, given their indices, and its 95 % interval over resamples of them.
+
+    Vectorized, `of` is given many resamples [R, count] at once, and by `axis` that they lie along the last.
+    """
     everything = np.arange(count)
     drawn = stats.bootstrap(
         [everything],
         of,
         n_resamples=2000,
-        vectorized=False,
+        vectorized=vectorized,
         method="percentile",
         rng=np.random.default_rng(0),
     )
@@ -189,6 +228,16 @@ def last_top1(run: Trained) -> float:
 def best_top1(run: Trained) -> float:
     """Of the best epoch on the test set, as the paper reports it, percent."""
     return float(run.top1().max())
+
+
+def test_loss(run: Trained) -> float:
+    """After the last epoch: cross-entropy on the test set, nats."""
+    return run.epochs[run.last]["val/loss"]
+
+
+def kd_loss(run: Trained) -> float:
+    """Of the last epoch's training images: how far the student's answers are from its teacher's, nats."""
+    return run.epochs[run.last].get("train/loss_kd", math.nan)
 
 
 def term_share(run: Trained) -> float:
@@ -211,24 +260,25 @@ def training_hours(run: Trained) -> float:
     return run.epochs[run.last]["step"] * batch / images_per_s(run) / 3600
 
 
-def rank_correlation(known: Floats, final: Floats, permutations: int = 20_000) -> tuple[float, float]:
-    """Spearman's, mean over the lines of two [S, n], and its p from permutations of the columns.
-
-    `ValueError` for a value that is not finite.
-    """
-    if not (np.isfinite(known).all() and np.isfinite(final).all()):
+def _ranked(values: Floats) -> Floats:
+    """Ranks along the last axis, centred and of length 1; 0 where all are alike."""
+    if not np.isfinite(values).all():
         raise ValueError("a number that is not known cannot be ranked")
+    ranks = stats.rankdata(values, axis=-1)
+    centred = ranks - ranks.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(centred / np.linalg.norm(centred, axis=-1, keepdims=True))
 
-    def standardised(values: Floats) -> Floats:
-        ranks = stats.rankdata(values, axis=1)
-        centred = ranks - ranks.mean(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            return np.nan_to_num(centred / np.linalg.norm(centred, axis=1, keepdims=True))  # all alike: 0
 
-    one, other = standardised(known), standardised(final)
-    products = one.T @ other / len(one)  # [n, n]: Σ over lines; a permutation picks one of each row
+def rank_correlation(known: Floats, final: Floats) -> Floats:
+    """Spearman's of two [S, ..., n] over n, mean over S. `ValueError` for a value that is not finite."""
+    return (_ranked(known) * _ranked(final)).sum(axis=-1).mean(axis=0)
+
+
+def permutation_p(known: Floats, final: Floats, permutations: int = 20_000) -> float:
+    """Two-sided p of the `rank_correlation` of two [S, n], from permutations of the columns."""
+    products = _ranked(known).T @ _ranked(final) / len(known)  # [n, n]: a permutation picks one of each row
     rng = np.random.default_rng(0)
     orders = rng.permuted(np.tile(np.arange(len(products)), (permutations, 1)), axis=1)
     drawn = products[np.arange(len(products)), orders].sum(axis=1)
-    rho = float(np.trace(products))
-    return rho, float((1 + (np.abs(drawn) >= abs(rho) - 1e-12).sum()) / (1 + permutations))
+    return float((1 + (np.abs(drawn) >= abs(np.trace(products)) - 1e-12).sum()) / (1 + permutations))

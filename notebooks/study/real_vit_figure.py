@@ -1,21 +1,20 @@
 """The paper's Figures 1 to 3 for the real ViT, from its kept Profiles alone."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from evidence import Floats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from panels import DASHES, RANGES
 from real_vit_table import PROFILES
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import bootstrap_interval
 from distill_dynamics.report.figures.look import OKABE_ITO, log_y
 
-RANGES = {
-    "global": "one range for all blocks",
-    "layer": "each block's own range",
-    "scaled": "blocks divided by magnitude",
-}
+COLOUR = "#117733"
 
 
 def real_vit() -> Figure:
@@ -23,11 +22,12 @@ def real_vit() -> Figure:
     found = {name: Profile.load(PROFILES / f"{name}.npz") for name in RANGES}
     profile = found["global"]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3.7), layout="constrained")
-    for (name, label), colour in zip(RANGES.items(), OKABE_ITO, strict=False):
-        draw_curve(left, found[name].blocks, found[name].entropy, found[name].entropy_images, colour, label)
+    for name, label in RANGES.items():
+        one = found[name]
+        draw_curve(left, one.blocks, one.entropy, one.entropy_images, ls=DASHES[name], label=label)
     left.set(title="Entropy", ylabel="bits", xlabel="block", ylim=(0, None))
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), title="bins with")
-    draw_curve(middle, profile.blocks, profile.magnitude, profile.magnitude_images, "0.2")
+    draw_curve(middle, profile.blocks, profile.magnitude, profile.magnitude_images)
     middle.set(title="Activation magnitude", ylabel="mean |A| (log scale)")
     note = f"intervals over {len(profile.entropy_images)} photographs,\nmostly hidden by the lines"
     middle.set_xlabel(f"block\n\nrings: the lowest block\nbands: 95 % {note}")
@@ -38,15 +38,13 @@ def real_vit() -> Figure:
     return figure
 
 
-def draw_curve(
-    axes: Axes, blocks: Floats, curve: Floats, images: Floats, colour: str, label: str | None = None
-) -> None:
+def draw_curve(axes: Axes, blocks: Floats, curve: Floats, images: Floats, **look: Any) -> None:
     """A curve [L] with its 95 % bootstrap interval over images [N, L], and its lowest block as a ring."""
     low, high = bootstrap_interval(images)
-    axes.fill_between(blocks, low, high, color=colour, alpha=0.3, lw=0)
-    axes.plot(blocks, curve, "o-", color=colour, ms=3, lw=1.4, label=label)
+    axes.fill_between(blocks, low, high, color=COLOUR, alpha=0.3, lw=0)
+    axes.plot(blocks, curve, color=COLOUR, marker="o", ms=3, lw=1.4, **look)
     lowest = int(curve.argmin())
-    axes.plot(blocks[lowest], curve[lowest], "o", color=colour, ms=8, markerfacecolor="none")
+    axes.plot(blocks[lowest], curve[lowest], "o", color=COLOUR, ms=8, markerfacecolor="none")
 
 
 def draw_spectra(axes: Axes, profile: Profile) -> None:

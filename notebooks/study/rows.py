@@ -24,6 +24,8 @@ class Row:
     """
     watched: bool = False
     """Whether its checkpoints are analysed once more, under other ranges of the entropy's bins."""
+    extended: bool = False
+    """Whether it was planned with three seeds, and got two more after these had been seen."""
 
 
 ROWS = {
@@ -42,16 +44,18 @@ ROWS = {
     "spectralkd_l1_60": Row("SpectralKD L 1, 60 epochs", baseline="softkd_60"),
     "spectralkd_l1_beta01": Row("SpectralKD L 1, half β", 5, paper=76.48),
     "spectralkd_l8": Row("SpectralKD L 8", paper=76.69),
-    "projectorkd_f1": Row("ProjectorKD F 1", 5),
+    "projectorkd_f1": Row("ProjectorKD F 1", 5, extended=True),
     "projectorkd_l1": Row("ProjectorKD L 1", 5),
     "projectorkd_l1_frozen": Row("ProjectorKD L 1, frozen", 5, paper=76.72),
     "projectorkd_f1_l1": Row("ProjectorKD F 1, L 1"),
-    "softkd_resnet": Row("SoftKD, ResNet teacher", 5, teacher="resnet"),
+    "softkd_resnet": Row("SoftKD, ResNet teacher", 5, teacher="resnet", extended=True),
     "spectralkd_l1_resnet": Row(
-        "SpectralKD L 1, ResNet teacher", 5, teacher="resnet", baseline="softkd_resnet"
+        "SpectralKD L 1, ResNet teacher", 5, teacher="resnet", baseline="softkd_resnet", extended=True
     ),
 }
 """In the order of the paper's Table 1."""
 
 TEACHERS = {"teacher_cait24": "teacher, CaiT", "teacher_resnet": "teacher, ResNet"}
 """Runs of one seed; theirs are the names of their YAMLs, too."""
+CONTROLS = {"teacher_cait24_std035": "CaiT, smaller input"}
+"""Likewise, and each is trained as the teacher whose name it begins with, but for what its own YAML says."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rows import ROWS
+from rows import CONTROLS, ROWS
 
 from distill_dynamics import Backbone
 
@@ -33,7 +33,11 @@ RUNS = Path("runs/study")
 RESULTS = HERE / "results"
 
 STUDENT = "deit_tiny_patch16_224"
-MODELS = {"teacher_cait24": "cait_s24_224", "teacher_resnet": "resnet18"}
+MODELS = {
+    "teacher_cait24": "cait_s24_224",
+    "teacher_cait24_std035": "cait_s24_224",
+    "teacher_resnet": "resnet18",
+}
 IMAGES = (8, 32, 128, 512)
 """How many probe images are enough?"""
 
@@ -177,6 +181,15 @@ def make_teacher(name: str) -> None:
     keep(run)
 
 
+def make_control(name: str) -> None:
+    """Train a teacher that teaches no one."""
+    teacher, _ = name.rsplit("_", 1)
+    fit(name, [teacher, name])
+    look_at_evolution(name)
+    look_under_ranges(name, RUNS / name / "checkpoints" / "last.ckpt")
+    keep(name)
+
+
 def prepare(name: str, cached: bool) -> None:
     """What the runs of a teacher need."""
     make_teacher(name)
@@ -195,33 +208,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
+    names = [*ROWS, *CONTROLS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="ROW")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     os.chdir(ROOT)
-    asked = list(runs(options.only))
+    asked = list(runs([name for name in options.only if name in ROWS]))
     wanted = [run for run in asked if not (RESULTS / run.name).exists()]
     print(f"{len(asked) - len(wanted)} runs are there, {len(wanted)} to make", flush=True)
     pool = ThreadPoolExecutor(options.workers)
-    made: dict[Future[None], Run] = {}
+    made: dict[Future[None], str] = {}
     try:
         caching = {run.teacher for run in wanted if run.cached}
         taught = dict.fromkeys(run.teacher for run in wanted if run.teacher)
         teachers = {name: pool.submit(prepare, name, name in caching) for name in taught}
-        made |= {pool.submit(run.make): run for run in wanted if run.teacher is None}
+        made |= {pool.submit(run.make): run.name for run in wanted if run.teacher is None}
+        controls = [name for name in CONTROLS if name in options.only and not (RESULTS / name).exists()]
+        made |= {pool.submit(make_control, name): name for name in controls}
         failed = 0
         for name, ready in teachers.items():
             if error := ready.exception():
                 failed += 1
                 print(f"no run with teacher {name}: {error}", flush=True)
             else:
-                made |= {pool.submit(run.make): run for run in wanted if run.teacher == name}
+                made |= {pool.submit(run.make): run.name for run in wanted if run.teacher == name}
         began, before = time.monotonic(), sum(future.done() for future in made)
         for done, future in enumerate(as_completed(made), start=1):
             pace = (time.monotonic() - began) / max(1, done - before)
             error = future.exception()
             failed += error is not None
-            told = f"{made[future].name} failed: {error}" if error else made[future].name
+            told = f"{made[future]} failed: {error}" if error else made[future]
             left = pace * (len(made) - done) / 3600
             print(f"{told}: {done} of {len(made)}, {left:.1f} h left", flush=True)
     finally:

@@ -5,19 +5,19 @@ The table at the head of the project's README.md is made here too, and what each
     python notebooks/study/write_up.py
 
 In the template `{accuracy[softkd][last_mean]:.2f}` is a cell, `{accuracy[none][last_difference]:+.2f}` a mean
-with its interval, of three cells, `{shown[accuracy]}` a table. Of `{accuracy[none][last_difference]:below}`
-and `{early[top-1 1][q]:over 0.05}` nothing is seen: they hold a sentence to what the table says.
+with its interval, of three cells, `{shown[accuracy]}` a table. Of `{accuracy[none][last_difference]:below}`,
+`{accuracy[none][last_difference]:excludes 0.1}` and `{early[top-1 1][q]:over 0.05}` nothing is seen: they
+hold a sentence to what the table says.
 """
 
 import math
-import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from figures import CURVES, FOLLOWED, HEADLINE, LABELS, RANGES, table
+import numpy as np
+from cells import Cell, Interval, Line, Lines, cells
+from panels import LABELS, RANGES
 from rows import ROWS
 from tables import TABLES_MADE
 
@@ -28,96 +28,72 @@ BEGIN, END = "<!-- by notebooks/study/write_up.py -->", "<!-- to here -->"
 """What stands before and after the table in the project's README."""
 
 
-class Cell(float):
-    """A number of a table, written as text has it: − and not -, a dash where it is not known.
-
-    As "is 5", "over 0.05" or "under 0.05" it is empty, and an error unless it is.
-    """
-
-    def __format__(self, spec: str) -> str:
-        how, _, limit = spec.partition(" ")
-        if how in _CHECKS:
-            if not _CHECKS[how](self, float(limit)):
-                raise ValueError(f"a sentence has {self:g} {spec}")
-            return ""
-        return super().__format__(spec).replace("-", "−") if math.isfinite(self) else "–"
-
-
-_CHECKS = {"is": operator.eq, "over": operator.gt, "under": operator.lt}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its interval: "+0.31 (+0.10 to +0.52)"; an interval that is not known is left out.
-
-    As "above", "below" or "around" it is empty, and an error unless all of it is above or below 0, or 0 is
-    in it: a sentence that says so in words would otherwise outlive its numbers.
-    """
-
-    mean: Cell
-    low: Cell
-    high: Cell
-
-    def __format__(self, spec: str) -> str:
-        if spec in ("above", "below", "around"):
-            found = "above" if self.low > 0 else "below" if self.high < 0 else "around"
-            if found != spec or not math.isfinite(self.low):
-                raise ValueError(f"a sentence has {self:+.3f} {spec} 0")
-            return ""
-        span = f" ({self.low:{spec}} to {self.high:{spec}})" if math.isfinite(self.low) else ""
-        return f"{self.mean:{spec}}{span}"
-
-
-UNKNOWN = Cell("nan")
-Line = dict[str, Any]
-"""Of a table by column: Cells and words, and each Interval by what its three columns have in common."""
-
-
-class Lines(dict[str, Line]):
-    """A table by entry and column."""
-
-    def __missing__(self, name: str) -> Line:
-        raise KeyError(f"no entry {name!r}; there are {', '.join(self) or 'none'}")
-
-
-def cells(name: str) -> Lines:
-    """A table's cells, numbers as numbers."""
-    found = Lines()
-    for entry, columns in table(name).items():
-        line: Line = {column: _cell(text) for column, text in columns.items()}
-        for column in [column for column in line if column.endswith("_mean")]:
-            what = column.removesuffix("_mean")
-            if isinstance(line.get(f"{what}_low"), Cell):
-                line[what] = Interval(line[column], line[f"{what}_low"], line[f"{what}_high"])
-        found[entry] = line
-    return found
-
-
-def _cell(text: str) -> Cell | str:
-    try:
-        return Cell(text or "nan")
-    except ValueError:
-        return text
+HEADLINE = (
+    "none",
+    "spectralkd_f1",
+    "spectralkd_l1",
+    "spectralkd_l1_60",
+    "spectralkd_l1_beta01",
+    "spectralkd_f1_l1",
+    "projectorkd_l1",
+    "projectorkd_l1_frozen",
+)
+SHAPES_SHOWN = (
+    "teacher_cait24",
+    "teacher_cait24_std035",
+    "none",
+    "none_std01",
+    "softkd",
+    "softkd_60",
+    "spectralkd_f1",
+    "spectralkd_f1_l1",
+    "spectralkd_l1",
+    "spectralkd_l1_60",
+    "projectorkd_l1",
+    "spectralkd_l1_resnet",
+)
+RANGES_SHOWN = ("teacher_cait24", "teacher_cait24_std035", "none", "none_std01", "softkd", "spectralkd_l1")
+EVOLUTION_SHOWN = (
+    "spectralkd_l1",
+    "spectralkd_l1_long",
+    "spectralkd_l1_60",
+    "spectralkd_f1",
+    "spectralkd_f1_l1",
+    "projectorkd_l1",
+    "softkd",
+    "softkd_60",
+)
+"""Rows of the README's and the folded tables; the others are in tables/ alone."""
 
 
 def accuracy(found: Lines) -> str:
-    """The paper's Table 1 in small."""
+    """The paper's Table 1 in small; bold: larger than the pooled error."""
     lines = []
     for row, e in found.items():
-        shown = [LABELS[row], _percent(e["term"]), f"{e['seeds']:.0f}", _spread(e, "last")]
+        name = LABELS[row] + (" †" if ROWS[row].extended else "")
+        shown = [name, f"{e['seeds']:.0f}", _spread(e, "last"), *[""] * 6]
         if isinstance(e.get("baseline"), str):
-            shown += [LABELS[str(e["baseline"])], _interval(e, "last_difference"), _known(e["paper"], "+.2f")]
-            q = e.get("q", UNKNOWN)
-            shown += ["< 0.001" if q < 0.001 else _known(q, ".3f")]
-        else:
-            shown += [""] * 4
+            points, loss = _sure(e, "last", 1, "+.2f"), _sure(e, "loss", 1000, "+.1f")
+            kd = _known(Cell(np.round(e["kd_mean"]) + 0.0), "+.0f")
+            shown[3:] = [points, _known(e["paper"], "+.2f"), _p(e["holm"]), _p(e["q"]), loss, kd]
         lines.append(shown)
-    return markdown(["", "term (%)", "seeds", "top-1 (%)", "minus", "points", "paper's", "q"], lines)
+    heads = ["", "seeds", "top-1 (%)", "points", "paper's", "Holm", "q", "test loss (10⁻³)", "KD loss (%)"]
+    return markdown(heads, lines)
+
+
+def _sure(entry: Line, what: str, scale: float, spec: str) -> str:
+    parts = (entry[f"{what}_difference_{part}"] for part in ("mean", "low", "high"))
+    text = f"{Interval(*(Cell(scale * part) for part in parts)):{spec}}"
+    return f"**{text}**" if entry[f"{what}_sure"] == 1 else text
+
+
+def _p(cell: Cell) -> str:
+    return "< 0.001" if cell < 0.001 else _known(cell, ".3f")
 
 
 def headline(found: Lines) -> str:
-    """The rows of the figure `headline`, for the project's README."""
-    chosen = {row: e for row, e in found.items() if row in ("softkd", *HEADLINE)}
+    """The main rows, for the project's README."""
+    chosen = {row: e for row, e in found.items() if row in ("softkd", "softkd_60", *HEADLINE)}
     lines = [
         [LABELS[row], f"{e['seeds']:.0f}", _spread(e, "last"), _interval(e, "last_difference"),
          _known(e["paper"], "+.2f")]
@@ -136,33 +112,24 @@ def contrasts(found: Lines) -> str:
     return markdown(["", "seeds", "points", "paper's"], lines)
 
 
-SHAPES_SHOWN = (*CURVES, "none", "none_std01", "projectorkd_l1", "spectralkd_l1_resnet")
-RANGES_SHOWN = ("teacher_cait24", "softkd", "none_std01", "spectralkd_f1")
-"""The others are in the tables alone."""
-
-
 def shapes(found: Lines) -> str:
     """Whose curve is a U, under the paper's range."""
-    chosen: dict[str, list[Line]] = {}
+    chosen: dict[str, list[Line]] = {row: [] for row in SHAPES_SHOWN}
     for e in found.values():
-        if e["range"] == "global" and e["row"] in SHAPES_SHOWN:
-            chosen.setdefault(str(e["row"]), []).append(e)
+        if e["range"] == "global" and e["row"] in chosen:
+            chosen[str(e["row"])].append(e)
     lines = []
     for row, epochs in chosen.items():
+        if not epochs:
+            continue
         e = max(epochs, key=lambda e: e["epoch"])
         ever = f"{e['ever_u']:.0f} of {e['ever']:.0f}"
         lowest = f"{e['lowest']:.0f} ({e['lowest_min']:.0f} to {e['lowest_max']:.0f})"
-        arms = [_interval(e, name, ".2f") for name in ("fall", "rise")]
-        lines.append([LABELS[row], f"{e['u']:.0f} of {e['runs']:.0f}", ever, lowest, *arms])
-    heads = [
-        "",
-        "a U at the end",
-        "over runs and epochs",
-        "lowest block (of single runs)",
-        "fall (bits)",
-        "rise (bits)",
-    ]
-    return markdown(heads, lines)
+        arms = [_interval(e, name, "+.2f") for name in ("fall", "rise")]
+        us = [f"{e[name]:.0f} of {e['runs']:.0f}" for name in ("u", "u_of_any_depth")]
+        lines.append([LABELS[row], *us, ever, lowest, *arms])
+    heads = ["", "a U at the end", "the same, of any depth", "over runs and epochs", "lowest block (of runs)"]
+    return markdown([*heads, "fall (bits)", "rise (bits)"], lines)
 
 
 def ranges(found: Lines) -> str:
@@ -171,31 +138,30 @@ def ranges(found: Lines) -> str:
         [
             LABELS[str(e["row"])],
             RANGES[str(e["range"])],
-            _interval(e, "fall", ".2f"),
-            _interval(e, "rise", ".2f"),
+            _interval(e, "fall"),
+            _interval(e, "rise"),
             f"{e['r2_mean']:.2f}",
             f"{e['slope_mean']:.2f}",
         ]
         for e in found.values()
-        if e["row"] in RANGES_SHOWN
+        if e["row"] in RANGES_SHOWN and e["range"] in RANGES
     ]
     return markdown(["", "bins with", "fall (bits)", "rise (bits)", "R²", "bits a doubling"], lines)
 
 
 def evolution(found: Lines) -> str:
-    """What becomes of the ends' entropy over the epochs, and minus the baseline's."""
-    names = ("last", "last_own", "all", "last_change", "first_change", "first_change_difference")
-    lines = [[LABELS[row], *(_interval(found[row], name) for name in names)] for row in ("softkd", *FOLLOWED)]
-    heads = [
-        "",
-        "last block, early",
-        "the same, its own range",
-        "all blocks, early",
-        "change of the last block",
-        "change of the first",
-        "the same, minus SoftKD's",
+    """What becomes of the last and the first block over the epochs."""
+    names = ("last", "last_own", "last_scale", "last_change", "last_scale_change", "others_scale_change")
+    lines = [
+        [
+            f"{LABELS[row]} ({e['early_from']:.0f} to {e['early_to']:.0f})",
+            *(_interval(e, n) for n in names),
+        ]
+        for row in EVOLUTION_SHOWN
+        for e in [found[row]]
     ]
-    return markdown(heads, lines)
+    heads = ["row (early epochs)", "entropy, early", "own range", "magnitude, early", "entropy, later change"]
+    return markdown([*heads, "magnitude, later change", "other blocks'"], lines)
 
 
 def _spread(entry: Line, what: str) -> str:
@@ -210,10 +176,6 @@ def _interval(entry: Line, what: str, spec: str = "+.2f") -> str:
 
 def _known(cell: Cell, spec: str) -> str:
     return f"{cell:{spec}}" if math.isfinite(cell) else ""
-
-
-def _percent(share: Cell) -> str:
-    return _known(Cell(100 * share), ".0f")
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
