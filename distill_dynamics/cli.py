@@ -26,7 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics import commands, lease, run
 from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
@@ -37,8 +37,10 @@ from distill_dynamics.data import ImageData
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.ranks import failing_as_one, is_first_rank, watch_others
+from distill_dynamics.runs.metrics_csv import RunLogger
 from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
 from distill_dynamics.wandb_end import UPLOAD_S, close_wandb, wandb_closed_in_time
+from distill_dynamics.wandb_steps import next_step
 
 
 @dataclass
@@ -220,7 +222,7 @@ class DistillCLI(LightningCLI):
         config.wandb.group = wandb_settings.group = wandb_settings.group or stem
         config.name = self.run_dir.name
         given = trainer.logger
-        loggers: list[Logger] = [run.RunLogger(self.run_dir)]
+        loggers: list[Logger] = [RunLogger(self.run_dir)]
         loggers += given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
         if given is not False:
             loggers += _wandb_loggers(self.config_init.fit.wandb, self.run_dir)
@@ -381,14 +383,38 @@ WANDB_TIMEOUT_S = 30
 
 
 class RunWandb(WandbLogger):
-    """Lightning's, for a run that may last longer than the server: where it is not there, offline it is."""
+    """Lightning's, for a run that may last longer than the server: where it is not there, offline it is.
+
+    What others log, through Lightning, has the epoch under way as its epoch: completed ones are counted.
+    """
+
+    epoch = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """From here on what others log belongs to this epoch."""
+        self.epoch = epoch
+
+    @rank_zero_only
+    def log_row(self, metrics: dict[str, Any], step: int) -> None:
+        """Log what knows its epoch."""
+        super().log_metrics(metrics, step=step)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log what others do."""
+        super().log_metrics({**metrics, "epoch": self.epoch}, step=step)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """W&B's run, begun at the first call. UserError where W&B knows no account to write to."""
+        begins = self._experiment is None
+        first = next_step(Path(str(self.save_dir))) if begins else 0
         try:
-            return super().experiment
+            experiment = super().experiment
+            if begins and first and self._wandb_init["mode"] == "offline":
+                experiment.log({}, step=first)  # the next is logged with this step
+            return experiment
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise UserError(
                 f"wandb.mode online: {first_line(error)} (or take --wandb.mode offline)"
@@ -400,7 +426,7 @@ class RunWandb(WandbLogger):
             )
         wandb.teardown()  # or the run's id would still be in use
         self._wandb_init["mode"] = "offline"
-        return super().experiment
+        return self.experiment
 
 
 def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
@@ -427,7 +453,6 @@ NOISE = (
     ".*does not have many workers",
     ".*is smaller than the logging interval",  # our rows are epochs
     ".*but have no logger configured",  # outside fit the metrics are printed
-    r".*lr_scheduler.step\(\)` before `optimizer.step",  # meant: Distiller.on_train_epoch_start
     "predict returned None",  # cache-teacher writes what it has
     "Checkpoint directory .* exists and is not empty",  # a run that is continued
     ".*callbacks used to create the checkpoint need to be provided",  # not outside fit

@@ -5,6 +5,7 @@ Legend of letters: B batch, C channels, H W grid, K classes.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,7 +34,8 @@ from distill_dynamics.layers import pair_layers
 from distill_dynamics.losses import SoftKD
 from distill_dynamics.losses.logits import TopClasses, soft_kd_top
 from distill_dynamics.losses.maps import at_least_float32
-from distill_dynamics.schedule import WarmupCosine
+from distill_dynamics.runs.metrics_csv import log_row
+from distill_dynamics.schedule import ProgressCosine
 from distill_dynamics.sharding import is_sharded, shard
 from distill_dynamics.teacher_cache.cache import (
     TeacherCache,
@@ -42,6 +44,8 @@ from distill_dynamics.teacher_cache.cache import (
     teacher_part,
     validated_on,
 )
+from distill_dynamics.train.optimise import Optimisation, decay_groups
+from distill_dynamics.train.settings import saved_settings
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -97,7 +101,9 @@ class Distiller(LightningModule):
         optimizer: makes the optimiser from parameter groups. Its weight decay spares biases, norms,
             and what the student's architecture names (position and class tokens). AdamW's `fused: true`
             updates all weights in one call, several times faster; what is computed is the same.
-        scheduler: makes the schedule, stepped once an epoch; null for a constant rate.
+        scheduler: makes the schedule. The default, `ProgressCosine`, is set at every step and fits a training
+            of any length; all others take one step an epoch. A ReduceLROnPlateau is Lightning's, which has a
+            monitor. null is a constant rate.
         lr_images: the linear rule: the optimiser's rate is for this many images a step, and is
             scaled to the global batch (batch × devices × accumulated batches); null takes it as it is.
         compile: compile student and teacher (`torch.compile`'s defaults); the first steps are slow. Probes
@@ -130,10 +136,10 @@ class Distiller(LightningModule):
         temperature: float = 1.0,
         label_smoothing: float = 0.1,
         optimizer: Callable[[Iterable], Optimizer] = lambda params: torch.optim.AdamW(
-            params, lr=5e-4, weight_decay=0.05, fused=True
+            params, lr=1e-3, weight_decay=0.05, fused=True
         ),
-        scheduler: Callable[[Optimizer], LRScheduler] | None = lambda optimizer: WarmupCosine(optimizer),
-        lr_images: int | None = 512,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = lambda optimizer: ProgressCosine(optimizer),
+        lr_images: int | None = None,
         compile: bool = False,
         teacher_precision: Precision | None = None,
         channels_last: bool = False,
@@ -202,9 +208,13 @@ class Distiller(LightningModule):
         self.latest_loss: Tensor | None = None
         self._epoch_sum: Tensor | None = None
         self._epoch_steps = self._epoch_images = 0
-        self._epoch_ended: float | None = None  # when its validation began
+        self._epoch_seconds = 0.0  # of training, as far as the clock has been read
+        self._clock = 0.0  # when it was started or read
+        self._validated_at: int | None = None  # the step with whose weights val/* was measured
+        self._val_check_batch: Any = None  # Lightning's, between two epochs
         self._begun: dict[str, Any] | None = None  # what a checkpoint says of the epoch it was saved in
         self._first_bad: Tensor | None = None
+        self._saved_settings: dict[str, Any] | None = None  # of the checkpoint that training goes on from
 
     # --- the step ---------------------------------------------------------------------------------
 
@@ -361,10 +371,14 @@ class Distiller(LightningModule):
     def on_train_start(self) -> None:
         """Measure the teacher on the validation set, once in a run's life; go on in a begun epoch."""
         self._first_bad = None
+        self.optimisation.resume()
+        if (rates := self.optimisation.rates()) and rates.warning:
+            rank_zero_warn(rates.warning)
         if self._begun is not None:
             self._epoch_sum = self._begun["sums"][self.global_rank].to(self.device)
             self._epoch_steps, self._epoch_images = self._begun["steps"], self._begun["images"]
-            self._epoch_began = time.perf_counter() - self._begun["seconds"]
+            self._epoch_seconds, self._clock = self._begun["seconds"], time.perf_counter()
+            self._val_check_batch = self.trainer.val_check_batch
             self._begun = None
         if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
             cache, known = self.cache, None
@@ -374,27 +388,42 @@ class Distiller(LightningModule):
             self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
 
     def on_train_epoch_start(self) -> None:
-        """Set this epoch's learning rate.
-
-        Here and not at the epoch's end, where Lightning would: it saves the checkpoint before it
-        steps, so that a resumed run would go on with the rate of the epoch before.
-        """
-        scheduler: Any = self.lr_schedulers()
-        if scheduler is not None:
-            if self._lasts_as_trainer:  # of this run, whatever max_epochs the checkpoint was made with
-                scheduler.epochs = self.trainer.max_epochs
-            if scheduler.last_epoch < self.current_epoch:
-                scheduler.step()
+        """Set this epoch's learning rate, and begin its sums."""
+        self.optimisation.begin_epoch()
         self._epoch_sum, self._epoch_steps, self._epoch_images = None, 0, 0
-        self._epoch_ended = None
-        self._epoch_began = time.perf_counter()
+        self._epoch_seconds, self._clock = 0.0, time.perf_counter()
+        if self._val_check_batch is not None:
+            self.trainer.val_check_batch = self._val_check_batch
+        self._val_check_batch = self.trainer.val_check_batch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set this step's learning rate, where the schedule has one for each."""
+        self.optimisation.begin_step(batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Have Lightning validate at the end of an epoch, whatever `val_check_interval` says.
+
+        What a row, `best.ckpt` and the exported student say is measured on the weights of that end.
+        """
+        trainer: Any = self.trainer
+        if trainer.is_last_batch:
+            trainer.val_check_batch = 1
+            trainer._last_val_time = -math.inf
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Leave the schedule alone: `on_train_epoch_start` steps it."""
+        """Leave the schedule alone: `Optimisation` steps it."""
 
     def on_validation_start(self) -> None:
         """Stop the clock of `train/images_per_s`: validation is not training."""
-        self._epoch_ended = time.perf_counter()
+        self._read_clock()
+
+    def on_validation_end(self) -> None:
+        """Start it again."""
+        self._clock = time.perf_counter()
+
+    def _read_clock(self) -> None:
+        now = time.perf_counter()
+        self._epoch_seconds, self._clock = self._epoch_seconds + now - self._clock, now
 
     def on_validation_epoch_end(self) -> None:
         """Publish `val/*`; in `fit` the epoch's row is written by `on_train_epoch_end`."""
@@ -411,6 +440,7 @@ class Distiller(LightningModule):
         fitting = self.trainer.state.fn == "fit"
         for name, value in values.items():
             self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
+        self._validated_at = self.trainer.global_step
 
     def on_train_epoch_end(self) -> None:
         """Write the epoch's row: means of `train/*` over steps and ranks, and `val/*` where validated."""
@@ -420,15 +450,16 @@ class Distiller(LightningModule):
         row = dict(
             zip(["train/loss", *(f"train/loss_{name}" for name in self._part_names)], means, strict=True)
         )
-        # One that max_steps cuts short has not been validated, though it was due.
-        due = self.trainer.fit_loop.epoch_loop._should_check_val_epoch()
-        ended = self._epoch_ended if due else None
-        validated = ended is not None
-        images = self._epoch_images * self.trainer.world_size
-        row["train/images_per_s"] = images / ((ended or time.perf_counter()) - self._epoch_began)
+        validated = self._validated_at == self.trainer.global_step
+        if not validated:
+            self._read_clock()
+        row["train/images_per_s"] = self._epoch_images * self.trainer.world_size / self._epoch_seconds
         row["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
         if validated:
-            row |= {k: v.item() for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+            row |= {name: value for name, value in metrics.items() if name.startswith("val/")}
+        others = {name: value for name, value in metrics.items() if not name.startswith("val/")}
+        self.optimisation.end_epoch(others | row)
         epoch = self.current_epoch + 1
         self._epoch_sum = None  # what is saved from here on is no longer of this epoch
         self._log_row(epoch, row)
@@ -436,8 +467,7 @@ class Distiller(LightningModule):
 
     def _log_row(self, epoch: int, metrics: dict[str, float]) -> None:
         """Write to every logger now: Lightning's own way comes after the checkpoint is saved."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics({"epoch": epoch, **metrics}, step=self.trainer.global_step)
+        log_row(self.trainer.loggers, epoch, metrics, self.trainer.global_step)
 
     def _measure_teacher(self) -> dict[str, float]:
         metrics = self.teacher_metrics.to(self.device)
@@ -588,30 +618,17 @@ class Distiller(LightningModule):
         return super()._apply(fn, *args, **kwargs)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, or what the config puts in their place; the linear rule of the rate."""
-        exempt = {f"student.{name}" for name in self.student.no_weight_decay()}
-        decay: list[nn.Parameter] = []
-        no_decay: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                bare = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
-                (no_decay if bare else decay).append(parameter)
-        optimizer = self.make_optimizer([{"params": decay}, {"params": no_decay, "weight_decay": 0.0}])
-        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        if mixed and self.trainer.gradient_clip_val and optimizer.defaults.get("fused"):
-            raise UserError(
-                "trainer.gradient_clip_val: in mixed precision, gradients cannot be clipped for a fused "
-                "optimiser; set model.optimizer.init_args.fused: false"
-            )
-        if self.lr_images is not None:
-            factor = self.global_batch / self.lr_images
-            for group in optimizer.param_groups:
-                group["lr"] *= factor
-        if self.make_scheduler is None:
-            return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        self._lasts_as_trainer = isinstance(scheduler, WarmupCosine) and scheduler.epochs is None
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        """AdamW and its schedule, or what the config puts in their place; the linear rule of the rate.
+
+        Raises UserError for a schedule that does not fit the trainer, and for an optimiser or a schedule that
+        does not follow from that of the checkpoint the run goes on from.
+        """
+        groups = decay_groups(self, {f"student.{name}" for name in self.student.no_weight_decay()})
+        factor = 1.0 if self.lr_images is None else self.global_batch / self.lr_images
+        self.optimisation = Optimisation(
+            self.make_optimizer, groups, factor, self.make_scheduler, self.trainer, self._saved_settings
+        )
+        return self.optimisation.for_lightning()
 
     @property
     def global_batch(self) -> int:
@@ -635,6 +652,7 @@ class Distiller(LightningModule):
             "student": self.student.description(),
             "teacher_accuracy": self.teacher_accuracy,
             "begun_epoch": self._begun_epoch(),
+            "settings": self.optimisation.settings,
         }
 
     def _begun_epoch(self) -> dict[str, Any] | None:
@@ -646,7 +664,7 @@ class Distiller(LightningModule):
             "sums": sums.reshape(-1, len(self._epoch_sum)).cpu(),
             "steps": self._epoch_steps,
             "images": self._epoch_images,
-            "seconds": time.perf_counter() - self._epoch_began,
+            "seconds": self._epoch_seconds + time.perf_counter() - self._clock,
             "layout": self._layout(),
         }
 
@@ -672,6 +690,8 @@ class Distiller(LightningModule):
             )
         self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
         self._begun = checkpoint["distill_dynamics"].get("begun_epoch")
+        if self.trainer.state.fn == "fit":
+            self._saved_settings = saved_settings(checkpoint)
         if self._begun is not None and self.trainer.state.fn == "fit":
             was, now = self._begun["layout"], self._layout()
             both = {name: (was.get(name), now.get(name)) for name in was | now}

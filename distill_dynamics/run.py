@@ -1,8 +1,7 @@
-"""A run directory: its name, its record (`run.json`), and its `metrics.csv`."""
+"""A run directory: its name and its record (`run.json`)."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -15,9 +14,6 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.cli_help import PROGRAM
 from distill_dynamics.errors import UserError, first_line
@@ -149,72 +145,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-class RunLogger(Logger):
-    """`metrics.csv` in the run directory: one row an epoch, columns as they come, values to the last bit.
-
-    Lightning's CSVLogger deletes the file when a run goes on in its directory; this one continues it:
-    see `continue_from`. Each write replaces the file in one step.
-    """
-
-    def __init__(self, run_dir: str | os.PathLike) -> None:
-        super().__init__()
-        self.run_dir = Path(run_dir)
-        self.path = self.run_dir / "metrics.csv"
-        self._rows: list[dict[str, Any]] | None = None
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.run_dir.name
-
-    @property
-    def version(self) -> str:
-        """Empty: a run has no version folders."""
-        return ""
-
-    @property
-    def log_dir(self) -> str:
-        """The run directory."""
-        return str(self.run_dir)
-
-    save_dir = log_dir
-
-    @rank_zero_only
-    def continue_from(self, epoch: int) -> None:
-        """Drop the rows of epochs after `epoch`: they are run again."""
-        self._rows = [row for row in self._all_rows() if int(row["epoch"]) <= epoch]
-        self._write()
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Write a row; metrics of the same epoch share one."""
-        rows = self._all_rows()
-        if rows and int(rows[-1]["epoch"]) == metrics["epoch"]:
-            rows[-1].update(metrics, step=step)
-        else:
-            rows.append({**metrics, "step": step})
-        self._write()
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the whole configuration is in config.yaml."""
-
-    def _all_rows(self) -> list[dict[str, Any]]:
-        if self._rows is None:
-            self._rows = []
-            if self.path.exists():
-                with self.path.open(newline="") as file:
-                    self._rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-        return self._rows
-
-    def _write(self) -> None:
-        rows = self._all_rows()
-        if not rows:
-            return
-        columns = sorted({key for row in rows for key in row} - {"epoch", "step"})
-        with whole(self.path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["epoch", "step", *columns])
-            writer.writeheader()
-            writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""The published learning-rate schedule: linear warm-up, then a cosine, set once per epoch."""
+"""Learning-rate schedules: the default, for a training of any length, and the published one, by epochs."""
 
 import math
 from typing import Any
@@ -7,6 +7,53 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distill_dynamics.errors import UserError
+
+
+def warmup_then_cosine(progress: float, warmup: float = 0.1, end: float = 0.01) -> float:
+    """Factor of the highest rate at `progress`, the share of the training that is done, from 0 to 1.
+
+    On the line from 0 to 1 while progress < warmup; from there half a cosine from 1 to `end`; then `end`.
+    """
+    if progress < warmup:
+        return progress / warmup
+    if progress >= 1:
+        return end
+    return end + 0.5 * (1 - end) * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+class ProgressCosine(LRScheduler):
+    """`warmup_then_cosine` of each parameter group's own rate, at every step: for a training of any length.
+
+    Set `.progress`, the share of the training that is done in the middle of the step that comes, and call
+    `step()`. In the middle, so that no step has a rate of 0, not even the only one of a training. The rate is
+    a function of the progress alone, so that a resumed run has the same one.
+
+    Args:
+        optimizer: its groups' rates are the highest that they get.
+        warmup: share of the training in which the rate rises; a tenth at most.
+        end: the last rate, as a share of the highest.
+        last_epoch: steps made so far, as torch counts them.
+
+    Raises:
+        UserError: numbers that make no schedule.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup: float = 0.1, end: float = 0.01, last_epoch: int = -1
+    ) -> None:
+        if not 0 <= warmup <= 0.1:
+            raise UserError(f"the schedule's warmup is a share of the training, 0 to 0.1, not {warmup}")
+        if not 0 <= end <= 1:
+            raise UserError(f"the schedule's end is a share of the highest rate, 0 to 1, not {end}")
+        self.warmup = warmup
+        self.end = end
+        self.progress = 0.0
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """Give the learning rate of every parameter group in the step that begins."""
+        factor = warmup_then_cosine(self.progress, self.warmup, self.end)
+        return [float(base_lr) * factor for base_lr in self.base_lrs]
 
 
 def warmup_cosine(

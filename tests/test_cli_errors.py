@@ -23,7 +23,10 @@ CONFIG: dict[str, Any] = {
             "spectral": {"loss": {"class_path": "distill_dynamics.losses.ProjectorKD"}, "first": 1},
         },
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
-        "scheduler": {"class_path": "distill_dynamics.schedule.WarmupCosine"},
+        "scheduler": {
+            "class_path": "distill_dynamics.schedule.WarmupCosine",
+            "init_args": {"warmup_epochs": 0},
+        },
     },
     "data": {"class_path": "distill_dynamics.data.FashionMNISTSample", "init_args": {"batch_size": 8}},
     "trainer": {"max_epochs": 1, "limit_train_batches": 0.01, "limit_val_batches": 0.1, "accelerator": "cpu"},

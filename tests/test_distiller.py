@@ -12,6 +12,7 @@ from torch import nn
 from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.losses import ProjectorKD, SpectralKD
+from distill_dynamics.schedule import WarmupCosine
 
 
 def student(**kwargs):
@@ -213,7 +214,8 @@ def test_linear_rule_scales_to_the_global_batch(tmp_path):
 def test_rates_of_a_run_are_timms_cosine_one_epoch_late(tmp_path):
     rates = []
     keep = Stop("on_train_epoch_end", lambda tr, m: rates.append(tr.optimizers[0].param_groups[0]["lr"]))
-    distiller = Distiller(student())
+    adam = lambda params: torch.optim.AdamW(params, lr=5e-4)  # noqa: E731
+    distiller = Distiller(student(), optimizer=adam, scheduler=WarmupCosine, lr_images=512)
     trainer(tmp_path, max_epochs=8, limit_train_batches=1, callbacks=[keep]).fit(distiller, datamodule=data())
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=5e-4 * 8 / 512)
     schedule = timm.scheduler.CosineLRScheduler(

@@ -19,6 +19,7 @@ from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.dynamics.profiler import undisturbed
 from distill_dynamics.errors import UserError
+from distill_dynamics.runs.metrics_csv import log_row
 
 
 def conflict(
@@ -205,7 +206,7 @@ class GradientConflict(Callback):
             if isinstance(logger, WandbLogger):
                 for name in metrics:
                     logger.experiment.define_metric(name, step_metric="dynamics/epoch")
-            logger.log_metrics({"epoch": epoch, "dynamics/epoch": epoch, **metrics}, step=trainer.global_step)
+        log_row(trainer.loggers, epoch, {"dynamics/epoch": epoch, **metrics}, trainer.global_step)
 
 
 def _probe_period(trainer: Trainer) -> int:

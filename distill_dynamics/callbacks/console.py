@@ -71,14 +71,7 @@ class Console(Callback):
             )
         )
         rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
-        optimizer = trainer.optimizers[0]
-        rows.append(
-            (
-                "optimiser",
-                f"{type(optimizer).__name__}, rate {optimizer.param_groups[0]['lr']:.3g} in the first of "
-                f"{trainer.max_epochs} epochs, weight decay {optimizer.param_groups[0]['weight_decay']:g}",
-            )
-        )
+        rows.append(("optimiser", pl_module.optimisation.told()))
         print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n")
 
     @rank_zero_only

@@ -21,6 +21,7 @@ from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import figures
 from distill_dynamics.report.fit_run import load_profiles, up_to
+from distill_dynamics.runs.metrics_csv import log_row
 from distill_dynamics.sharding import is_sharded
 
 
@@ -149,8 +150,8 @@ class DynamicsProbe(Callback):
                 board.experiment.define_metric(name, step_metric="dynamics/epoch")
         for logger in trainer.loggers:
             pictures = _pictures(drawn) if isinstance(logger, WandbLogger) else {}
-            row = {"epoch": epoch, "dynamics/epoch": epoch, **metrics, **pictures}
-            logger.log_metrics(row, step=trainer.global_step)
+            row = {"dynamics/epoch": epoch, **metrics, **pictures}
+            log_row([logger], epoch, row, trainer.global_step)
 
 
 def _measures(role: str, profile: Profile) -> dict[str, float]:

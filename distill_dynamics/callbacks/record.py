@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from distill_dynamics import lease
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.preemption import Preempted
 from distill_dynamics.checkpoints import begin_from
 from distill_dynamics.distiller import Distiller, datamodule
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.ranks import end_others
-from distill_dynamics.run import RunLogger, has_ended, record, record_end
+from distill_dynamics.run import has_ended, record, record_end
+from distill_dynamics.runs.metrics_csv import RunLogger
 
 BEST_STUDENT = "student_best.safetensors"
 
@@ -38,6 +40,8 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.continue_from(trainer.current_epoch)
+        if trainer.fit_loop.restarted_mid_epoch:  # of which Lightning calls no start
+            self.on_train_epoch_start(trainer, pl_module)
         self._started = True
         if trainer.is_global_zero:
             data = datamodule(trainer)
@@ -60,18 +64,26 @@ class RunRecord(Callback):
         self.stepped = True
         lease.check_now_and_then()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Tell the loggers to which epoch belongs what others log."""
+        for logger in trainer.loggers:
+            if hasattr(logger, "begin_epoch"):
+                logger.begin_epoch(trainer.current_epoch + 1)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Distiller, checkpoint: dict[str, Any]) -> None:
-        """Let a run that was moved keep its best: Lightning would forget the score with the old path."""
+        """Let callbacks take up what holds here: files that are there, with their own numbers, and settings.
+
+        A run that was moved keeps its best, which Lightning would forget with the old path. One that begins
+        from another's checkpoint has none yet.
+        """
         self._position = checkpoint["epoch"], checkpoint["global_step"]
-        folder = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
-        for state in checkpoint["callbacks"].values():
-            if old := state.get("dirpath"):
-                state["dirpath"] = folder
-                state["best_model_path"] = state["best_model_path"].replace(old, folder)
-                state["kth_best_model_path"] = state["kth_best_model_path"].replace(old, folder)
-                state["best_k_models"] = {
-                    k.replace(old, folder): v for k, v in state["best_k_models"].items()
-                }
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if state and isinstance(callback, ModelCheckpoint):
+                _keep_what_is_there(callback, state, checkpoint["epoch"])
+            if state and isinstance(callback, EarlyStopping):
+                state["patience"] = callback.patience  # Lightning would keep that of the checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Refuse ranks that go on from different checkpoints, as where they see different folders."""
@@ -86,8 +98,12 @@ class RunRecord(Callback):
         """Record that the run came to its end, and take the student out of the best checkpoint."""
         if not trainer.is_global_zero:
             return
-        self._export(trainer, pl_module.student)
         run_dir = Path(trainer.default_root_dir)
+        try:
+            self._export(trainer, pl_module.student)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            # What was trained is in the checkpoints: the run has come to its end all the same.
+            print(f"the best student was not exported: {first_line(error)}", file=sys.stderr)
         if self._started or not has_ended(run_dir):  # a start that was killed after its last epoch has, now
             record_end(run_dir, trainer.current_epoch)
 
@@ -108,10 +124,47 @@ class RunRecord(Callback):
             end_others()  # before they lose the connection to this process, and tell of that
         if self._started and trainer.is_global_zero:
             run_dir, preempted = Path(trainer.default_root_dir), isinstance(exception, Preempted)
-            # It would take the place of the error that is recorded: a full disk is both, and so is a lost run.
+            # It would take the place of the error that is recorded: a full disk is both, a lost run too.
             with suppress(OSError, lease.Lost):
                 if not has_ended(run_dir):
                     record_end(run_dir, trainer.current_epoch, None if preempted else exception, preempted)
+
+
+def _keep_what_is_there(callback: ModelCheckpoint, state: dict[str, Any], epoch: int) -> None:
+    """Change what a checkpoint of the epoch with this number, from 0, says of a callback's files.
+
+    A file with a number counts with the number that it holds itself. One that was written after that epoch is
+    of a training that is given up: it is overwritten by the next.
+    """
+    old, folder = state.get("dirpath") or "", str(callback.dirpath)
+    state["dirpath"] = callback.dirpath
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        path = (state.get(name) or "").replace(old, folder)
+        state[name] = path if Path(path).is_file() else ""
+    found = state["best_model_path"]
+    score = None
+    if found and callback.monitor:
+        try:
+            saved = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+            score = (
+                saved["callbacks"][callback.state_key]["best_model_score"]
+                if saved["epoch"] <= epoch
+                else None
+            )
+        except Exception as error:  # what a damaged file raises depends on where it is damaged
+            print(f"{found} cannot be read, and counts no longer: {first_line(error)}", file=sys.stderr)
+        if score is None:
+            state["best_model_path"] = ""
+    known = {state["best_model_path"]: score} if score is not None else {}
+    others = {k.replace(old, folder): v for k, v in (state.get("best_k_models") or {}).items()}
+    state["best_k_models"] = {k: v for k, v in others.items() if Path(k).is_file()}
+    if callback.save_top_k == 1 or not known:
+        state |= {
+            "best_model_score": score,
+            "best_k_models": known,
+            "kth_best_model_path": state["best_model_path"] if known else "",
+            "kth_value": callback.kth_value if score is None else score,
+        }
 
 
 def _told(position: tuple[int, int] | None) -> str:
