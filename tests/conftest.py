@@ -28,8 +28,10 @@ def _seed_of_one_test_only(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _ctrl_c_is_heard():
-    """After a fit that was interrupted SIGINT stays ignored: Lightning does so when it shuts down."""
-    before = signal.getsignal(signal.SIGINT)
+    """Whoever ignored SIGINT before: Lightning does when a fit was interrupted, a shell does for all that it
+    starts in the background.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

@@ -152,7 +152,7 @@ def test_pods_run_as_the_images_user(name):
 
 @pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
 def test_pods_meet_the_restricted_pod_security_standard(name):
-    """kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, as the models read the pods."""
+    """kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, as the models read them."""
     model = models.IoK8sApiCoreV1PodSpec.from_dict(pod_and_trainer(name)[1])
     assert model.automount_service_account_token is False
     assert model.security_context.run_as_non_root is True
