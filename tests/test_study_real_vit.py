@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 STUDY = ROOT / "notebooks" / "study"
 KEPT = STUDY / "results" / "real_vit"
-RANGES = ("global", "layer", "scaled")
+RANGES = ("global", "layer", "scaled", "edge", "middle")
 
 # --- weights ----------------------------------------------------------------------------------------------
 
@@ -122,9 +122,9 @@ def test_the_list_of_photographs_is_that_of_the_profiles(kept):
         assert sorted(arrays["probe_indices"]) == list(range(len(entries)))
         assert arrays["entropy_images"].shape == arrays["magnitude_images"].shape == (len(entries), 12)
         assert list(arrays["blocks"]) == list(range(1, 13))
-        assert not arrays["clipped"].any()
+        assert arrays["clipped"].max() < 1e-5
     metas = [eval(str(arrays["meta"]), {"null": None}) for arrays in kept.values()]
-    assert [meta["range_mode"] for meta in metas] == list(RANGES)
+    assert [meta["range_mode"] for meta in metas] == [*RANGES[:3], "explicit", "explicit"]
     assert {meta["model"] for meta in metas} == {"vit_small_patch14_dinov2"}
     assert len({meta["probe_id"] for meta in metas}) == 1
     for name in RANGES[1:]:
@@ -134,7 +134,14 @@ def test_the_list_of_photographs_is_that_of_the_profiles(kept):
 def test_the_table_says_what_the_profiles_do(kept):
     with (STUDY / "tables" / "real_vit.csv").open(newline="") as file:
         table = {entry["name"]: entry for entry in csv.DictReader(file)}
-    assert {name: entry["u"] for name, entry in table.items()} == {"global": "1", "layer": "0", "scaled": "0"}
+    assert {name for name, entry in table.items() if entry["u"] == "1"} == {"global", "edge", "middle"}
+    width, zero = (float(table["global"][column]) for column in ("bin", "zero"))
+    edges = np.linspace(*kept["global"]["value_range"][0], 101)
+    assert width == pytest.approx(edges[1] - edges[0], rel=1e-5)
+    below = edges[edges <= 0].max()
+    assert zero == pytest.approx(-below / width, abs=1e-4)
+    assert float(table["edge"]["zero"]) == pytest.approx(0, abs=1e-6)
+    assert float(table["middle"]["zero"]) == pytest.approx(0.5, abs=1e-6)
     for name, arrays in kept.items():
         images, entry = arrays["entropy_images"], table[name]
         entropy, scale = images.mean(axis=0), np.log2(arrays["magnitude_images"].mean(axis=0))

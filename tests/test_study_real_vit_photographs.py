@@ -143,7 +143,8 @@ def test_profiles_are_kept_where_all_photographs_were_measured(real_vit, monkeyp
         out = words[words.index("--out") + 1]
         assert words[words.index("--n-images") + 1] == "all"
         for name in words[words.index("--value-range") + 1 :]:
-            made = profile(None, [1.0, 2, 3.5], measured, range_mode=name)
+            mode = "explicit" if "," in name else name
+            made = profile(None, [1.0, 2, 3.5], measured, range_mode=mode)
             made.save(out / "profiles" / real_vit.MODEL / name / "model.npz")
 
     monkeypatch.setattr(real_vit, "command", command)
@@ -154,5 +155,5 @@ def test_profiles_are_kept_where_all_photographs_were_measured(real_vit, monkeyp
         assert (kept / "layer.npz").read_bytes() == before
     else:
         real_vit.measure(real_vit.WORK / "weights.safetensors", folder)
-        assert {path.stem for path in kept.iterdir()} == {"global", "layer", "scaled"}
+        assert {path.stem for path in kept.iterdir()} == {"global", "layer", "scaled", "edge", "middle"}
         assert "layer: at most 0.5 bits from what was kept" in capsys.readouterr().out

@@ -25,6 +25,9 @@ def real_vit() -> Figure:
     for name, label in RANGES.items():
         one = found[name]
         draw_curve(left, one.blocks, one.entropy, one.entropy_images, ls=DASHES[name], label=label)
+    for name, label in (("edge", "one range, moved by part of a bin"), ("middle", None)):
+        moved = Profile.load(PROFILES / f"{name}.npz")
+        left.plot(moved.blocks, moved.entropy, color=COLOUR, lw=0.8, alpha=0.6, label=label)
     left.set(title="Entropy", ylabel="bits", xlabel="block", ylim=(0, None))
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), title="bins with")
     draw_curve(middle, profile.blocks, profile.magnitude, profile.magnitude_images)
