@@ -226,7 +226,7 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict:
     right = {
         "model": isinstance(meta["model"], str),
         "layers": isinstance(layers, list)
-        and 0 < len(layers) <= _MOST_LAYERS
+        and len(layers) > 0
         and all(isinstance(layer, str) for layer in layers),
         "epoch": epoch is None or (type(epoch) is int and 0 <= epoch < 2**31),
         "bins": type(meta["bins"]) is int and 0 < meta["bins"] < 2**31,
@@ -235,6 +235,8 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict:
     }
     if wrong := [name for name, is_right in right.items() if not is_right]:
         raise ValueError(f"{wrong[0]} is {str(meta[wrong[0]])[:40]}")
+    if len(layers) > _MOST_LAYERS:
+        raise ValueError(f"{len(layers):,} layers")
     return {name: meta[name] for name in _META}
 
 

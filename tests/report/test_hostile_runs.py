@@ -67,6 +67,7 @@ BAD = {
     "range unknown": {"meta": {"range_mode": "wide"}},
     "layers text": {"meta": {"layers": "abcd"}},
     "layers lists": {"meta": {"layers": [["a"]] * 4}},
+    "layers without end": {"meta": {"layers": ["a"] * 20_000}},
     "record deep": {"files": {"meta.npy": header((), f"<U{len(DEEP)}") + DEEP.encode("utf-32-le")}},
     "a number no measurement has": {"arrays": {"entropy": np.array([1e308, 1.0, 2.0, 3.0])}},
     "a spectrum no measurement has": {"arrays": {"spectrum_1": np.full(16, -1e200)}},
