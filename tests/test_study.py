@@ -127,6 +127,18 @@ def test_a_teacher_that_fails_stops_its_own_runs_alone(study, monkeypatch, capsy
     assert kept == {"none", "softkd_resnet"}
 
 
+def test_a_control_is_its_teachers_config_and_its_own(study, monkeypatch, tmp_path):
+    asked = fake_commands(study, monkeypatch)
+    configs = []
+    monkeypatch.setattr(
+        study, "fit", lambda name, files: (configs.append(files), study.command(name, "fit", files))
+    )
+    assert run(study, monkeypatch, "--only", "teacher_cait24_std035") == 0
+    assert configs == [["teacher_cait24", "teacher_cait24_std035"]]
+    assert {verb for _, verb, *_ in asked} == {"fit", "analyze"}  # no cache: it teaches no one
+    assert (tmp_path / "results" / "teacher_cait24_std035" / "ranges" / "scaled.npz").exists()
+
+
 # --- tables and write-up --------------------------------------------------------------------------------
 
 
@@ -145,7 +157,7 @@ BLOCKS, EPOCHS = 4, 20
 
 @pytest.fixture
 def made(scripts, monkeypatch, tmp_path):
-    """What makes the tables, of made-up results: top-1, entropy = 5 + 0.8 log2 magnitude, cosines."""
+    """What makes the tables, of made-up results: top-1, losses, curves, cosines."""
     monkeypatch.setattr(scripts("evidence"), "RESULTS", tmp_path)
     makers = map(scripts, ("evidence", "accuracies", "curves", "evolution"))
     tables = SimpleNamespace(**{name: value for maker in makers for name, value in vars(maker).items()})
@@ -155,19 +167,21 @@ def made(scripts, monkeypatch, tmp_path):
             lines = []
             for epoch in range(EPOCHS + 1):
                 scale = np.array([0.0, -2, -1, 1]) + rng.normal(size=BLOCKS) / 10
+                entropy = 5 + 0.8 * scale + rng.normal(size=BLOCKS) / 50
                 # A deep U at the end, and one too shallow to count after the first epoch.
                 line = {"epoch": epoch, "dynamics/student/signature/u_shaped": float(epoch in (1, EPOCHS))}
                 line["dynamics/student/signature/depth"] = 0.1 if epoch == EPOCHS else 0.03
                 for block in range(BLOCKS):
                     line[f"dynamics/student/magnitude/block_{block + 1:02d}"] = 2 ** scale[block]
-                    line[f"dynamics/student/entropy/block_{block + 1:02d}"] = 5 + 0.8 * scale[block]
+                    line[f"dynamics/student/entropy/block_{block + 1:02d}"] = entropy[block]
                     if row != "softkd":
                         line[f"dynamics/conflict/spectral/block_{block + 1:02d}"] = rng.uniform(-1, 1)
                 line["val/acc1"] = 80 + epoch + rng.normal() if epoch else ""
                 line["val/loss"] = 0.4 + rng.normal() / 100
                 line |= {"train/loss_ce": 1.0, "train/loss_kd": 0.5, "train/loss": 0.55}
                 if row != "softkd":
-                    line["train/loss"] += 0.2 * 0.7  # weight times term
+                    line["train/loss_kd"] = 0.4 + rng.uniform() / 100
+                    line["train/loss"] = 0.1 + 0.9 * line["train/loss_kd"] + 0.2 * 0.7  # weight times term
                 lines.append(line)
             (tmp_path / f"{row}-{seed}").mkdir()
             terms = {} if row == "softkd" else {"spectral": {"weight": 0.2}}
@@ -204,8 +218,12 @@ def test_a_difference_is_of_equal_seeds_with_the_interval_of_the_paired_t_test(m
         low, high = stats.ttest_rel(*losses).confidence_interval(0.95)
         assert found[row]["loss_difference_low"] == pytest.approx(low)
         assert found[row]["loss_difference_high"] == pytest.approx(high)
-    assert found["spectralkd_l1"]["term"] == pytest.approx(100 * 0.14 / 0.69)
-    assert found["spectralkd_l1"]["kd_mean"] == 0  # all have the same
+        ratios = of(made, row, "train/loss_kd", seeds=seeds) / of(
+            made, "softkd", "train/loss_kd", seeds=seeds
+        )
+        assert found[row]["kd_mean"] == pytest.approx(100 * ratios.mean() - 100)
+    shares = 0.14 / of(made, "spectralkd_l1", "train/loss")
+    assert found["spectralkd_l1"]["term"] == pytest.approx(100 * shares.mean())
     assert np.isnan(found["softkd"]["term"])
     assert found["spectralkd_l1"]["paper"] == pytest.approx(76.83 - 76.99)
     assert found["softkd"]["last_sd"] == pytest.approx(of(made, "softkd", "val/acc1").std(ddof=1))
@@ -222,18 +240,15 @@ def test_a_difference_is_of_equal_seeds_with_the_interval_of_the_paired_t_test(m
         )
 
 
-def test_the_pooled_error_is_that_of_an_analysis_of_variance(made):
+def test_the_pooled_error_is_that_of_a_linear_model(made):
     groups = [of(made, row, "val/acc1") for row in SEEDS]
-    within = sum(((group - group.mean()) ** 2).sum() for group in groups)
-    freedom = sum(map(len, groups)) - len(groups)
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(within / freedom * 2 / 5)
-    # scipy's F is the mean square between groups over that within.
-    between = sum(len(g) * (g.mean() - np.concatenate(groups).mean()) ** 2 for g in groups) / (
-        len(groups) - 1
-    )
-    assert stats.f_oneway(*groups).statistic == pytest.approx(between / (within / freedom))
+    # A column a row: what least squares leaves is the variance within rows.
+    rows = np.repeat(np.eye(len(groups)), [len(group) for group in groups], axis=0)
+    _, left, rank, _ = np.linalg.lstsq(rows, np.concatenate(groups))
+    freedom = len(rows) - rank
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(left[0] / freedom * 2 / 5)
+    assert made.known_to(made.last_top1, 5) == pytest.approx(half)
     entry = {entry["name"]: entry for entry in made.accuracy()}["spectralkd_l1"]
-    assert entry["last_known"] == pytest.approx(half)
     assert entry["last_sure"] == int(abs(entry["last_difference_mean"]) > half)
 
 
@@ -270,7 +285,8 @@ def test_shapes_tell_the_planted_curve(made):
 def test_ranges_tell_what_scale_explains(made, tmp_path):
     rng = np.random.default_rng(0)
     magnitude = np.exp(rng.normal(size=(32, 6)))
-    for row, seeds in (("teacher_cait24", [None]), ("softkd", range(3))):
+    cait, control = "teacher_cait24", "teacher_cait24_std035"
+    for row, seeds in ((cait, [None]), (control, [None]), ("softkd", range(3))):
         for seed in seeds:
             folder = tmp_path / (row if seed is None else f"{row}-{seed}")
             (folder / "ranges").mkdir(parents=True)
@@ -289,7 +305,7 @@ def test_ranges_tell_what_scale_explains(made, tmp_path):
     made.results.cache_clear()
     found = {entry["name"]: entry for entry in made.ranges()}
     assert set(found) == {
-        f"{row} {name}" for row in ("teacher_cait24", "softkd") for name in ("global", "scaled")
+        f"{row} {name}" for row in (cait, control, "softkd") for name in ("global", "scaled")
     }
     for name in ("global", "scaled"):
         measured = Profile.load(tmp_path / "teacher_cait24" / "ranges" / f"{name}.npz")
@@ -301,6 +317,9 @@ def test_ranges_tell_what_scale_explains(made, tmp_path):
         theirs = stats.bootstrap([heights], np.mean, method="percentile", rng=1).confidence_interval
         ours = [found[f"teacher_cait24 {name}"][f"fall_{end}"] for end in ("low", "high")]
         assert ours == pytest.approx(list(theirs), abs=0.1 * (theirs.high - theirs.low))
+    (entry,) = made.larger_input()
+    falls = [found[f"{row} global"]["fall_mean"] for row in (cait, control)]
+    assert (entry["name"], entry["fall_mean"]) == ("teacher", pytest.approx(falls[0] - falls[1]))
     assert found["softkd scaled"]["runs"] == 3
     assert found["softkd scaled"]["slope_low"] < 0 < found["softkd scaled"]["slope_high"]
 
@@ -318,16 +337,15 @@ def test_ends_and_courses_are_paired_differences_at_each_epoch(made):
         low, high = test.confidence_interval(0.95)
         entry = found[f"spectralkd_f1 {epoch}"]
         assert (entry["last_difference_low"], entry["last_difference_high"]) == pytest.approx((low, high))
-        aligned, base = differences("dynamics/student/magnitude/block_04", epoch)
-        assert entry["last_scale_difference_mean"] == pytest.approx(np.log2(aligned / base).mean())
-        of_all = of(made, "softkd", "dynamics/student/entropy/block_01", epoch)
-        assert found[f"softkd {epoch}"]["first_mean"] == pytest.approx(of_all.mean())
+        columns = [f"dynamics/student/magnitude/block_{block:02d}" for block in range(1, 5)]
+        *others, last = (np.log2(of(made, "softkd", column, epoch)) for column in columns)
+        assert found[f"softkd {epoch}"]["last_scale_mean"] == pytest.approx(last.mean())
+        assert found[f"softkd {epoch}"]["others_scale_mean"] == pytest.approx(np.mean(others))
 
     courses = {entry["name"]: entry for entry in made.courses()}
     assert list(courses) == [f"spectralkd_l1 {epoch}" for epoch in range(1, EPOCHS + 1)]
     aligned, base = (of(made, row, "val/acc1", 2) for row in ("spectralkd_l1", "softkd"))
     entry = courses["spectralkd_l1 2"]
-    assert (entry["l1_mean"], entry["softkd_mean"]) == pytest.approx((aligned.mean(), base.mean()))
     low, high = stats.ttest_rel(aligned, base).confidence_interval(0.95)
     assert (entry["gain_low"], entry["gain_high"]) == pytest.approx((low, high))
 
@@ -367,8 +385,13 @@ def test_evolution_is_read_at_its_epochs(made):
     }
     assert entry["last_scale_change_mean"] == pytest.approx(scale[4].mean())
     assert entry["others_scale_change_mean"] == pytest.approx(np.mean([scale[b] for b in (1, 2, 3)]))
-    # Entropy was made as 5 + 0.8 log2 of magnitude.
-    assert (entry["r2_mean"], entry["slope_mean"]) == pytest.approx((1, 0.8))
+    runs = made.results()["spectralkd_l1"].values()
+    beside = [
+        [np.array([c[-1] - c[:-1].mean() for e in range(3, EPOCHS + 1) for c in [read(run.curve(name, e))]])
+         for name, read in (("magnitude", np.log2), ("entropy", np.array))]
+        for run in runs
+    ]  # fmt: skip
+    assert entry["r2_mean"] == pytest.approx(np.mean([np.corrcoef(*pair)[0, 1] ** 2 for pair in beside]))
     shared = SEEDS["spectralkd_f1"]
     late, first = (curve(row, 4, early, seeds=shared) for row in ("spectralkd_l1", "spectralkd_f1"))
     assert found["SpectralKD L 1 minus F 1"]["last_mean"] == pytest.approx((late - first).mean())
@@ -472,6 +495,11 @@ def test_a_sentence_cannot_say_other_than_its_interval(scripts, low, high, said)
     with pytest.raises(ValueError, match="a sentence has"):
         f"{interval.mean:over 0.3}"
     assert f"{interval:excludes 0.5}{interval:includes {low}}" == ""
+    if said != "around":
+        assert f"{interval:{said} .1f}" == "0.2 (0.1 to 0.3)"
+    with pytest.raises(ValueError, match=r"(above|below) 0"):
+        f"{interval:{'below' if said != 'below' else 'above'} .1f}"
+    assert f"{write_up.Cell(-0.25):size .2f}" == "0.25"
     for wrong in ("includes 0.5", f"excludes {low}"):
         with pytest.raises(ValueError, match=wrong):
             f"{interval:{wrong}}"
@@ -513,8 +541,6 @@ def test_every_number_of_the_write_up_is_a_cell_of_a_table(scripts):
     for path, config in configs.items():
         assert config == path.read_text(encoding="utf-8")
     assert re.findall(r"\S*\d\S*", prose(template)) == []
-    unfolded = re.sub(
-        r"<details>.*?</details>", "", (STUDY / "README.md").read_text(encoding="utf-8"), flags=re.S
-    )
-    assert len(unfolded.split()) <= 3500
+    page = re.sub(r"<details>.*?</details>", "", write_up.filled(template), flags=re.S)
+    assert sum(bool(re.search(r"\w", word)) for word in page.split()) <= 3500
     assert re.findall(r"\S*\d\S*", prose(template + "\nIt costs 0.31 points in 5 seeds.")) == ["0.31", "5"]

@@ -11,11 +11,14 @@ from panels import table
 class Cell(float):
     """A number of a table, written as text has it: − and not -, a dash where it is not known.
 
-    As "is 5", "over 0.05" or "under 0.05" it is empty, and an error unless it is.
+    As "size .2f" it has no sign. As "is 5", "over 0.05" or "under 0.05" it is empty, and an error unless it
+    is so.
     """
 
     def __format__(self, spec: str) -> str:
         how, _, limit = spec.partition(" ")
+        if how == "size":
+            return format(Cell(abs(self)), limit)
         if how in _CHECKS:
             if not _CHECKS[how](self, float(limit)):
                 raise ValueError(f"a sentence has {self:g} {spec}")
@@ -32,7 +35,7 @@ class Interval:
 
     As "above", "below" or "around" it is empty, and an error unless all of it is above or below 0, or 0 is
     in it; likewise as "excludes 0.1" and "includes 0.1". A sentence that says so in words would otherwise
-    outlive its numbers.
+    outlive its numbers. As "above .2f" or "below .2f" it is checked likewise, and has no signs.
     """
 
     mean: Cell
@@ -46,6 +49,10 @@ class Interval:
                 raise ValueError(f"a sentence has {self:+.3f} {spec} 0")
             return ""
         how, _, value = spec.partition(" ")
+        if how in ("above", "below"):
+            format(self, how)
+            near, far = sorted((abs(self.low), abs(self.high)))
+            return format(Interval(Cell(abs(self.mean)), Cell(near), Cell(far)), value)
         if how in ("excludes", "includes"):
             if (self.low <= float(value) <= self.high) != (how == "includes"):
                 raise ValueError(f"a sentence has ({self.low:+.3f} to {self.high:+.3f}) {spec}")
@@ -54,7 +61,6 @@ class Interval:
         return f"{self.mean:{spec}}{span}"
 
 
-UNKNOWN = Cell("nan")
 Line = dict[str, Any]
 """Of a table by column: Cells and words, and each Interval by what its three columns have in common."""
 

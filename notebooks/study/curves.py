@@ -1,17 +1,20 @@
 """Tables of the curves: their shapes, what of them is scale, channel spectra, and numbers of probe images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import get_args
 
 import numpy as np
 from evidence import (
     LEAST_DEPTH,
+    OF_CURVES,
     Entry,
     Floats,
     Trained,
     arms,
     bootstrap,
     by_block,
+    combined,
     interval,
     over_images,
     read,
@@ -21,7 +24,6 @@ from evidence import (
 )
 from numpy.typing import NDArray
 from rows import CONTROLS, TEACHERS
-from scipy import stats
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.profiler import RangeMode
@@ -77,15 +79,8 @@ def ranges() -> Iterator[Entry]:
 
     `fall` and `rise` are `arms`. Of a straight line in log2 magnitude over blocks, `r2` is the share of the
     curve's variance that it explains and `slope` its bits a doubling; two smooth curves correlate whatever
-    their cause. Intervals are over seeds, of a run of one seed over images; `sd_` are over seeds too. The
-    entry "larger input" has the teacher's arms minus those of the same CaiT with the students' input.
+    their cause. Intervals are over seeds, of a run of one seed over images; `sd_` are over seeds too.
     """
-    numbers: dict[str, Callable[[Floats, Floats], float]] = {
-        "fall": lambda entropy, magnitude: arms(entropy)[0],
-        "rise": lambda entropy, magnitude: arms(entropy)[1],
-        "r2": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).rvalue ** 2,
-        "slope": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).slope,
-    }
     for row in (*TEACHERS, *CONTROLS, *students()):
         for value_range in get_args(RangeMode):
             files = [run.folder / "ranges" / f"{value_range}.npz" for run in results().get(row, {}).values()]
@@ -94,7 +89,7 @@ def ranges() -> Iterator[Entry]:
                 continue
             entry: Entry = {"name": f"{row} {value_range}", "row": row, "range": value_range}
             entry["runs"] = len(found)
-            for name, value in numbers.items():
+            for name, value in OF_CURVES.items():
                 if row in TEACHERS or row in CONTROLS:
                     entry |= over_images(found[0], value, f"{name}_")
                 else:
@@ -102,71 +97,70 @@ def ranges() -> Iterator[Entry]:
             curves = np.array([p.entropy for p in found])
             spread = curves.std(axis=0, ddof=1) if len(curves) > 1 else []
             yield entry | by_block(curves.mean(axis=0)) | by_block(spread, "sd")
-    yield from _larger_input()
 
 
-def _larger_input() -> Iterator[Entry]:
-    """The same images for both, so that their resamples are paired."""
-    (control,) = CONTROLS
+def larger_input() -> Iterator[Entry]:
+    """Question 1: fall and rise at the end with a larger input minus those with the data's own, bits.
+
+    One range for all blocks. `students`: without distillation, over seeds; `teacher`: over images, the same
+    ones for both CaiTs.
+    """
+    pair = {"none_std01": 1, "none": -1}
+    if pair.keys() <= results().keys():
+        entry: Entry = {"name": "students"}
+        for arm, name in enumerate(("fall", "rise")):
+            entry |= interval(combined(pair, partial(_arm, arm)), f"{name}_")
+        yield entry
     files = [results()[row][0].folder / "ranges" / "global.npz" for row in CAITS if row in results()]
-    if len(files) < 2 or not all(file.exists() for file in files):
-        return
-    teacher, other = (Profile.load(file).entropy_images for file in files)
-    entry: Entry = {"name": "larger input global", "row": control, "range": "difference", "runs": 1}
-    for name, arm in (("fall", 0), ("rise", 1)):
+    if len(files) == len(CAITS) and all(file.exists() for file in files):
+        teacher, control = (Profile.load(file).entropy_images for file in files)
+        entry = {"name": "teacher"}
+        for arm, name in enumerate(("fall", "rise")):
 
-        def of(rows: NDArray[np.int64], arm: int = arm) -> float:
-            return arms(teacher[rows].mean(axis=0))[arm] - arms(other[rows].mean(axis=0))[arm]
+            def of(rows: NDArray[np.int64], arm: int = arm) -> float:
+                return arms(teacher[rows].mean(axis=0))[arm] - arms(control[rows].mean(axis=0))[arm]
 
-        entry |= bootstrap(of, len(teacher), f"{name}_")
-    yield entry
+            entry |= bootstrap(of, len(teacher), f"{name}_")
+        yield entry
+
+
+def _arm(which: int, run: Trained) -> float:
+    return arms(run.curve("entropy", run.last))[which]
 
 
 def spectra() -> Iterator[Entry]:
-    """Question 6: channel spectra before training and at the end, by `spectrum_signature`."""
+    """Question 6: channel spectra at the end, by `spectrum_signature`."""
     names = [
         f"{what}_{where}" for what in ("flatness", "low", "high") for where in ("early", "middle", "late")
     ]
-    learners = ("softkd", "spectralkd_l1", "softkd_60", "spectralkd_l1_60")
-    for row in (*TEACHERS, *learners):
+    for row in (*TEACHERS, "softkd", "spectralkd_l1", "softkd_60", "spectralkd_l1_60"):
         found = list(results().get(row, {}).values())
-        for when in ("untrained", "trained") if found else ():
-            epochs = [0 if when == "untrained" else run.last for run in found]
-            entry: Entry = {"name": f"{row} {when}", "row": row, "when": when, "runs": len(found)}
-            for name in names:
-                numbers = [run.said(name, epoch) for run, epoch in zip(found, epochs, strict=True)]
-                entry |= interval(numbers, f"{name}_")
-            yield entry
+        entry: Entry = {"name": row, "runs": len(found)}
+        for name in names if found else ():
+            entry |= interval((run.said(name) for run in found), f"{name}_")
+        yield entry
 
 
 def images() -> Iterator[Entry]:
     """Question 7: what is said of one model by the number of probe images, entropies in bits.
 
-    `width` is of the 95 % bootstrap interval of a block's entropy, median over blocks: the bins stay as they
-    are. `covered` counts the blocks whose interval has the value that most images give; there, as in `level`,
-    the mean over blocks, and `above_most`, that minus the level of most images, the bins move, since more
-    images have a wider range. `fall` and `rise` are `arms`, and `shape` is how far the curve, its level taken
-    away, is from that of most images: root mean square.
+    `level` is the mean over blocks, `above_most` that minus the level of most images: more images widen the
+    bins' range. `shape` is how far the curve, its level taken away, is from that of most images: root mean
+    square. `u` as in `shapes`.
     """
     for row in [*TEACHERS, *students()]:
         for run in results().get(row, {}).values():
             counts = sorted(int(path.name.removeprefix("images_")) for path in run.folder.glob("images_*"))
-            found = {count: read(run.folder / f"images_{count}" / "curves.csv") for count in counts}
-            for count, curve in found.items():
-                entropy, low, high = (
-                    np.array([float(block[f"entropy{bound}"]) for block in curve])
-                    for bound in ("", "_low", "_high")
+            curves = {
+                count: np.array(
+                    [float(b["entropy"]) for b in read(run.folder / f"images_{count}" / "curves.csv")]
                 )
-                most = np.array([float(block["entropy"]) for block in found[counts[-1]]])
+                for count in counts
+            }
+            for count, entropy in curves.items():
+                most = curves[counts[-1]]
                 (said,) = read(run.folder / f"images_{count}" / "table.csv")
                 entry: Entry = {"name": f"{run.folder.name} {count}", "run": run.folder.name, "images": count}
-                entry |= {"width": np.median(high - low), "level": entropy.mean()}
-                entry["above_most"] = entropy.mean() - most.mean()
-                entry |= {"blocks": len(curve), "covered": int(((low <= most) & (most <= high)).sum())}
-                entry |= {"lowest": float(said["nadir"]), "lowest_se": float(said["nadir_se"])}
-                entry |= dict(zip(("fall", "rise"), arms(entropy), strict=True))
-                entry["shape"] = np.std(entropy - most)
-                yield entry | {
-                    "u": int(u_depth(said) >= LEAST_DEPTH),
-                    "u_of_any_depth": float(said["u_shaped"]),
-                }
+                entry |= {"level": entropy.mean(), "above_most": entropy.mean() - most.mean()}
+                entry |= {"shape": np.std(entropy - most), "lowest": float(said["nadir"])}
+                yield entry | {"u": int(u_depth(said) >= LEAST_DEPTH)}

@@ -30,8 +30,8 @@ def early() -> Iterator[Entry]:
     final top-1 of the other seeds, so that a run's luck is not on both sides; mean over the seeds that all
     rows have. The interval is a bootstrap's over rows, p two-sided and from permutations of the rows: both
     take them for independent (they are families); `q` is corrected for all that were tried early. `rows_rho`
-    is the correlation of the rows' means over all seeds, early and final. The final top-1 itself, in the last
-    entry, says how high a correlation can be.
+    is the correlation of the rows' means over all seeds, early and final, so that luck is on both sides. The
+    last entries have the fall, the rise and the top-1 of the end itself.
     """
     chosen = [
         row
@@ -67,7 +67,10 @@ def early() -> Iterator[Entry]:
     ]
     q = stats.false_discovery_control([entry["p"] for entry in found])
     yield from (entry | {"q": corrected} for entry, corrected in zip(found, q, strict=True))
-    yield entry_of("top-1", table[0][0].last, last_top1)
+    end = table[0][0].last
+    for name in ("fall", "rise"):
+        yield entry_of(name, end, lambda run, name=name: EARLY_NUMBERS[name](run, end))
+    yield entry_of("top-1", end, last_top1)
 
 
 EARLY_NUMBERS: dict[str, Callable[[Trained, int], float]] = {

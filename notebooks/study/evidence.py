@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from rows import ROWS, TEACHERS
+from rows import CONTROLS, ROWS, TEACHERS
 from scipy import stats
 
 from distill_dynamics.dynamics import Profile
@@ -100,7 +100,7 @@ def results() -> dict[str, dict[int, Trained]]:
     found: dict[str, dict[int, Trained]] = {}
     for path in sorted(RESULTS.glob("[!.]*/metrics.csv")):  # .NAME is one that was not copied to its end
         name = path.parent.name
-        row, seed = (name, "0") if name in TEACHERS else name.rsplit("-", 1)
+        row, seed = (name, "0") if name in TEACHERS | CONTROLS else name.rsplit("-", 1)
         epochs: dict[int, Numbers] = {}
         for entry in read(path):
             given = {column: float(value) for column, value in entry.items() if value}
@@ -146,18 +146,18 @@ def published(weights: Mapping[str, int]) -> float:
     return round(sum(weight * (ROWS[row].paper or math.nan) for row, weight in weights.items()), 2)
 
 
-def q_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Of paired t-tests against 0, corrected for their number; those of one seed are left out.
+def p_values(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of paired t-tests against 0; those of one seed are left out."""
+    return {name: stats.ttest_1samp(sample, 0).pvalue for name, sample in samples.items() if len(sample) > 1}
 
-    Benjamini and Hochberg's: of those below 0.05 at most 5 % are expected to be no difference.
-    """
-    p = {name: stats.ttest_1samp(sample, 0).pvalue for name, sample in samples.items() if len(sample) > 1}
+
+def q_values(p: Mapping[str, float]) -> dict[str, float]:
+    """Benjamini and Hochberg's: of those below 0.05 at most 5 % are expected to be no difference."""
     return dict(zip(p, stats.false_discovery_control(list(p.values())), strict=True)) if p else {}
 
 
-def holm(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """p of paired t-tests against 0, corrected by Holm (1979): the chance of any false one is below it."""
-    p = {name: stats.ttest_1samp(sample, 0).pvalue for name, sample in samples.items() if len(sample) > 1}
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Corrected by Holm (1979): the chance of any false one is below it."""
     corrected, largest = {}, 0.0
     for i, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - i) * p[name]))
@@ -191,6 +191,15 @@ def arms(curve: Floats) -> tuple[float, float]:
 def by_block(values: Sequence[float] | Floats, what: str = "block") -> Entry:
     """Columns of a curve [L]."""
     return {f"{what}_{block:02d}": value for block, value in enumerate(values, start=1)}
+
+
+OF_CURVES: dict[str, Callable[[Floats, Floats], float]] = {
+    "fall": lambda entropy, magnitude: arms(entropy)[0],
+    "rise": lambda entropy, magnitude: arms(entropy)[1],
+    "r2": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).rvalue ** 2,
+    "slope": lambda entropy, magnitude: stats.linregress(np.log2(magnitude), entropy).slope,
+}
+"""Of a model's entropy and magnitude by block: `arms`, and a straight line in log2 magnitude."""
 
 
 def over_images(profile: Profile, value: Callable[[Floats, Floats], float], prefix: str) -> Entry:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 from evidence import (
@@ -23,14 +22,13 @@ WARM_UP = 2
 
 
 def ends() -> Iterator[Entry]:
-    """Question 5: the ends of the network by epoch, and minus the baseline's at that epoch.
+    """Question 5: the last block by epoch, and minus the baseline's at that epoch.
 
-    `first` and `last` block's entropy, bits; `last_scale` is log2 of the last block's magnitude and
-    `others_scale` the mean of that over all other blocks. Bins span the range of a run at an epoch: bits of
-    two runs or epochs differ also by it, and an end's scale moves its entropy.
+    `last` is its entropy, bits, `last_scale` log2 of its magnitude and `others_scale` the mean of that over
+    all other blocks. Bins span the range of a run at an epoch: bits of two runs or epochs differ also by it,
+    and a block's scale moves its entropy.
     """
     quantities: dict[str, Callable[[int, Trained], float]] = {
-        "first": lambda epoch, run: run.curve("entropy", epoch)[0],
         "last": lambda epoch, run: run.curve("entropy", epoch)[-1],
         "last_scale": lambda epoch, run: np.log2(run.curve("magnitude", epoch)[-1]),
         "others_scale": lambda epoch, run: np.log2(run.curve("magnitude", epoch)[:-1]).mean(),
@@ -41,9 +39,9 @@ def ends() -> Iterator[Entry]:
             entry: Entry = {"name": f"{row} {epoch}", "row": row, "epoch": epoch}
             for name, of in quantities.items():
                 entry |= interval((of(epoch, run) for run in found), f"{name}_")
-                if other:
-                    weights = {row: 1, other: -1}
-                    entry |= interval(combined(weights, partial(of, epoch)), f"{name}_difference_")
+            if other:
+                difference = combined({row: 1, other: -1}, partial(quantities["last"], epoch))
+                entry |= interval(difference, "last_difference_")
             yield entry
 
 
@@ -62,9 +60,9 @@ def evolution() -> Iterator[Entry]:
     its entropy with bins of its own range `last_own`, and the mean over blocks `all`. From the last of these
     epochs to the end, of a run itself: `last_change` and `first_change` of the ends' entropy,
     `last_scale_change` of the last block's magnitude, `others_scale_change` of the mean over all others;
-    `_difference` is minus the baseline's. Over the epochs since the first of them, `r2` and `slope` are of a
-    straight line: the last block's entropy minus the mean of the others on the same of log2 magnitude.
-    The last entry has late alignment minus early. The caution of `ends` holds.
+    `_difference` is minus the baseline's. Over the epochs since the first of them, `r2` is of a straight
+    line: the last block's entropy minus the mean of the others on the same of log2 magnitude. The last entry
+    has late alignment minus early. The caution of `ends` holds.
     """
     for row, found in students().items():
         if not found[0].terms and row not in compared().values():
@@ -111,7 +109,7 @@ def _change(measure: str, block: int | slice, run: Trained) -> float:
     return float(np.mean(end - begin))
 
 
-def _of_scale(run: Trained) -> Any:
+def _of_scale(run: Trained) -> float:
     """Of the last block beside the others, over the epochs: entropy as a straight line in log2 magnitude."""
     entropy, magnitude = (
         [
@@ -121,7 +119,7 @@ def _of_scale(run: Trained) -> Any:
         ]
         for measure in ("entropy", "magnitude")
     )
-    return stats.linregress(magnitude, entropy)
+    return stats.linregress(magnitude, entropy).rvalue ** 2
 
 
 CHANGES: dict[str, Callable[[Trained], float]] = {
@@ -129,8 +127,7 @@ CHANGES: dict[str, Callable[[Trained], float]] = {
     "first_change": partial(_change, "entropy", 0),
     "last_scale_change": partial(_change, "magnitude", -1),
     "others_scale_change": partial(_change, "magnitude", slice(None, -1)),
-    "r2": lambda run: _of_scale(run).rvalue ** 2,
-    "slope": lambda run: _of_scale(run).slope,
+    "r2": _of_scale,
 }
 
 

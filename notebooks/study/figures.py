@@ -1,4 +1,4 @@
-"""The study's figures, drawn from tables/ alone; one for which there are no numbers yet is left out.
+"""The study's figures, drawn from tables/ alone.
 
 python notebooks/study/figures.py
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from accuracies import LENGTHS
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from panels import (
     COLOURS,
     LABELS,
     RANGES,
-    REFERENCE,
+    ZERO,
     Cells,
     blocks,
     by_epoch,
@@ -32,12 +33,14 @@ from panels import (
 from real_vit_figure import real_vit
 from rows import TEACHERS
 
-from distill_dynamics.report.figures.look import OKABE_ITO, STYLE
+from distill_dynamics.report.figures.look import STYLE
 
 FIGURES = Path(__file__).parent / "figures"
 
 EMERGING = ("teacher_cait24", "teacher_cait24_std035", "softkd_60", "spectralkd_l1_60", "spectralkd_f1_l1")
 RANGED = ("teacher_cait24", "teacher_cait24_std035", "none", "none_std01", "softkd", "spectralkd_l1")
+PAPERS_EARLY = (10, 30)
+"""Percent of the training."""
 LONG = ("softkd_60", "spectralkd_l1_60")
 CONFLICTING = ("spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1", "projectorkd_l1")
 
@@ -127,16 +130,14 @@ def evolution() -> Figure:
     shade_early(scale)
     whole_numbers(scale)
     scale.set(title="log2 of magnitude", xlabel="epoch")
-    for row, dashes in zip(
-        ("spectralkd_l1", "spectralkd_l1_long", "spectralkd_l1_60"), (":", "--", "-"), strict=True
-    ):
+    for row, dashes in zip(LENGTHS, (":", "--", "-"), strict=True):
         found = by_epoch("ends", row=row)
         share = {100 * epoch / max(found): cells for epoch, cells in found.items()}
         draw_course(
             difference, share, "last_difference", f"{max(found)} epochs", color=colour_of(row), ls=dashes
         )  # type: ignore[arg-type]
-    difference.axvspan(10, 30, color="0.93", zorder=0)
-    difference.axhline(0, color=REFERENCE, lw=1)
+    difference.axvspan(*PAPERS_EARLY, color="0.93", zorder=0)
+    difference.axhline(0, **ZERO)
     difference.set(title="last block, L 1 minus SoftKD", ylabel="bits", xlabel="share of the training (%)")
     for axes in (entropy, scale, difference):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -155,7 +156,7 @@ def conflicts() -> Figure:
     )
     right.set(xlabel="block", title="mean over the epochs")
     for axes in (left, right):
-        axes.axhline(0, color=REFERENCE, lw=1)
+        axes.axhline(0, **ZERO)
         whole_numbers(axes)
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -167,18 +168,17 @@ def images() -> Figure:
     for cells in table("images").values():
         found.setdefault(cells["run"], []).append(cells)
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.0), layout="constrained", sharey=True)
-    students = OKABE_ITO[0]
     for run, entries in found.items():
         counts = [number(cells, "images") for cells in entries]
         levels = np.array([number(cells, "level") for cells in entries])
-        look = {"color": COLOURS.get(run, students), "label": TEACHERS.get(run)}
+        look = {"color": COLOURS.get(run, "black"), "label": TEACHERS.get(run)}
         panels[0].plot(counts, levels - levels[-1], "o-", ms=4, **look)
         panels[1].plot(counts, [number(cells, "shape") for cells in entries], "o-", ms=4, **look)
-    panels[1].plot([], [], "o-", color=students, label="students")
+    panels[1].plot([], [], "o-", color="black", ms=4, label="students, one seed each")
     panels[0].set(ylabel="bits", title="level, minus that of most images")
     panels[1].set(title="shape: distance from that of most images")
     for axes in panels:
-        axes.axhline(0, color=REFERENCE, lw=1)
+        axes.axhline(0, **ZERO)
         axes.set(xscale="log", xlabel="probe images")
         axes.set_xticks(counts)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -189,7 +189,7 @@ def images() -> Figure:
 
 def early() -> Figure:
     """How well what is known early ranks the rows."""
-    *tried, _ = table("early").values()
+    tried = [cells for cells in table("early").values() if cells["q"]]
     names = list(dict.fromkeys(cells["number"] for cells in tried))
     epochs = list(dict.fromkeys(cells["epoch"] for cells in tried))
     rho = np.full((len(names), len(epochs)), np.nan)
@@ -198,7 +198,7 @@ def early() -> Figure:
         place = names.index(cells["number"]), epochs.index(cells["epoch"])
         rho[place] = number(cells, "rho_mean")
         sure = number(cells, "q") < 0.05
-        text = f"{rho[place]:+.2f}".replace("-", "−")
+        text = f"{np.round(rho[place], 2) + 0.0:+.2f}".replace("-", "−")
         dark = abs(rho[place]) > 0.6
         axes.text(
             place[1], place[0], text, ha="center", va="center", fontsize=8,
@@ -217,12 +217,11 @@ def early() -> Figure:
 
 def spectra() -> Figure:
     """Flatness and shares of low and high frequencies of the channel spectra, by depth."""
-    entries = [cells for cells in table("spectra").values() if cells["when"] == "trained"]
+    entries = table("spectra")
     figure, panels = plt.subplots(1, 3, figsize=(10.5, 2.9), layout="constrained")
     titles = {"flatness": "flatness", "low": "share of low frequencies", "high": "share of high frequencies"}
     for axes, (what, title) in zip(panels, titles.items(), strict=True):
-        for i, cells in enumerate(entries):
-            row = cells["row"]
+        for i, (row, cells) in enumerate(entries.items()):
             mean, low, high = (
                 np.array([number(cells, f"{what}_{where}_{part}") for where in ("early", "middle", "late")])
                 for part in ("mean", "low", "high")

@@ -1,6 +1,6 @@
 """Panels that the study's figures share, drawn from tables/ alone.
 
-A row has one colour everywhere. Grey is a reference: zero, an untrained curve, the epochs that are measured.
+A row has one colour everywhere, black is for what is of no row, and grey for the paper's early epochs.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ COLOURS = {
 }
 """Of rows, in every figure."""
 DASHES = {"global": "-", "layer": ":", "scaled": "--"}
-REFERENCE = "0.6"
+ZERO: dict[str, Any] = {"color": "black", "lw": 0.8}
 
 
 def colour_of(row: str) -> str:
@@ -76,13 +76,13 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def draw_epochs(axes: Axes, row: str) -> None:
-    """The row's mean curves under the paper's range: light early, dark late, untrained grey and dashed."""
+    """The row's mean curves under the paper's range: light early, dark late, untrained dotted."""
     found = by_epoch("shapes", row=row, range="global")
     for epoch, cells in found.items():
         curve = blocks(cells)
         look: dict[str, Any] = {"color": plt.cm.viridis_r(0.1 + 0.9 * epoch / max(found)), "lw": 1.2}
         if epoch == 0:
-            look = {"color": REFERENCE, "ls": (0, (3, 2)), "lw": 1.2}
+            look = {"color": "black", "ls": (0, (1, 1)), "lw": 1}
         axes.plot(range(1, len(curve) + 1), curve, **look)
     whole_numbers(axes)
 
@@ -116,7 +116,7 @@ def draw_course(
 def draw_gains(axes: Axes) -> None:
     """What SpectralKD L 1 adds to SoftKD at each epoch of trainings of each length."""
     rows = dict.fromkeys(cells["row"] for cells in table("courses").values())
-    axes.axhline(0, color=REFERENCE, lw=1)
+    axes.axhline(0, **ZERO)
     for row, dashes in zip(rows, ((0, (1, 1)), (0, (4, 2)), "-"), strict=False):
         found = {epoch: c for epoch, c in by_epoch("courses", row=row).items() if epoch > 1}
         gains = [number(cells, "gain_mean") for cells in found.values()]
@@ -128,15 +128,14 @@ def draw_gains(axes: Axes) -> None:
 
 def draw_differences(axes: Axes, rows: Sequence[Cells], what: str, paper: bool) -> None:
     """Paired intervals from top to bottom; filled beyond the pooled error; diamonds for the paper."""
-    axes.axvline(0, color=REFERENCE, lw=1)
+    axes.axvline(0, **ZERO)
     for place, cells in enumerate(rows):
         mean, low, high = (number(cells, f"{what}_difference_{part}") for part in ("mean", "low", "high"))
-        colour = OKABE_ITO[0]
-        axes.plot([low, high], [place, place], color=colour, lw=1.6)
-        filled = colour if number(cells, f"{what}_sure") else "white"
-        axes.plot(mean, place, "o", color=colour, markerfacecolor=filled, ms=5)
+        axes.plot([low, high], [place, place], color="black", lw=1.4)
+        filled = "black" if number(cells, f"{what}_sure") else "white"
+        axes.plot(mean, place, "o", color="black", markerfacecolor=filled, ms=5)
         if paper:
-            axes.plot(number(cells, "paper"), place, "D", color="black", markerfacecolor="white", ms=5)
+            axes.plot(number(cells, "paper"), place, "D", color=OKABE_ITO[1], markerfacecolor="white", ms=5)
     axes.set_yticks(range(len(rows)), [name_of(cells) for cells in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
 

@@ -12,7 +12,7 @@ from real_vit_table import PROFILES
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import bootstrap_interval
-from distill_dynamics.report.figures.look import OKABE_ITO, log_y
+from distill_dynamics.report.figures.look import log_y
 
 COLOUR = "#117733"
 
@@ -54,7 +54,7 @@ def draw_spectra(axes: Axes, profile: Profile) -> None:
     """Two blocks at each place of the paper's Figure 3, without the mean over channels (k = 0)."""
     half = len(profile.blocks) // 2
     places = {"early": (0, 1), "middle": (half - 1, half), "late": (-2, -1)}
-    for (place, rows), colour in zip(places.items(), OKABE_ITO[3:], strict=True):
+    for (place, rows), colour in zip(places.items(), ("#bbcc33", "#44aa99", "#332288"), strict=True):
         for row, dashes in zip(rows, ("-", "--"), strict=True):
             spectrum = profile.spectrum[row]
             k = np.arange(1, len(spectrum) // 2 + 1)

@@ -9,7 +9,7 @@ class Row:
 
     label: str
     seeds: int = 3
-    """Five where a claim hangs on the row."""
+    """Five where the paper makes a claim, three for 60 epochs and elsewhere; see `extended`."""
     config: str | None = None
     """Its YAML in configs/fashion_mnist, where that has not the row's name."""
     teacher: str | None = "cait24"
@@ -53,7 +53,7 @@ ROWS = {
         "SpectralKD L 1, ResNet teacher", 5, teacher="resnet", baseline="softkd_resnet", extended=True
     ),
 }
-"""In the order of the paper's Table 1."""
+"""In the order of the table of accuracies."""
 
 TEACHERS = {"teacher_cait24": "teacher, CaiT", "teacher_resnet": "teacher, ResNet"}
 """Runs of one seed; theirs are the names of their YAMLs, too."""

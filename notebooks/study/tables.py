@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accuracies import accuracy, contrasts, courses, runs, saving, setup
-from curves import images, ranges, shapes, spectra
+from curves import images, larger_input, ranges, shapes, spectra
 from early import early
 from evidence import Entry
 from evolution import conflicts, ends, evolution
@@ -26,6 +26,7 @@ TABLES_MADE = (
     courses,
     shapes,
     ranges,
+    larger_input,
     ends,
     evolution,
     conflicts,

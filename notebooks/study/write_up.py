@@ -29,6 +29,8 @@ BEGIN, END = "<!-- by notebooks/study/write_up.py -->", "<!-- to here -->"
 
 
 HEADLINE = (
+    "softkd",
+    "softkd_60",
     "none",
     "spectralkd_f1",
     "spectralkd_l1",
@@ -93,7 +95,7 @@ def _p(cell: Cell) -> str:
 
 def headline(found: Lines) -> str:
     """The main rows, for the project's README."""
-    chosen = {row: e for row, e in found.items() if row in ("softkd", "softkd_60", *HEADLINE)}
+    chosen = {row: e for row, e in found.items() if row in HEADLINE}
     lines = [
         [LABELS[row], f"{e['seeds']:.0f}", _spread(e, "last"), _interval(e, "last_difference"),
          _known(e["paper"], "+.2f")]
