@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from distill_dynamics import lease
@@ -35,14 +38,15 @@ from distill_dynamics.teacher_cache.blocks import (
     make_files,
     missing,
     read_rows,
+    rows_checksum,
 )
 from distill_dynamics.teacher_cache.cache import Scale, TeacherCache, validated_on
 
 CHEAP = 0.1
-"""Share of the teacher's time up to which its first blocks are run while training, and not stored."""
+"""Share of the teacher's work up to which its first blocks are run while training, and not stored."""
 
 TIMED = 64
-"""Images that the teacher's time is measured on, at most: a plan should cost little beside what it plans."""
+"""Images that the time of a build is told from, at most: a plan should cost little beside what it plans."""
 
 VERIFIED = 256
 """Views that are computed again to verify a cache."""
@@ -236,13 +240,17 @@ class CacheBuilder(_OverViews):
         """Write the plan."""
         self._hold()
         remove_partial(self.folder)
-        stored = TeacherCache(
-            **{**planned.__dict__, "accuracy": accuracy, "validated_on": validated_on(self.data)}
-        )
         # Streamed images lie in chunks: in their order each chunk is read about once a view.
-        places = getattr(self.data.sources["train"], "places", np.arange(stored.layout.images))
+        places = getattr(self.data.sources["train"], "places", np.arange(planned.layout.images))
+        rows = np.asarray(places, dtype=np.int64)
+        stored = replace(
+            planned,
+            accuracy=accuracy,
+            validated_on=validated_on(self.data),
+            rows_sha256=rows_checksum(rows),
+        )
         with whole(self.folder / "rows.npy") as partial, partial.open("wb") as file:
-            np.save(file, np.asarray(places, dtype=np.int64), allow_pickle=False)
+            np.save(file, rows, allow_pickle=False)
         with whole(self.folder / "cache.json") as partial:
             partial.write_text(json.dumps(stored.to_json(), indent=1) + "\n")
         return stored
@@ -297,28 +305,33 @@ class CacheBuilder(_OverViews):
         return rows * each / self.trainer.world_size
 
     def _cheap_depth(self) -> int:
-        """How many of the teacher's first blocks take `CHEAP` of its time at most."""
+        """How many of the teacher's first blocks take `CHEAP` of its floating-point operations at most.
+
+        Counted and not timed, so that the same command makes the same files.
+        """
         assert self.teacher is not None
         blocks = len(self.teacher.layers)
-        whole_time = self._seconds([blocks] if blocks else [], logits=self.teacher.num_classes > 0)
+        all_of_it = self._operations([blocks] if blocks else [], logits=self.teacher.num_classes > 0)
         most, beyond = 0, blocks + 1
         while beyond - most > 1:
             middle = (most + beyond) // 2
-            if self._seconds([middle], logits=False) <= CHEAP * whole_time:
+            if self._operations([middle], logits=False) <= CHEAP * all_of_it:
                 most = middle
             else:
                 beyond = middle
         return most
 
-    def _seconds(self, layers: list[int], logits: bool) -> float:
-        """Of the teacher, a batch, up to these layers or its end."""
-        data = self.data
-        side = data.image_size
-        count = min(data.eval_batch_size, TIMED)
-        images = torch.zeros(count, len(data.mean), side, side, device=self.device)
-        images = self.trainer.precision_plugin.convert_input(images)
-        with self.trainer.precision_plugin.forward_context():
-            return _seconds(lambda: self.ask_teacher(images, layers, logits))
+    def _operations(self, layers: list[int], logits: bool) -> int:
+        """Of matrix products and convolutions, for an image, up to these layers or the teacher's end."""
+        assert self.teacher is not None
+        weight = next(self.teacher.parameters())
+        side = self.data.image_size
+        image = torch.zeros(1, len(self.data.mean), side, side, device=weight.device, dtype=weight.dtype)
+        counter = FlopCounterMode(display=False)
+        # One kind of attention and no compiled code: the count is that of every device.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            self.teacher.forward(image, layers, logits=logits)
+        return counter.get_total_flops()
 
     def _sample(self) -> _Sample:
         """Views spread over the images."""

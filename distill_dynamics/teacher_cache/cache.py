@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,16 @@ from distill_dynamics.data.sources import fingerprint
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import TopClasses
 from distill_dynamics.losses.maps import at_least_float32
-from distill_dynamics.teacher_cache.blocks import Answers, Layout, map_view, missing
+from distill_dynamics.teacher_cache.blocks import (
+    Answers,
+    Block,
+    Layout,
+    check_block,
+    map_view,
+    missing,
+    read_rows,
+    rows_checksum,
+)
 
 SCHEMA = 2
 """Version of the files."""
@@ -158,6 +168,8 @@ class TeacherCache:
     accuracy: dict[str, float]
     """The teacher's, percent, on the images of `validated_on`; empty where no logits are stored."""
     validated_on: dict[str, Any]
+    rows_sha256: str | None = None
+    """Of the row of each image; None in a cache of an earlier version."""
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> TeacherCache:
@@ -196,10 +208,16 @@ class TeacherCache:
                 )
 
     def check_whole(self) -> None:
-        """Raises UserError while blocks are missing, and for a file that is missing or cut off.
+        """Raises UserError while blocks are missing, and for a file that is missing, cut off or another's.
 
         Bits that have changed on disk are found by `cache-teacher --verify` alone, which reads everything.
         """
+        rows = read_rows(self.folder, self.layout)
+        if self.rows_sha256 not in (None, rows_checksum(rows)):
+            raise UserError(
+                f"teacher_cache: {self.folder / 'rows.npy'} is not what was written (checksum): images would "
+                "get the answers to others; build the cache anew"
+            )
         if lacking := missing(self.folder, self.layout):
             view, first, last = lacking[0]
             raise UserError(
@@ -209,6 +227,18 @@ class TeacherCache:
             )
         for view in range(self.layout.views):
             map_view(self.folder, self.layout, view)
+
+    def check_some(self, share: int = 0, of: int = 1) -> None:
+        """Read one block of each view, drawn anew each time. UserError where it is not what was written.
+
+        That finds views that were swapped, and rows in a file with some luck. Of several processes each reads
+        its share.
+        """
+        rng, firsts = np.random.default_rng(), range(0, self.layout.images, self.layout.rows)
+        for view in range(share, self.layout.views, of):
+            first = int(rng.choice(firsts))
+            last = min(first + self.layout.rows, self.layout.images)
+            check_block(self.folder, self.layout, Block(view, first, last))
 
     def answers(self, fields: Sequence[str]) -> Answers:
         """Its rows, of them these fields."""

@@ -14,7 +14,7 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
     LOSSES,
     RGB,
     _no_lease_of_the_test_before,
-    _time_goes_with_depth,
+    _work_goes_with_depth,
     cache_teacher,
     config,
     fails,

@@ -11,7 +11,7 @@ import torch
 from test_fit import fit, rows
 from test_teacher_cache import (  # noqa: F401 - fixtures
     _no_lease_of_the_test_before,
-    _time_goes_with_depth,
+    _work_goes_with_depth,
     cache_teacher,
     config,
     fails,
