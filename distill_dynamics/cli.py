@@ -9,7 +9,7 @@ import shutil
 import sys
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -307,6 +307,19 @@ class DistillCLI(LightningCLI):
             if self.new_run and self.run_dir is not None and not run.has_started(self.run_dir):
                 shutil.rmtree(self.run_dir)
             raise
+
+    def validate(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
+        """Print what the validation images say of the student, and of its teacher."""
+        self._print(self.trainer.validate(model, datamodule=datamodule, **{**kwargs, "verbose": False}))
+
+    def test(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
+        """The same of the test images."""
+        self._print(self.trainer.test(model, datamodule=datamodule, **{**kwargs, "verbose": False}))
+
+    def _print(self, results: Sequence[Mapping[str, float]]) -> None:
+        rows = [(name, f"{value:.4f}") for name, value in results[0].items()] if results else []
+        if self.trainer.is_global_zero:
+            print("\n" + "\n".join(f"  {name:<14} {value:>9}" for name, value in rows) + "\n")
 
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Write the student's answer for each validation image to `--predictions`."""

@@ -358,8 +358,16 @@ class Distiller(LightningModule):
         counted = (targets != IGNORED).sum()
         loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         self.val_loss.update(loss / counted.clamp(min=1), weight=counted)
+        if self.trainer.state.fn != "fit" and self._teacher_answers:
+            self.teacher_metrics.update(self.ask_teacher(images, [], True).logits, targets)
 
     test_step = validation_step
+
+    @property
+    def _teacher_answers(self) -> bool:
+        """Whether the teacher can be measured beside the student, when no training goes on."""
+        same = self.teacher is not None and self.teacher.num_classes == self.student.num_classes
+        return same and not self.shard_teacher
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Class probabilities [B, K] and targets [B]."""
@@ -438,6 +446,10 @@ class Distiller(LightningModule):
         self.val_metrics.reset()
         self.val_loss.reset()
         fitting = self.trainer.state.fn == "fit"
+        if not fitting and self._teacher_answers:
+            for name, value in self.teacher_metrics.compute().items():
+                self.log(f"teacher/{name}", value)
+            self.teacher_metrics.reset()
         for name, value in values.items():
             self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
         self._validated_at = self.trainer.global_step
@@ -484,6 +496,8 @@ class Distiller(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data fit the models, and prepare the change of normalisation."""
+        if stage == "fit":
+            self._check_length()
         data = datamodule(self.trainer)
         lacking = [
             a for a in ("mean", "std", "num_classes", "image_size", "batch_size") if not hasattr(data, a)
@@ -534,10 +548,30 @@ class Distiller(LightningModule):
             self.cache = TeacherCache.read(self.teacher_cache)
             self.cache.check(self.answers_identity())
             self.cache.check_whole()
+            self.cache.check_some(self.trainer.global_rank, self.trainer.world_size)
             fields = self.use(self.cache)
             data.answers = self.cache.answers(fields) if fields else None
         if self.teacher is not None and self.shard_teacher and stage == "fit":
             shard(self.teacher, self.trainer.strategy)
+
+    def _check_length(self) -> None:
+        """UserError for a trainer that trains nothing; a warning for one that would not measure it."""
+        trainer = self.trainer
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(trainer, name) == 0:
+                raise UserError(
+                    f"trainer.{name} is 0: nothing would be trained (validate measures a model as it is)"
+                )
+        if trainer.limit_val_batches == 0:
+            rank_zero_warn(
+                "trainer.limit_val_batches is 0: no accuracy is measured, so there is no best.ckpt and no "
+                "exported student"
+            )
+        if trainer.val_check_interval != 1.0:
+            rank_zero_warn(
+                "trainer.val_check_interval: what is measured within an epoch is for callbacks and the bar; "
+                "metrics.csv and best.ckpt have what is measured at its end"
+            )
 
     def answers_identity(self) -> dict[str, Any]:
         """What a cache of the teacher's answers must have been made by; the data are set up for fitting."""

@@ -99,6 +99,12 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         run_dir = Path(trainer.default_root_dir)
+        if not self._started:
+            print(
+                f"nothing was left to train: {run_dir} has its {trainer.current_epoch} epochs, and "
+                f"trainer.max_epochs is {trainer.max_epochs}",
+                file=sys.stderr,
+            )
         try:
             self._export(trainer, pl_module.student)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
