@@ -91,7 +91,7 @@ class Run:
     def validation_images(self) -> int | None:
         """How many images `val/acc1` is a share of, None where unknown."""
         found = (self.last_start.get("data") or {}).get("val_images")
-        return found if isinstance(found, int) and found > 0 else None
+        return found if isinstance(found, int) and 0 < found < 2**31 else None
 
     @property
     def finished(self) -> bool:

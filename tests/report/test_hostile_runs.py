@@ -215,6 +215,11 @@ def test_a_link_that_leads_round_is_one_line(tmp_path):
         load(tmp_path / "r")
 
 
+def test_a_number_of_images_that_nobody_has_is_unknown(tmp_path):
+    path = made.write_run(tmp_path / "r", starts=[made.start(data={"val_images": 10**400})])
+    assert load(path).validation_images is None
+
+
 def with_metrics(tmp_path, text):
     path = made.write_run(tmp_path / "r")
     (path / "metrics.csv").write_text(text, encoding="utf-8")
