@@ -48,13 +48,13 @@ CONFLICTING = ("spectralkd_l1", "spectralkd_f1", "spectralkd_f1_l1", "projectork
 def headline() -> Figure:
     """The README's: what the U is made of, the last block over a long training, and what aligning it adds."""
     figure, grid = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
-    draw_ranges(grid[0], "teacher_cait24")
-    grid[0].set(title="The teacher's U is scale", xlabel="block", ylabel="entropy (bits)")
+    draw_ranges(grid[0], "teacher_cait24", ("global", "scaled"))
+    grid[0].set(title="The teacher's U is mostly scale", xlabel="block", ylabel="entropy (bits)")
     draw_last_block(grid[1])
     grid[1].set(title="Suppression and rebound", xlabel="epoch", ylabel="last block's entropy (bits)")
     draw_gains(grid[2])
     grid[2].set(
-        title="Aligned, it learns in fewer epochs", xlabel="epoch", ylabel="top-1, points above SoftKD"
+        title="Aligning the last block helps early", xlabel="epoch", ylabel="top-1, points above SoftKD"
     )
     for axes, title in zip(grid, ("bins with", "mean of three seeds", "trained for"), strict=True):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), title=title)

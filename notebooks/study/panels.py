@@ -87,9 +87,10 @@ def draw_epochs(axes: Axes, row: str) -> None:
     whole_numbers(axes)
 
 
-def draw_ranges(axes: Axes, row: str) -> None:
-    """The row's mean curve at the end under each range, ± a standard deviation over seeds."""
-    for value_range, label in RANGES.items():
+def draw_ranges(axes: Axes, row: str, chosen: Sequence[str] = tuple(RANGES)) -> None:
+    """The row's mean curve at the end under the ranges, ± a standard deviation over seeds."""
+    for value_range in chosen:
+        label = RANGES[value_range]
         cells = table("ranges").get(f"{row} {value_range}")
         if cells is None:
             continue
