@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_dynamics.backbone import completed_epochs
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.weights import completed_epochs
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,20 @@
 """A timm model as the rest of the package sees it: logits and block outputs from one call.
 
-The only file that calls `forward_intermediates`, and the only one that knows timm's models.
+The only file that calls `forward_intermediates`; timm's models are known here and in `models/` alone.
 Legend of letters: B batch, C channels, H W grid, L layers, K classes.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import difflib
-import inspect
 import json
+import math
 import os
-import re
-import textwrap
-import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
-import safetensors
 import safetensors.torch
-import timm
 import timm.data
 import timm.models
 import torch
@@ -33,9 +23,10 @@ from torch import Tensor, nn
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import whole
 from distill_dynamics.layers import resolve_layers
-
-PACKAGED = "packaged:"
-"""Prefix of a `checkpoint` that lies in the package itself (`distill_dynamics/weights`)."""
+from distill_dynamics.models import hub
+from distill_dynamics.models.create import architecture, create
+from distill_dynamics.models.fitting import load
+from distill_dynamics.models.weights import header, read_weights, stated_accuracy
 
 
 class Features(NamedTuple):
@@ -61,15 +52,24 @@ class Backbone(nn.Module):
     """Any timm model by name, giving logits and block outputs.
 
     Args:
-        name: timm's model name, `cait_s24_224` for one; `hf-hub:` and `local-dir:` names work too.
+        name: timm's model name, `cait_s24_224` for one; `hf-hub:` and `local-dir:` names work too. It may be
+            left out where `checkpoint` says what it is of.
         pretrained: take timm's published weights (from the Hugging Face hub, on first use).
-        checkpoint: a file to take the weights from instead: `.safetensors` (ours carry the timm
-            keywords and the normalisation in their metadata, so neither need be given again), a
-            checkpoint of this project's `fit` (its student is taken), or a timm-style `.pth`
-            (`{"model": state_dict, ...}`; averaged weights in it are left alone). Always read with
-            `weights_only`. `packaged:NAME` is a file that comes with the package.
+        checkpoint: what to take the weights from instead. A folder in timm's hub layout, such as a run's
+            `student/`, needs nothing else. Nor do a `.safetensors` of this project and a checkpoint of its
+            `fit` (whose student is taken). Of other files, `.safetensors` or a `.pth` such as
+            `{"model": state_dict, ...}`, the one set of weights that fits is taken, whatever wraps it
+            (averaged ones only where there are no others). Always read with `weights_only`.
+            `packaged:NAME` is a file that comes with the package.
         timm_kwargs: keyword arguments of the timm model, `{embed_dim: 64, depth: 12}` for one; plain
-            values only, as files have to carry them.
+            values only, as files have to carry them. With `num_classes` here, a file of another number of
+            classes leaves the head fresh.
+        mean: what its input is normalised with, for pixels in 0 to 1, a number a channel or one for all; with
+            `std`. Left out, what the weights say; and else timm's default, which weights of one's own may
+            not have been trained with.
+        std: likewise.
+        crop_pct: its images are made by resizing the shorter side to size / crop_pct and cropping the centre.
+            Left out, as for `mean`. In training the data's holds, for both models.
 
     Attributes:
         layers: timm's `feature_info` names in depth order: blocks for a ViT, stages for Swin and
@@ -78,6 +78,9 @@ class Backbone(nn.Module):
         mean, std: what this model's input is normalised with, a number a channel.
         evaluation: how its images are resized and cropped; a student of `fit` has its DataModule's.
         has_weights: whether weights were loaded (then `mean` and `std` belong to them).
+        given_normalisation: whether `mean` and `std` were given.
+        source: where the weights are from, in words; empty without weights.
+        stated_accuracy: top-1 in percent that their file gives for them; None where it gives none.
 
     Raises:
         UserError: unknown name, unknown timm keyword, weights that cannot be had or do not fit.
@@ -89,24 +92,47 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        name: str,
+        name: str | None = None,
         pretrained: bool = False,
         checkpoint: str | os.PathLike | None = None,
         timm_kwargs: dict[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_pct: float | None = None,
     ) -> None:
         super().__init__()
         if pretrained and checkpoint:
-            raise UserError(f"{name}: give either pretrained: true or a checkpoint, not both")
-        weights = _read_weights(checkpoint) if checkpoint else None
-        made_with = weights.description if weights else {}
-        if made_with and _architecture(made_with["timm_name"]) == _architecture(name):
-            timm_kwargs = {**made_with["timm_kwargs"], **(timm_kwargs or {})}
-        self.name = name
-        self.timm_kwargs = _plain(timm_kwargs or {})
-        self.has_weights = pretrained or weights is not None
-        self.model = _create(name, pretrained, self.timm_kwargs)
-        if weights:
-            _load(self.model, weights, name)
+            raise UserError(f"{name or checkpoint}: give either pretrained: true or a checkpoint, not both")
+        given, made_with = _plain(timm_kwargs or {}), {}
+        self.has_weights = pretrained or checkpoint is not None
+        self.source = "timm's published weights" if pretrained else os.fspath(checkpoint or "")
+        self.stated_accuracy: float | None = None
+        folder = Path(os.path.expanduser(checkpoint)) if checkpoint else None
+        if folder is not None and folder.is_dir():
+            config = hub.read_config(folder)
+            if name is not None and architecture(name) != config.architecture:
+                raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
+            self.name, self.timm_kwargs = config.architecture, _plain({**config.model_args, **given})
+            self.model = create(f"local-dir:{folder}", True, given)
+            if (folder / hub.WEIGHTS).is_file():
+                self.stated_accuracy = stated_accuracy(header(folder / hub.WEIGHTS))
+        else:
+            weights = read_weights(checkpoint) if checkpoint else None
+            made_with = weights.description if weights else {}
+            name = made_with.get("timm_name") if name is None else name
+            if name is None:
+                raise UserError(
+                    f"{checkpoint} does not say what it is of: give the name of the timm model"
+                    if checkpoint
+                    else "give the name of a timm model, or as checkpoint a folder in timm's hub layout"
+                )
+            same = made_with and architecture(made_with["timm_name"]) == architecture(name)
+            self.name = name
+            self.timm_kwargs = _plain({**made_with["timm_kwargs"], **given}) if same else given
+            self.model = create(name, pretrained, self.timm_kwargs)
+            if weights:
+                load(self.model, weights, name, new_head="num_classes" in given)
+                self.stated_accuracy = weights.accuracy
 
         has_maps = hasattr(self.model, "forward_intermediates")
         info = list(getattr(self.model, "feature_info", [])) if has_maps else []
@@ -116,9 +142,30 @@ class Backbone(nn.Module):
         self.input_size: tuple[int, int, int] = timm.models.get_model_input_config(self.model)["input_size"]
         timms = timm.data.resolve_data_config({}, model=self.model)
         self.set_normalisation(*((made_with or timms)[key] for key in ("mean", "std")))
+        self.given_normalisation = mean is not None and std is not None
+        if mean is not None and std is not None:
+            self._check_normalisation(mean, std)
+            self.set_normalisation(mean, std)
+        elif mean is not None or std is not None:
+            raise UserError(f"{self.name}: give both mean and std, or neither")
         own = {"image_size": self.input_size[1:], **{key: timms[key] for key in Evaluation._fields[1:]}}
         own |= made_with.get("evaluation", {})  # files of earlier versions have none
+        if crop_pct is not None:
+            if not 0 < crop_pct <= 1:
+                raise UserError(f"{self.name}: crop_pct is a share, above 0 and at most 1, not {crop_pct}")
+            own["crop_pct"] = crop_pct
         self.evaluation = Evaluation(**{**own, "image_size": tuple(own["image_size"])})
+
+    def _check_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, self.input_size[0]):
+                raise UserError(
+                    f"{self.name}: {key} has {len(values)} numbers for {self.input_size[0]} channels"
+                )
+            if not all(map(math.isfinite, values)) or (key == "std" and min(values) <= 0):
+                raise UserError(f"{self.name}: {key} {list(values)} must be finite, and std positive")
+        if max(map(abs, mean)) > 1:
+            raise UserError(f"{self.name}: mean {list(mean)} is for pixels in 0 to 1: divide by 255")
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """State what the input of this model is normalised with: one number a channel.
@@ -200,13 +247,45 @@ class Backbone(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What it takes to build and feed this backbone again, weights aside; plain values."""
+        # A folder's name is of this machine.
+        name = self.model.pretrained_cfg["architecture"] if ":" in self.name else self.name
         return {
-            "timm_name": self.name,
-            "timm_kwargs": self.timm_kwargs,
+            "timm_name": name,
+            "timm_kwargs": self._arguments(),
             "mean": list(self.mean),
             "std": list(self.std),
             "evaluation": {**self.evaluation._asdict(), "image_size": list(self.evaluation.image_size)},
         }
+
+    def export_folder(
+        self,
+        folder: str | os.PathLike,
+        label_names: Sequence[str] | None = None,
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        """Write config.json and model.safetensors into a folder, timm's hub layout.
+
+        `timm.create_model("local-dir:FOLDER", pretrained=True)` makes this model again, and timm's own
+        `resolve_data_config` its images; `Backbone(checkpoint=FOLDER)` likewise. `label_names`: of the
+        classes in their order; `notes` as for `export`.
+        """
+        folder = Path(folder)
+        self.export(folder / hub.WEIGHTS, notes=notes)
+        size, *rest = self.evaluation
+        data_config = {
+            "input_size": (self.input_size[0], *size),
+            "mean": self.mean,
+            "std": self.std,
+            **dict(zip(Evaluation._fields[1:], rest, strict=True)),
+        }
+        with whole(folder / hub.CONFIG) as partial:
+            hub.write_config(partial, self.model, self._arguments(), data_config, label_names)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The keywords that make the model by its architecture, also where `name` is a folder."""
+        if ":" not in self.name:
+            return self.timm_kwargs
+        return _plain(timm.models.get_model_args(self.model, self.timm_kwargs))
 
     def export(
         self, path: str | os.PathLike, dtype: torch.dtype | None = None, notes: dict[str, Any] | None = None
@@ -247,19 +326,6 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return [module] if next(module.parameters(), None) is not None else []
 
 
-class _Weights(NamedTuple):
-    """A state dict and, where its file tells, the `description()` of the backbone it was taken from."""
-
-    path: str
-    state: dict[str, Tensor]
-    description: dict[str, Any]
-
-
-def _architecture(name: str) -> str:
-    """timm's name without the tag of its pretrained weights."""
-    return name.partition(".")[0]
-
-
 def _plain(timm_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords as a file will give them back: a deep copy, tuples as lists."""
     try:
@@ -274,152 +340,3 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(float(v) for v in values)
     return (sum(values) / len(values),) * channels
-
-
-def _create(name: str, pretrained: bool, timm_kwargs: dict[str, Any]) -> Any:
-    """timm.create_model, with its errors told in one line."""
-    for keyword in sorted({"pretrained", "checkpoint_path", "features_only"} & timm_kwargs.keys()):
-        raise UserError(
-            f"timm_kwargs: {keyword!r} does not belong there: weights come from pretrained or checkpoint, "
-            "block outputs from the call"
-        )
-    if not re.search(r"[:/\\]", name) and not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}{_nearest(_architecture(name), timm.list_models())}")
-    from_hub = name.startswith(("hf-hub:", "hf_hub:")) or (pretrained and ":" not in name)
-    try:
-        with _offline_if_hub_is_out_of_reach() if from_hub else contextlib.nullcontext():
-            return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
-    except Exception as error:
-        reason = textwrap.shorten(str(error), 300).rstrip(".") or type(error).__name__
-        unknown = re.search(r"(\w+)\.__init__\(\) got .*unexpected keyword argument[^']*'(\w+)'", reason)
-        if unknown and unknown[2] in timm_kwargs:
-            nearest = _nearest(unknown[2], _keywords(error, unknown[1]))
-            raise UserError(f"timm_kwargs: {name} has no keyword {unknown[2]!r}{nearest}") from error
-        if from_hub and isinstance(error, OSError):
-            reason += "; without a network, give a checkpoint file"
-        weights = " with pretrained weights" if pretrained else ""
-        keywords = f" with timm_kwargs {timm_kwargs}" if timm_kwargs else ""
-        raise UserError(f"timm cannot make {name}{weights}{keywords}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _offline_if_hub_is_out_of_reach() -> Iterator[None]:
-    """Let huggingface_hub look in its cache alone where it has no network.
-
-    By itself it tries twelve times, for 47 seconds, before it says that a file cannot be had.
-    """
-    constants = huggingface_hub.constants
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-def _keywords(error: Exception, refused_by: str) -> set[str]:
-    """Keywords of the model class timm was building when it failed, and of the class that refused.
-
-    The two differ where a model hands the keywords it does not know to a config class (ByobNet).
-    """
-    names: set[str] = set()
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        for builder in (frame.f_locals.get("model_cls"), frame.f_globals.get(refused_by)):
-            if callable(builder):
-                names |= inspect.signature(builder).parameters.keys()
-    return names
-
-
-def _nearest(word: str, candidates: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _read_weights(checkpoint: str | os.PathLike) -> _Weights:
-    path = os.path.expanduser(checkpoint)
-    if path.startswith(PACKAGED):
-        name = path.removeprefix(PACKAGED)
-        folder = Path(str(resources.files("distill_dynamics"))) / "weights"
-        names = sorted(file.stem for file in folder.glob("*.safetensors"))
-        if name not in names:
-            raise UserError(f"no packaged weights {name!r}; there are: {', '.join(names) or 'none'}")
-        path = str(folder / f"{name}.safetensors")
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint: no such file: {path}")
-    return _read_safetensors(path) if path.endswith(".safetensors") else _read_pickle(path)
-
-
-def _read_safetensors(path: str) -> _Weights:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"checkpoint: {path} is not a whole safetensors file ({error})") from error
-    ours = {"timm_name", "timm_kwargs", "mean", "std", "evaluation"} if "timm_name" in metadata else set()
-    return _Weights(path, state, {key: json.loads(metadata[key]) for key in ours & metadata.keys()})
-
-
-def completed_epochs(checkpoint: str | os.PathLike) -> int | None:
-    """After how many epochs a file of this project was written, from its content; None for other files."""
-    path = os.fspath(checkpoint)
-    try:
-        if path.endswith(".safetensors"):
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            return json.loads(metadata["epoch"]) if {"timm_name", "epoch"} <= metadata.keys() else None
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # Mapped: the weights are not read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # damaged or in an older format; whoever loads the weights will say
-        return None
-    return content["epoch"] + 1 if isinstance(content, dict) and "distill_dynamics" in content else None
-
-
-def _read_pickle(path: str) -> _Weights:
-    # DeiT-style training scripts save their argparse.Namespace beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file fails in any of a dozen ways
-            foreign = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it holds {foreign[1]}" if foreign else "it is damaged or no checkpoint"
-            raise UserError(
-                f"checkpoint: {path} cannot be read as weights alone: {reason}; save the state_dict as "
-                "safetensors instead"
-            ) from error
-    content = content if isinstance(content, dict) else {}
-    if "distill_dynamics" in content:
-        student = {
-            key.removeprefix("student.model."): value
-            for key, value in content["state_dict"].items()
-            if key.startswith("student.model.")
-        }
-        return _Weights(path, student, content["distill_dynamics"]["student"])
-    nested = (content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict))
-    state = next(nested, content)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"checkpoint: {path} holds no state_dict (looked for 'model', 'state_dict', or plain tensors)"
-        )
-    return _Weights(path, timm.models.clean_state_dict(state), {})
-
-
-def _load(model: nn.Module, weights: _Weights, name: str) -> None:
-    own = model.state_dict()
-    problems = [
-        f"{key} is {list(weights.state[key].shape)} in the file and {list(value.shape)} in the model"
-        for key, value in own.items()
-        if key in weights.state and weights.state[key].shape != value.shape
-    ]
-    problems += [f"{key} is missing" for key in own if key not in weights.state]
-    problems += [f"{key} is not in the model" for key in weights.state if key not in own]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        source = weights.description
-        made_with = f"; the file is of {source['timm_name']} with {source['timm_kwargs']}" if source else ""
-        raise UserError(f"checkpoint: {weights.path} does not fit {name}: {problems[0]}{more}{made_with}")
-    model.load_state_dict(weights.state)

@@ -371,7 +371,7 @@ def test_a_file_without_weights_is_one_line(tmp_path):
 
 def test_a_missing_file_is_one_line(tmp_path):
     assert "no such file" in error_of(DEIT, checkpoint=tmp_path / "none.safetensors")
-    assert "no such file" in error_of(DEIT, checkpoint=tmp_path)  # a folder
+    assert "a folder without config.json" in error_of(DEIT, checkpoint=tmp_path)
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
@@ -403,12 +403,13 @@ def test_a_checkpoint_that_does_not_fit(kind, tmp_path):
     assert "extra is not in the model" in error_of(DEIT, checkpoint=path, timm_kwargs=TOKENS)
 
     save(state, path)
-    message = error_of(DEIT, checkpoint=path, timm_kwargs={**TOKENS, "num_classes": 6})
-    assert "head.weight is [5, 16] in the file and [6, 16] in the model (and 1 more)" in message
+    others = {key: value for key, value in TOKENS.items() if key != "num_classes"}
+    message = error_of(DEIT, checkpoint=path, timm_kwargs=others)
+    assert "head.weight is [5, 16] in the file and [1000, 16] in the model (and 1 more)" in message
 
 
 def test_packaged_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("distill_dynamics.backbone.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("distill_dynamics.models.weights.resources.files", lambda package: tmp_path)
     assert "none" in error_of(DEIT, checkpoint="packaged:small")
     source = deit()
     source.export(tmp_path / "weights" / "small.safetensors")

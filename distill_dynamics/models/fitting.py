@@ -1,0 +1,200 @@
+"""Which of a file's weights are a model's: wrappers, prefixes, averages, heads, position embeddings.
+
+A file is loaded where only one reading of it fits the model whole; else one line says what is in the way.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.models.weights import Weights
+
+State = Mapping[str, Tensor]
+
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into names, wherever they are applied."""
+
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|polyak|averaged?)(?![a-z])", re.IGNORECASE)
+
+_ON_A_GRID = ("pos_embed", "relative_position", "rel_pos", "pos_emb")
+"""Parameters, by part of their names, that have an entry for each place of a grid of patches."""
+
+
+class _Reading(NamedTuple):
+    """One way to take a file."""
+
+    place: str
+    """The state dict in the file, and what its keys begin with."""
+    state: dict[str, Tensor]
+    said: list[str]
+    """What was changed so that it fits."""
+    problems: list[str]
+    matched: int
+    """Keys that the model has."""
+
+
+def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> None:
+    """Load a file's weights into a model; a warning for each thing that was changed on the way.
+
+    Beside the state dict itself, one in a wrapper (`{"model_state_dict": ...}`) or with the same prefix
+    before every key (`module.`, `encoder.`) is taken. Averaged weights are left alone where the raw ones are
+    there. Position embeddings on another grid are resampled as timm does for its own weights
+    (`checkpoint_filter_fn`). With `new_head` a file of another number of classes leaves the head as it is.
+
+    Raises UserError where nothing in the file fits, or several things do.
+    """
+    readings = [
+        _read(model, place, state, new_head)
+        for where, content in weights.states.items()
+        for place, state in _candidates(where, content, model.state_dict())
+    ]
+    fits = [reading for reading in readings if not reading.problems]
+    raw = [reading for reading in fits if not _AVERAGED.search(reading.place)]
+    fits = _distinct(raw or fits)
+    if len(fits) > 1:
+        places = ", ".join(repr(reading.place or "the file itself") for reading in fits)
+        raise UserError(
+            f"checkpoint: {weights.path} has {len(fits)} sets of weights that fit {name}: {places}; save the "
+            "one that is meant alone"
+        )
+    if not fits:
+        raise UserError(_refusal(readings, weights, name))
+    model.load_state_dict(fits[0].state)
+    for line in fits[0].said:
+        warnings.warn(f"{weights.path}: {line}", stacklevel=2)
+
+
+def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """A state dict of the file, once for each prefix before at least half of the model's keys."""
+    state = {_WRAPPERS.sub("", key): value for key, value in content.items()}
+    found: Counter[str] = Counter()
+    for key in state:
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
+        found.update(key[:start] for start in starts if key[start:] in own)
+    prefixes = [prefix for prefix, count in found.items() if count >= len(own) / 2] or [""]
+    for prefix in prefixes:
+        place = ".".join(part for part in (where, prefix.removesuffix(".")) if part)
+        others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        keys = (key for key in state if key.startswith(prefix) and not key.startswith(others))
+        yield place, {key.removeprefix(prefix): state[key] for key in keys}
+
+
+def _read(model: nn.Module, place: str, state: dict[str, Tensor], new_head: bool) -> _Reading:
+    own = model.state_dict()
+    matched = len(own.keys() & state.keys())
+    plain, said = _with_new_head(model, state) if new_head else (state, [])
+    problems = _problems(plain, own)
+    if problems and matched and (converted := _as_timm_does(model, state)) is not None:
+        fitted, head = _with_new_head(model, converted) if new_head else (converted, [])
+        if not _problems(fitted, own):
+            return _Reading(place, fitted, [*_resampled(state, converted), *head], [], matched)
+    return _Reading(place, plain, said, problems, matched)
+
+
+def _problems(state: State, own: State) -> list[str]:
+    problems = [
+        f"{key} is {list(state[key].shape)} in the file and {list(value.shape)} in the model"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems += [f"{key} is missing" for key in own if key not in state]
+    return problems + [f"{key} is not in the model" for key in state if key not in own]
+
+
+def _with_new_head(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state with the model's own head, where the file's is of other classes, or not there."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    names = config.get("classifier") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    keys = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    own = {key: value for key, value in model.state_dict().items() if key in keys}
+    theirs = {key: state[key] for key in keys & state.keys()}
+    if not keys or (own and theirs and own.keys() != theirs.keys()):
+        return state, []
+    if own and theirs:
+        same_width = all(theirs[key].shape[1:] == value.shape[1:] for key, value in own.items())
+        if not same_width or all(theirs[key].shape == value.shape for key, value in own.items()):
+            return state, []
+    classes = {len(value) for value in theirs.values()}
+    if len(classes) > 1 or not (own or theirs):
+        return state, []
+    rest = {key: value for key, value in state.items() if key not in keys}
+    of = f"its head of {min(classes)} classes is left out" if classes else "it has no head"
+    fresh = f", and the model has a fresh one of {len(next(iter(own.values())))}" if own else ""
+    return {**rest, **own}, [f"{of}{fresh} (num_classes)"]
+
+
+def _as_timm_does(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The state as timm adapts its own weights to a model; None where it has no way, or changes more.
+
+    That is where it would resample anything but what has an entry for each place of the grid.
+    """
+    for kind in type(model).__mro__:
+        adapt = getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None)
+        if adapt is not None:
+            break
+    else:
+        return None
+    try:
+        with torch.no_grad():
+            found = adapt(dict(state), model)
+    except Exception:  # a state of another kind: what does not fit is said of the state as it is
+        return None
+    changed = [key for key in state if key in found and found[key].shape != state[key].shape]
+    return found if all(any(word in key for word in _ON_A_GRID) for key in changed) else None
+
+
+def _resampled(before: State, after: State) -> list[str]:
+    said = []
+    changed = [key for key in before if key in after and after[key].shape != before[key].shape]
+    if changed:
+        one = changed[0]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        said.append(
+            f"position embeddings resampled to this input size: {one} from {list(before[one].shape)} to "
+            f"{list(after[one].shape)}{more}"
+        )
+    if others := [key for key in before if key not in after]:
+        said.append(f"renamed or left out as timm does: {others[0]} ({len(others)} such)")
+    return said
+
+
+def _distinct(readings: list[_Reading]) -> list[_Reading]:
+    """Without those whose weights another one has."""
+    kept: list[_Reading] = []
+    for reading in readings:
+        if not any(
+            all(torch.equal(value, other.state[key]) for key, value in reading.state.items())
+            for other in kept
+        ):
+            kept.append(reading)
+    return kept
+
+
+def _refusal(readings: list[_Reading], weights: Weights, name: str) -> str:
+    nearest = max(readings, key=lambda reading: reading.matched)
+    source = weights.description
+    made_with = f"; the file is of {source['timm_name']} with {source['timm_kwargs']}" if source else ""
+    where = f" (of {nearest.place})" if nearest.place else ""
+    if not nearest.matched:
+        keys = list(nearest.state)
+        parts = zip(*(key.split(".")[:-1] for key in keys), strict=False)
+        same = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, parts)]
+        common = "".join(f"{name}." for name in same)
+        told = f"all its keys{where} begin with {common!r}, and" if common else f"of its keys{where}"
+        first = keys[0].removeprefix(common)
+        problem = f"{told} none is one of the model's: the first is {first!r}"
+    else:
+        more = f" (and {len(nearest.problems) - 1} more)" if len(nearest.problems) > 1 else ""
+        problem = f"{nearest.problems[0]}{where}{more}"
+    return f"checkpoint: {weights.path} does not fit {name}: {problem}{made_with}"
