@@ -82,7 +82,7 @@ def find_weights(model: Model) -> list[Weights]:
     evolution: dict[tuple[bool, int | None], Weights] = {}
     for path in dict.fromkeys(path for pattern in given for path in _matches(pattern)):
         stem = Path(path).stem
-        best = "best" in stem.lower()
+        best = "best" in stem.lower() or Path(path).is_dir()  # a run's student/ is its best
         epoch = completed_epochs(path)
         if epoch is None and (numbers := re.findall(r"\d+", stem)):
             epoch = int(numbers[-1])

@@ -78,7 +78,8 @@ class Backbone(nn.Module):
         mean, std: what this model's input is normalised with, a number a channel.
         evaluation: how its images are resized and cropped; a student of `fit` has its DataModule's.
         has_weights: whether weights were loaded (then `mean` and `std` belong to them).
-        given_normalisation: whether `mean` and `std` were given.
+        normalised_by: where `mean` and `std` are from: "given", the "weights" (their file, or timm's record
+            of them), "timm" (its default for the name) or the "data".
         source: where the weights are from, in words; empty without weights.
         stated_accuracy: top-1 in percent that their file gives for them; None where it gives none.
 
@@ -142,10 +143,12 @@ class Backbone(nn.Module):
         self.input_size: tuple[int, int, int] = timm.models.get_model_input_config(self.model)["input_size"]
         timms = timm.data.resolve_data_config({}, model=self.model)
         self.set_normalisation(*((made_with or timms)[key] for key in ("mean", "std")))
-        self.given_normalisation = mean is not None and std is not None
+        told = bool(made_with) or pretrained or (folder is not None and folder.is_dir())
+        self.normalised_by = "weights" if told else "timm"
         if mean is not None and std is not None:
             self._check_normalisation(mean, std)
             self.set_normalisation(mean, std)
+            self.normalised_by = "given"
         elif mean is not None or std is not None:
             raise UserError(f"{self.name}: give both mean and std, or neither")
         own = {"image_size": self.input_size[1:], **{key: timms[key] for key in Evaluation._fields[1:]}}

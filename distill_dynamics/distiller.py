@@ -376,8 +376,18 @@ class Distiller(LightningModule):
 
     # --- epochs -----------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """Measure the teacher on the validation set, before the first step; a continued run's is known."""
+        self._measured_now = False
+        if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
+            cache, known = self.cache, None
+            if cache is not None and cache.validated_on == validated_on(datamodule(self.trainer)):
+                known = cache.accuracy
+            self.teacher_accuracy = known or self._measure_teacher()
+            self._measured_now = True
+
     def on_train_start(self) -> None:
-        """Measure the teacher on the validation set, once in a run's life; go on in a begun epoch."""
+        """Write the teacher's accuracy down; go on in a begun epoch."""
         self._first_bad = None
         self.optimisation.resume()
         if (rates := self.optimisation.rates()) and rates.warning:
@@ -388,12 +398,9 @@ class Distiller(LightningModule):
             self._epoch_seconds, self._clock = self._begun["seconds"], time.perf_counter()
             self._val_check_batch = self.trainer.val_check_batch
             self._begun = None
-        if self.teacher is not None and self.alpha > 0 and not self.teacher_accuracy:
-            cache, known = self.cache, None
-            if cache is not None and cache.validated_on == validated_on(datamodule(self.trainer)):
-                known = cache.accuracy
-            self.teacher_accuracy = known or self._measure_teacher()
-            self._log_row(0, {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()})
+        if self._measured_now:
+            row = {f"teacher/{name}": value for name, value in self.teacher_accuracy.items()}
+            self._log_row(self.current_epoch, row)
 
     def on_train_epoch_start(self) -> None:
         """Set this epoch's learning rate, and begin its sums."""
@@ -513,8 +520,9 @@ class Distiller(LightningModule):
                 f"weights have that one too; leave it out, or set there {' or '.join(get_args(Precision))}"
             )
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        if not self.student.has_weights:
+        if not self.student.has_weights and self.student.normalised_by != "given":
             self.student.set_normalisation(data.mean, data.std)
+            self.student.normalised_by = "data"
         size = (data.image_size, data.image_size)
         self.student.evaluation = Evaluation(
             size,
@@ -685,9 +693,14 @@ class Distiller(LightningModule):
         checkpoint["distill_dynamics"] = {
             "student": self.student.description(),
             "teacher_accuracy": self.teacher_accuracy,
+            "teacher": self._teacher_facts(),
             "begun_epoch": self._begun_epoch(),
             "settings": self.optimisation.settings,
         }
+
+    def _teacher_facts(self) -> dict[str, Any] | None:
+        """What the teacher is, so that the accuracy of one is not taken for that of another."""
+        return None if self.teacher is None else self.teacher.description() | {"weights": self.teacher.source}
 
     def _begun_epoch(self) -> dict[str, Any] | None:
         """What the epoch's row needs of the steps made so far, and what must not change before the next."""
@@ -713,7 +726,7 @@ class Distiller(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the teacher's accuracy from the checkpoint: it is not measured twice. And the begun epoch.
+        """Take the accuracy of the same teacher from the checkpoint, and the begun epoch.
 
         Raises UserError where that was begun with another `_layout`.
         """
@@ -722,7 +735,9 @@ class Distiller(LightningModule):
                 "ckpt_path: not a checkpoint of this project's fit, so no run to continue; "
                 "to start from its weights, name it as model.student.checkpoint"
             )
-        self.teacher_accuracy = checkpoint["distill_dynamics"]["teacher_accuracy"]
+        ours = checkpoint["distill_dynamics"]
+        if ours.get("teacher", self._teacher_facts()) == self._teacher_facts():
+            self.teacher_accuracy = ours["teacher_accuracy"]
         self._begun = checkpoint["distill_dynamics"].get("begun_epoch")
         if self.trainer.state.fn == "fit":
             self._saved_settings = saved_settings(checkpoint)

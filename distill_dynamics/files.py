@@ -65,6 +65,45 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`whole` for a folder: gives a new one to fill, which takes the place of `path` when the block ends.
+
+    A process that is killed in the moment of the change may leave neither the old folder nor the new one
+    under that name, but never a mixture of both.
+    """
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial") for _ in range(2))
+    try:
+        with told_of(path):
+            _may_write(path)
+            partial.mkdir(parents=True)
+            yield partial
+            for file in [*partial.rglob("*"), partial]:
+                _sync(file)
+            _may_write(path)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(partial, path)
+            _sync(path.parent)
+    except FileNotFoundError:
+        _may_write(path)
+        raise
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        _remove(partial)
+        _remove(old)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def told_of(path: Path) -> Iterator[None]:
     """Raises the system's errors with the name `path`, and that of a full disk with the room that is left."""
     try:
@@ -94,13 +133,16 @@ def _regular(path: str, flags: int) -> int:
 
 def remove_partial(folder: Path) -> None:
     """Remove what processes that were killed while writing left below `folder`."""
-    for partial in folder.rglob(".*.partial"):
+    for partial in [*folder.rglob(".*.partial")]:
         _remove(partial)
 
 
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a folder that cannot be written: the error of the write says more
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _space_left(error: OSError, path: Path) -> str:

@@ -326,7 +326,7 @@ def test_an_evolution_of_a_fit_is_what_the_fit_saw(experiment, tmp_path, no_repo
     files = [
         str(folder / "renamed_77.ckpt"),
         str(folder / "epoch_0002.ckpt"),
-        str(folder / "student_best.safetensors"),
+        str(run / "student"),
     ]
     images = ImageSet.of_sample()
     analyze([Model(DEIT, checkpoint=files)], images, out, n_images=8)
@@ -364,7 +364,7 @@ def test_a_student_remembers_the_crop_it_was_trained_with(experiment, tmp_path):
     )
     main(["fit", "--config", str(config)])
     folder = tmp_path / "runs" / "tiny-1" / "checkpoints"
-    for name in ("last.ckpt", "student_best.safetensors"):
+    for name in ("last.ckpt", "../student"):
         backbone = Backbone("resnet18", checkpoint=folder / name)
         assert backbone.evaluation == ((28, 28), 0.7, "bilinear", "center")
 

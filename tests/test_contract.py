@@ -171,6 +171,7 @@ def test_a_run_directory_and_its_metrics(experiment, tmp_path, no_report):
     files += [f"checkpoints/{name}.ckpt" for name in ("epoch_0001", "epoch_0002", "last", "best")]
     names = ("teacher", "student_epoch_0000", "student_epoch_0002", "student_best")
     files += [f"dynamics/{name}.npz" for name in names]
+    files += [f"student/{name}" for name in ("config.json", "model.safetensors", "README.md")]
     assert [file for file in files if not (run / file).is_file()] == []
     (start,) = json.loads((run / "run.json").read_text())["starts"]
     assert {"seed", "versions", "commit", "data", "command", "ended"} <= start.keys()

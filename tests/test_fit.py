@@ -73,7 +73,10 @@ def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys)
     assert sorted(p.name for p in runs.iterdir()) == ["tiny-1", "tiny-2"]
     run_dir = runs / "tiny-1"
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
-        "best.ckpt", "epoch_0002.ckpt", "epoch_0004.ckpt", "last.ckpt", "student_best.safetensors",
+        "best.ckpt", "epoch_0002.ckpt", "epoch_0004.ckpt", "last.ckpt",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (run_dir / "student").iterdir()) == [
+        "README.md", "config.json", "model.safetensors",
     ]  # fmt: skip
     assert (run_dir / "report.html").exists()
     assert sorted(p.name for p in (run_dir / "dynamics").iterdir()) == [
@@ -146,14 +149,14 @@ def test_the_command_is_recorded_as_one_types_it(argv, command):
 
 def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path, no_report):
     fit(experiment(), "--name", "r")
-    folder = tmp_path / "runs" / "r" / "checkpoints"
-    path = folder / "student_best.safetensors"
+    folder = tmp_path / "runs" / "r"
+    path = folder / "student" / "model.safetensors"
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
     kwargs = json.loads(metadata["timm_kwargs"])
     plain = timm.create_model(json.loads(metadata["timm_name"]), checkpoint_path=str(path), **kwargs).eval()
-    ours = Backbone("deit_tiny_patch16_224", checkpoint=path).eval()
-    lightning = Backbone("deit_tiny_patch16_224", checkpoint=folder / "best.ckpt").eval()
+    ours = Backbone(checkpoint=folder / "student").eval()
+    lightning = Backbone(checkpoint=folder / "checkpoints" / "best.ckpt").eval()
     x = torch.randn(2, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(plain(x), ours(x).logits)

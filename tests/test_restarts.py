@@ -333,9 +333,9 @@ def test_the_best_student_is_exported_with_the_score_of_its_own_checkpoint(whole
     uninterrupted, write = whole
     shutil.copytree(uninterrupted, run_dir)
     shutil.copy(run_dir / "checkpoints" / "epoch_0002.ckpt", run_dir / "checkpoints" / "last.ckpt")
-    (run_dir / "checkpoints" / "student_best.safetensors").unlink()
+    shutil.rmtree(run_dir / "student")
     fit(write(), *AUTO, "--trainer.max_epochs", "2")
-    with safetensors.safe_open(run_dir / "checkpoints" / "student_best.safetensors", "pt") as file:
+    with safetensors.safe_open(run_dir / "student" / "model.safetensors", "pt") as file:
         said = {name: json.loads(file.metadata()[name]) for name in ("epoch", "val_acc1")}
     assert said["epoch"] == checkpoint(run_dir, "best")["epoch"] + 1 == 3
     assert said["val_acc1"] == float(rows(uninterrupted)[3]["val/acc1"])

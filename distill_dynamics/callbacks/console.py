@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from distill_dynamics.errors import first_line
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.tables import accuracy_rows, aligned, signature_rows
+from distill_dynamics.teacher_check import accuracy_line, doubt, framed
 
 REFRESH_S = 0.2
 """How long the bar stands still: to show the loss is to wait for a GPU."""
@@ -62,6 +64,7 @@ class Console(Callback):
         rows = [("run", trainer.default_root_dir)]
         if pl_module.teacher is not None:
             rows.append(("teacher", _model(pl_module.teacher)))
+            rows.append(("", accuracy_line(pl_module.teacher, pl_module.teacher_accuracy, data)))
         rows.append(("student", _model(pl_module.student)))
         rows.append(
             (
@@ -73,6 +76,8 @@ class Console(Callback):
         rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
         rows.append(("optimiser", pl_module.optimisation.told()))
         print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n")
+        if warning := _doubt(pl_module):
+            print(framed(warning), file=sys.stderr)
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -93,6 +98,12 @@ class Console(Callback):
             lines += [f"no report was made ({reason}); make it with: {again}", ""]
         lines += _files(run_dir)
         print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
+        if warning := _doubt(pl_module):
+            print(framed(warning), file=sys.stderr)
+
+
+def _doubt(distiller: Distiller) -> str | None:
+    return None if distiller.teacher is None else doubt(distiller.teacher, distiller.teacher_accuracy)
 
 
 def _model(backbone: Backbone) -> str:
@@ -118,7 +129,7 @@ def _files(run_dir: Path) -> list[str]:
     wanted = {
         "metrics.csv": "every metric, one row an epoch",
         "dynamics": "Profiles (Profile.load)",
-        f"checkpoints/{BEST_STUDENT}": "best student, for Backbone and timm",
+        BEST_STUDENT: f"best student: timm.create_model('local-dir:{run_dir}/student', pretrained=True)",
         "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
         "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
         "report.html": "all of this with figures, for a browser",

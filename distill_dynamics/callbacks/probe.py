@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
 from distill_dynamics.backbone import Backbone
-from distill_dynamics.callbacks.record import BEST_STUDENT, best_checkpoint, read_best
+from distill_dynamics.callbacks.record import best_checkpoint, read_best
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.dynamics import Profile, profile_model
@@ -100,9 +100,7 @@ class DynamicsProbe(Callback):
         best = best_checkpoint(trainer)
         if not self._active(pl_module) or best is None:
             return
-        trainer.strategy.barrier()  # rank 0 has just written the file
-        weights = Path(best.best_model_path).with_name(BEST_STUDENT)
-        student = Backbone(pl_module.student.name, checkpoint=weights).to(trainer.strategy.root_device)
+        student = Backbone(checkpoint=best.best_model_path).to(trainer.strategy.root_device)
         best_profile = self._profile(trainer, student, read_best(best)[0])
         self._write(trainer, best_profile, "student_best")
         if trainer.is_global_zero:

@@ -15,18 +15,25 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from distill_dynamics import lease
 from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.preemption import Preempted
+from distill_dynamics.card import model_card
 from distill_dynamics.checkpoints import begin_from
 from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.files import whole_folder
 from distill_dynamics.ranks import end_others
 from distill_dynamics.run import has_ended, record, record_end
 from distill_dynamics.runs.metrics_csv import RunLogger
+from distill_dynamics.teacher_check import doubt
 
-BEST_STUDENT = "student_best.safetensors"
+BEST_STUDENT = "student"
+"""Folder of the best student in a run's directory, in timm's hub layout."""
+
+_UNTIL_0_1 = "student_best.safetensors"
+"""What version 0.1.0 wrote into checkpoints/ in its place."""
 
 
 class RunRecord(Callback):
-    """Writes `run.json` when training starts and ends, and `checkpoints/student_best.safetensors`."""
+    """Writes `run.json` when training starts and ends, and the best student into `student/`."""
 
     def __init__(self) -> None:
         self._started = False  # an error before that is none of the start that run.json has last
@@ -55,6 +62,7 @@ class RunRecord(Callback):
                     "fingerprint": data.fingerprint(),
                     "val_images": len(dataset) if trainer.limit_val_batches == 1.0 else None,
                 },
+                teacher=_teacher(pl_module),
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
             )
@@ -106,23 +114,30 @@ class RunRecord(Callback):
                 file=sys.stderr,
             )
         try:
-            self._export(trainer, pl_module.student)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            self._export(trainer, run_dir)
+        except lease.Lost:
+            raise
+        except Exception as error:
             # What was trained is in the checkpoints: the run has come to its end all the same.
-            print(f"the best student was not exported: {first_line(error)}", file=sys.stderr)
+            print(
+                f"the best student was not exported: {first_line(error)}; checkpoints/best.ckpt has it",
+                file=sys.stderr,
+            )
         if self._started or not has_ended(run_dir):  # a start that was killed after its last epoch has, now
             record_end(run_dir, trainer.current_epoch)
 
-    def _export(self, trainer: Trainer, student: Backbone) -> None:
+    def _export(self, trainer: Trainer, run_dir: Path) -> None:
         best = best_checkpoint(trainer)
         if best is None:
             return
         epoch, score = read_best(best)
-        backbone = Backbone(student.name, checkpoint=best.best_model_path, timm_kwargs=student.timm_kwargs)
-        backbone.export(
-            Path(best.best_model_path).with_name(BEST_STUDENT),
-            notes={"epoch": epoch, "val_acc1": score},
-        )
+        student = Backbone(checkpoint=best.best_model_path)
+        names = getattr(datamodule(trainer), "class_names", None)
+        with whole_folder(run_dir / BEST_STUDENT) as folder:
+            student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": score})
+            (folder / "README.md").write_text(model_card(run_dir, student, epoch, score), encoding="utf-8")
+        # It may be of an earlier epoch, in a run that was begun by that version.
+        (run_dir / "checkpoints" / _UNTIL_0_1).unlink(missing_ok=True)
 
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
         """Record on which error it stopped; Ctrl-C is one, a preemption none. A recorded end stays."""
@@ -171,6 +186,22 @@ def _keep_what_is_there(callback: ModelCheckpoint, state: dict[str, Any], epoch:
             "kth_best_model_path": state["best_model_path"] if known else "",
             "kth_value": callback.kth_value if score is None else score,
         }
+
+
+def _teacher(distiller: Distiller) -> dict[str, Any] | None:
+    """Who teaches, how well, and what is to be doubted of it."""
+    teacher, accuracy = distiller.teacher, distiller.teacher_accuracy
+    if teacher is None:
+        return None
+    return {
+        "name": teacher.name,
+        "weights": teacher.source,
+        "mean": list(teacher.mean),
+        "std": list(teacher.std),
+        "acc1": accuracy.get("acc1"),
+        "stated_acc1": teacher.stated_accuracy,
+        "doubt": doubt(teacher, accuracy),
+    }
 
 
 def _told(position: tuple[int, int] | None) -> str:

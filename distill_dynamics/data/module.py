@@ -142,6 +142,11 @@ class ImageData(pl.LightningDataModule):
         """K, known after `setup` at the latest."""
         return len(self.classes)
 
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class in the order of their numbers, known after `setup` at the latest."""
+        return list(self.classes)
+
     def setup(self, stage: str | None = None) -> None:
         """Loads the splits that the stage needs: both to fit, else the validation split alone.
 

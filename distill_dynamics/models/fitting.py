@@ -98,7 +98,7 @@ def _read(model: nn.Module, place: str, state: dict[str, Tensor], new_head: bool
         fitted, head = _with_new_head(model, converted) if new_head else (converted, [])
         if not _problems(fitted, own):
             return _Reading(place, fitted, [*_resampled(state, converted), *head], [], matched)
-    return _Reading(place, plain, said, problems, matched)
+    return _Reading(place, state if problems else plain, said, problems, matched)
 
 
 def _problems(state: State, own: State) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ from distill_dynamics.teacher_cache.blocks import (
     rows_checksum,
 )
 from distill_dynamics.teacher_cache.cache import Scale, TeacherCache, validated_on
+from distill_dynamics.teacher_check import doubt, framed
 
 CHEAP = 0.1
 """Share of the teacher's work up to which its first blocks are run while training, and not stored."""
@@ -163,6 +165,8 @@ class CacheBuilder(_OverViews):
         else:
             stored = self._plan() if self.told else None
             accuracy = self._measure_teacher() if self.teacher and self.alpha > 0 else {}
+            if self.told and self.teacher and (warning := doubt(self.teacher, accuracy)):
+                print(framed(warning), file=sys.stderr)
             if self.told:
                 stored = self._begin(stored, accuracy)
         self.stored: TeacherCache = broadcast(stored)

@@ -174,7 +174,9 @@ def make_teacher(name: str) -> None:
     fit(run, [run])
     look_at_evolution(run)
     look_with_more_images(run)
-    best = RUNS / run / "checkpoints" / "student_best.safetensors"
+    best = RUNS / run / "student"
+    if not best.exists():  # a run of version 0.1.0
+        best = RUNS / run / "checkpoints" / "student_best.safetensors"
     stored.parent.mkdir(parents=True, exist_ok=True)
     Backbone(MODELS[run], checkpoint=best).export(stored, dtype=torch.float16)
     look_under_ranges(run, stored)

@@ -137,7 +137,7 @@ def test_a_run_is_the_same_with_it_but_for_one_column(experiment, tmp_path):
     for name in ("last", "best"):
         for key in ("state_dict", "optimizer_states", "lr_schedulers"):
             assert_same(checkpoint(with_, name)[key], checkpoint(without, name)[key])
-    exported = "checkpoints/student_best.safetensors"
+    exported = "student/model.safetensors"
     assert_same(load_file(with_ / exported), load_file(without / exported))
     for path in (without / "dynamics").iterdir():
         assert (with_ / "dynamics" / path.name).read_bytes() == path.read_bytes()

@@ -1,0 +1,126 @@
+"""The model card of an exported student: README.md in its folder, from what the run has recorded."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_dynamics.backbone import Backbone
+
+
+def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str:
+    """Markdown under YAML front matter, as the Hugging Face hub reads it.
+
+    `acc1` is `val/acc1` after `epoch` epochs, percent. The rest is from run.json and metrics.csv; what those
+    do not have, as they may be of an earlier version, is left out.
+    """
+    starts = json.loads((run_dir / "run.json").read_text())["starts"]
+    start = starts[-1] if starts else {}
+    data, teacher = start.get("data") or {}, start.get("teacher") or {}
+    head = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "knowledge-distillation"],
+        "model-index": [
+            {
+                "name": run_dir.resolve().name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": data.get("name", "?"), "type": data.get("name", "?")},
+                        "metrics": [{"type": "accuracy", "name": "top-1 (%)", "value": round(acc1, 4)}],
+                    }
+                ],
+            }
+        ],
+    }
+    commands = list(dict.fromkeys(one["command"] for one in starts if "command" in one))
+    versions = [f"{name} {version}" for name, version in (start.get("versions") or {}).items()]
+    made = [f"commit {start['commit']}"] if start.get("commit") else []
+    made += [f"Python {start['python']}"] if start.get("python") else []
+    rows = _rows(run_dir, student, epoch, acc1, data, teacher)
+    rows["seed"] = str(start["seed"]) if "seed" in start else ""
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000).rstrip(),
+            "---",
+            "",
+            f"# {_code(student.name)}, the best student of {_code(run_dir.resolve().name)}",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {text} |" for name, text in rows.items() if text),
+            "",
+            "```python",
+            "import timm",
+            "",
+            'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+            "config = timm.data.resolve_model_data_config(model)",
+            "transform = timm.data.create_transform(**config)",
+            "names = model.pretrained_cfg.get('label_names')",
+            "```",
+            "",
+            "Made with",
+            "",
+            *(f"    {' '.join(command.splitlines())}" for command in commands),
+            "",
+            f"by {', '.join([*versions, *made])}." if versions or made else "",
+            "",
+        ]
+    )
+
+
+def _rows(
+    run_dir: Path, student: Backbone, epoch: int, acc1: float, data: dict[str, Any], teacher: dict[str, Any]
+) -> dict[str, str]:
+    height, width = student.evaluation.image_size
+    crop = student.evaluation.crop_pct
+    resized = "" if crop == 1 else f", the centre of a side of {min(height, width) / crop:.0f}"
+    pixels = (
+        f"{student.input_size[0]} x {height} x {width} pixels{resized}, {student.evaluation.interpolation}"
+    )
+    normalised = f"mean {_numbers(student.mean)}, std {_numbers(student.std)}"
+    images = f", {data['val_images']} images" if data.get("val_images") else ""
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    return {
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "input": f"{pixels}; {normalised}",
+        "classes": f"{student.num_classes}",
+        "data": ", fingerprint ".join(_code(data[key]) for key in ("name", "fingerprint") if key in data),
+        "top-1, validation": f"{acc1:.2f} % after {epoch} epochs{images}",
+        "top-5, validation": _percent(_metric(run_dir, epoch, "val/acc5")),
+        "teacher": ", ".join(_code(teacher[key]) for key in ("name", "weights") if teacher.get(key)),
+        "teacher's top-1": _percent(_metric(run_dir, 0, "teacher/acc1")),
+    }
+
+
+def _metric(run_dir: Path, epoch: int, name: str) -> float | None:
+    path = run_dir / "metrics.csv"
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get("epoch") == str(epoch) and row.get(name):
+                    return float(row[name])
+    return None
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _code(text: str) -> str:
+    """Any text as code within a line of a table."""
+    text = " ".join(text.split()).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"

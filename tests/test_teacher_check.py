@@ -1,0 +1,130 @@
+"""A teacher is measured before the first step, and one that is not what it was is said so where one looks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT
+from test_fit import checkpoint, fit, rows
+
+from distill_dynamics import Backbone, Distiller, lease
+from distill_dynamics.teacher_check import doubt, near_chance
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+PACKAGED = {"name": "cait_xxs24_224", "checkpoint": "packaged:cait_fashion_mnist"}
+
+
+@pytest.fixture(autouse=True)
+def _no_lease_of_the_test_before():
+    """`main` of one process is run again and again here."""
+    yield
+    lease.release()
+
+
+def taught(experiment, **teacher):
+    return experiment(
+        model__teacher={**PACKAGED, **teacher},
+        model__terms=None,
+        trainer__max_epochs=1,
+        probe__every_n_epochs=0,
+    )
+
+
+def test_a_teacher_under_another_normalisation_is_a_warning_and_the_given_one_is_used(
+    experiment, tmp_path, capsys
+):
+    """Its weights in a file that says nothing, as a stranger's does: timm's default is not its own."""
+    path = tmp_path / "foreign.pth"
+    source = Backbone(**PACKAGED)
+    torch.save({"model_state_dict": source.model.state_dict()}, path)
+    foreign = {"name": "cait_xxs24_224", "checkpoint": str(path), "timm_kwargs": source.timm_kwargs}
+    measured = {}
+    for name, given in (("none", {}), ("given", {"mean": [0.286], "std": [0.1]})):
+        fit(taught(experiment, **foreign, **given), "--name", name)
+        printed = capsys.readouterr()
+        measured[name] = float(rows(tmp_path / "runs" / name)[0]["teacher/acc1"])
+        line = f"{measured[name]:.2f} % top-1, mean"
+        assert line in printed.out.split("written to")[0]
+        assert ("(as given)" if given else "(timm's for the name)") in printed.out
+        assert "WARNING" not in printed.err
+    assert measured["given"] == pytest.approx(88.6, abs=0.2)
+    assert measured["none"] < measured["given"] - 2
+
+
+def test_below_what_its_file_says_is_a_warning(experiment, tmp_path, capsys):
+    fit(taught(experiment, mean=[0.5], std=[0.5]), "--name", "r")
+    run = tmp_path / "runs" / "r"
+    found = float(rows(run)[0]["teacher/acc1"])
+    printed = capsys.readouterr()
+    assert printed.err.count("WARNING: the teacher has") == 2  # before the first step, and at the end
+    for text in (f"{found:.2f} % top-1 on the validation images", "says 89.62 %", "mean 0.5, std 0.5"):
+        assert text in printed.err
+    teacher = json.loads((run / "run.json").read_text())["starts"][0]["teacher"]
+    assert teacher["acc1"] == found
+    assert "89.62" in teacher["doubt"]
+    assert "`cait_xxs24_224`" in (run / "student" / "README.md").read_text()
+
+
+def test_near_chance_is_a_warning_and_a_good_teacher_is_none(experiment, tmp_path, capsys):
+    config = experiment(trainer__max_epochs=1, probe__every_n_epochs=0)  # a teacher without weights
+    fit(config, "--name", "r")
+    assert "near chance (10.00 %)" in capsys.readouterr().err
+    fit(taught(experiment), "--name", "good")
+    printed = capsys.readouterr()
+    assert "WARNING" not in printed.err
+    assert "88.60 % top-1 (its file: 89.62), mean 0.286, std 0.1 (as its weights say)" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("acc1", "classes", "near"),
+    [(0.11, 1000, True), (12.0, 1000, False), (51.0, 2, True), (60.0, 2, False), (17.0, 10, True),
+     (22.0, 10, False), (100.0, 1, False)],
+)  # fmt: skip
+def test_near_chance(acc1, classes, near):
+    assert near_chance(acc1, classes) == near
+
+
+def test_two_points_below_its_file_are_none_too_many():
+    teacher = Backbone(**PACKAGED)
+    assert doubt(teacher, {"acc1": 87.7}) is None
+    assert "89.62" in doubt(teacher, {"acc1": 87.5})
+    assert doubt(teacher, {}) is None
+
+
+def test_it_is_measured_before_the_first_step(experiment, tmp_path, monkeypatch):
+    order = []
+    for name in ("_measure_teacher", "training_step"):
+        original = getattr(Distiller, name)
+
+        def watched(self, *args, name=name, original=original):
+            order.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(Distiller, name, watched)
+    fit(taught(experiment), "--name", "r")
+    assert order == ["_measure_teacher", *["training_step"] * 3]
+
+
+def test_a_continued_run_measures_a_teacher_that_is_another(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "run", run)
+    more = ["--ckpt_path", "last", "--trainer.limit_train_batches", "2", "--probe.every_n_epochs", "0"]
+    measured = []
+    original = Distiller._measure_teacher
+    monkeypatch.setattr(
+        Distiller, "_measure_teacher", lambda self: (measured.append(self.current_epoch), original(self))[1]
+    )
+    fit(run / "config.yaml", *more, "--trainer.max_epochs", "3")  # a file of before, which does not say
+    fit(run / "config.yaml", *more, "--trainer.max_epochs", "4")
+    assert measured == []
+    assert "88.60 % top-1" in capsys.readouterr().out
+    other = ["--model.teacher.init_args.mean", "[0.5]", "--model.teacher.init_args.std", "[0.5]"]
+    fit(run / "config.yaml", *more, "--trainer.max_epochs", "5", *other)
+    assert measured == [0]
+    table = rows(run)
+    assert [row["epoch"] for row in table] == ["0", "1", "2", "3", "4", "5"]
+    assert float(table[0]["teacher/acc1"]) == pytest.approx(88.6)
+    assert float(table[4]["teacher/acc1"]) < 86.6
+    assert checkpoint(run)["distill_dynamics"]["teacher_accuracy"]["acc1"] < 86.6
