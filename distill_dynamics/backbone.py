@@ -80,6 +80,7 @@ class Backbone(nn.Module):
         has_weights: whether weights were loaded (then `mean` and `std` belong to them).
         normalised_by: where `mean` and `std` are from: "given", the "weights" (their file, or timm's record
             of them), "timm" (its default for the name) or the "data".
+        given_crop_pct: whether `crop_pct` was given.
         source: where the weights are from, in words; empty without weights.
         stated_accuracy: top-1 in percent that their file gives for them; None where it gives none.
 
@@ -115,8 +116,8 @@ class Backbone(nn.Module):
                 raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
             self.name, self.timm_kwargs = config.architecture, _plain({**config.model_args, **given})
             self.model = create(f"local-dir:{folder}", True, given)
-            if (folder / hub.WEIGHTS).is_file():
-                self.stated_accuracy = stated_accuracy(header(folder / hub.WEIGHTS))
+            told = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
+            self.stated_accuracy = stated_accuracy(told) or hub.card_accuracy(folder)
         else:
             weights = read_weights(checkpoint) if checkpoint else None
             made_with = weights.description if weights else {}
@@ -143,8 +144,8 @@ class Backbone(nn.Module):
         self.input_size: tuple[int, int, int] = timm.models.get_model_input_config(self.model)["input_size"]
         timms = timm.data.resolve_data_config({}, model=self.model)
         self.set_normalisation(*((made_with or timms)[key] for key in ("mean", "std")))
-        told = bool(made_with) or pretrained or (folder is not None and folder.is_dir())
-        self.normalised_by = "weights" if told else "timm"
+        with_record = bool(made_with) or pretrained or (folder is not None and folder.is_dir())
+        self.normalised_by = "weights" if with_record else "timm"
         if mean is not None and std is not None:
             self._check_normalisation(mean, std)
             self.set_normalisation(mean, std)
@@ -153,6 +154,7 @@ class Backbone(nn.Module):
             raise UserError(f"{self.name}: give both mean and std, or neither")
         own = {"image_size": self.input_size[1:], **{key: timms[key] for key in Evaluation._fields[1:]}}
         own |= made_with.get("evaluation", {})  # files of earlier versions have none
+        self.given_crop_pct = crop_pct is not None
         if crop_pct is not None:
             if not 0 < crop_pct <= 1:
                 raise UserError(f"{self.name}: crop_pct is a share, above 0 and at most 1, not {crop_pct}")

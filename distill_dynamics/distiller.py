@@ -523,10 +523,16 @@ class Distiller(LightningModule):
         if not self.student.has_weights and self.student.normalised_by != "given":
             self.student.set_normalisation(data.mean, data.std)
             self.student.normalised_by = "data"
+        crop = getattr(data, "crop_pct", self.student.evaluation.crop_pct)
+        if self.student.given_crop_pct and self.student.evaluation.crop_pct != crop:
+            raise UserError(
+                f"model.student.crop_pct is {self.student.evaluation.crop_pct:g} and data.crop_pct {crop:g}: "
+                "it is trained and validated on the data's images; set data.init_args.crop_pct"
+            )
         size = (data.image_size, data.image_size)
         self.student.evaluation = Evaluation(
             size,
-            getattr(data, "crop_pct", self.student.evaluation.crop_pct),
+            crop,
             getattr(data, "interpolation", self.student.evaluation.interpolation),
         )
         if self.student.num_classes != data.num_classes:

@@ -37,7 +37,8 @@ def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> s
             f" (its file: {stated:.2f})" if stated is not None else ""
         )
     own, crop = teacher.evaluation.crop_pct, getattr(data, "crop_pct", None)
-    cropped = f"; its own crop is {own:g}, the data's {crop:g}" if crop is not None and own != crop else ""
+    known = teacher.given_crop_pct or teacher.normalised_by == "weights"
+    cropped = f"; its own crop is {own:g}, the data's {crop:g}" if known and crop not in (None, own) else ""
     return f"{told}, {normalisation(teacher)}{cropped}"
 
 

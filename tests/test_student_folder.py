@@ -345,6 +345,24 @@ def test_a_head_of_ones_own_on_a_folder(tmp_path):
     assert Backbone("deit_tiny_patch16_224.fb_in1k", checkpoint=tmp_path).num_classes == 10
 
 
+@pytest.mark.parametrize(
+    ("metrics", "stated"),
+    [
+        ([{"type": "accuracy", "value": 0.815}], 81.5),
+        ([{"type": "accuracy", "value": 81.5}, {"type": "loss", "value": 1.0}], 81.5),
+        ([{"type": "accuracy", "value": 1.0}, {"type": "accuracy", "value": 2.0}], None),
+        ([{"type": "accuracy", "value": "high"}], None),
+        ("none", None),
+    ],
+)
+def test_a_foreign_folders_card_states_its_accuracy(tmp_path, metrics, stated):
+    timm.models.save_for_hf(tiny().model, str(tmp_path), safe_serialization=True)
+    assert Backbone(checkpoint=tmp_path).stated_accuracy is None
+    card = {"model-index": [{"name": "x", "results": [{"metrics": metrics}]}]}
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# x\n")
+    assert Backbone(checkpoint=tmp_path).stated_accuracy == stated
+
+
 def error_of(**kwargs):
     with pytest.raises(UserError) as caught:
         Backbone(**kwargs)

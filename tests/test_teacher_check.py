@@ -9,6 +9,7 @@ from conftest import ROOT
 from test_fit import checkpoint, fit, rows
 
 from distill_dynamics import Backbone, Distiller, lease
+from distill_dynamics.report.runs import load_runs
 from distill_dynamics.teacher_check import doubt, near_chance
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -64,7 +65,17 @@ def test_below_what_its_file_says_is_a_warning(experiment, tmp_path, capsys):
     teacher = json.loads((run / "run.json").read_text())["starts"][0]["teacher"]
     assert teacher["acc1"] == found
     assert "89.62" in teacher["doubt"]
+    (run_,) = load_runs([run])
+    assert any("89.62" in warning for warning in run_.warnings)
     assert "`cait_xxs24_224`" in (run / "student" / "README.md").read_text()
+
+
+def test_a_crop_of_the_students_own_is_refused_and_the_teachers_is_told(experiment, capsys):
+    with pytest.raises(SystemExit):
+        fit(taught(experiment, crop_pct=0.8), "--name", "r", "--model.student.crop_pct", "0.9")
+    assert "model.student.crop_pct is 0.9 and data.crop_pct 1" in capsys.readouterr().err
+    fit(taught(experiment, crop_pct=0.8), "--name", "r", "--model.student.crop_pct", "1.0")
+    assert "; its own crop is 0.8, the data's 1" in capsys.readouterr().out
 
 
 def test_near_chance_is_a_warning_and_a_good_teacher_is_none(experiment, tmp_path, capsys):

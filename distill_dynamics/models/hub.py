@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+import yaml
 from timm.models._hub import save_config_for_hf  # timm.models has no name for it without the weights
 from torch import nn
 
@@ -52,6 +53,23 @@ def read_config(folder: Path) -> HubFolder:
     ):
         raise UserError(f"checkpoint: {folder} has a {CONFIG} and no {WEIGHTS}")
     return HubFolder(name, args)
+
+
+def card_accuracy(folder: Path) -> float | None:
+    """Top-1 in percent by the `model-index` of the model card, README.md; None where it has none."""
+    try:
+        front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+        (model,) = yaml.safe_load(front)["model-index"]
+        values = [
+            float(metric["value"])
+            for result in model["results"]
+            for metric in result["metrics"]
+            if metric["type"] == "accuracy"
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, yaml.YAMLError, RecursionError):
+        return None  # a card is prose: what is not found in it is not missed
+    # By its data sets there may be several. Some give shares, some percent.
+    return (100 * values[0] if values[0] <= 1 else values[0]) if len(values) == 1 else None
 
 
 def write_config(

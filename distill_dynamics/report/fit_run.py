@@ -76,7 +76,16 @@ def read_fit(path: Path) -> Run:
         starts=starts,
         range=_range([profile for _, profile in profiles.named()]),
     )
-    warnings += [*said, *more, *unreadable, *_end(run), *_missing(run), *_changes(starts), *_inner(run)]
+    warnings += [
+        *said,
+        *more,
+        *unreadable,
+        *_end(run),
+        *_missing(run),
+        *_changes(starts),
+        *_doubts(starts),
+        *_inner(run),
+    ]
     return replace(run, warnings=warnings)
 
 
@@ -255,6 +264,17 @@ def _changes(starts: list[dict[str, Any]]) -> list[str]:
         if changed:
             said.append(f"Continued at epoch {after.get('from_epoch')} with changes: {'; '.join(changed)}.")
     return said
+
+
+def _doubts(starts: list[dict[str, Any]]) -> list[str]:
+    """What `fit` found to be wrong with the teacher, where it did."""
+    teachers = [start.get("teacher") for start in starts]
+    found = [teacher.get("doubt") for teacher in teachers if isinstance(teacher, dict)]
+    return [
+        f"{text[0].upper()}{text[1:]}."
+        for text in dict.fromkeys(found[-1:])
+        if isinstance(text, str) and text
+    ]
 
 
 def circumstances(start: dict[str, Any]) -> dict[str, str]:
