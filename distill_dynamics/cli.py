@@ -476,6 +476,16 @@ NOISE = (
 """Warnings that tell the user of this program nothing."""
 
 
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Python's warnings as a line each, without the place in the code, which says nothing to the user."""
+    plain, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line (`args`, else sys.argv). A mistake of the user's is one line and exit status 2."""
     for message in NOISE:
@@ -483,7 +493,7 @@ def main(args: list[str] | None = None) -> None:
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     words = sys.argv[1:] if args is None else args
-    with lease.released(), wandb_closed_in_time(), failing_as_one(), told_in_one_line():
+    with _short_warnings(), lease.released(), wandb_closed_in_time(), failing_as_one(), told_in_one_line():
         if words and words[0] in commands.COMMANDS:
             commands.run(words)
         elif words and words[0] == "cache-teacher":

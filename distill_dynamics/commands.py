@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -34,14 +33,11 @@ def run(args: Sequence[str]) -> None:
     # To argparse a range such as -5,5 is an option, unless there is a space in it.
     options = [f" {word}" if re.match(r"-[^-,]+,", word) else word for word in options]
     settings = COMMANDS[command].parser().parse_args(options)
-    plain, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         COMMANDS[command].run(settings, shlex.join([*PROGRAM.split(), *args]))
     except KeyboardInterrupt:
         print(f"\nerror: {command} was stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    finally:
-        warnings.formatwarning = plain
 
 
 def parsers() -> dict[str, OneLineParser]:
