@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import shutil
 import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +29,23 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics import commands, lease, run
 from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
+from distill_dynamics.callbacks.preemption import Preempted
 from distill_dynamics.checkpoints import PREEMPTED, WholeCheckpointIO, newest_whole, read_whole
-from distill_dynamics.cli_errors import OneLineParser, told_in_one_line
+from distill_dynamics.cli_errors import OneLineParser, line_of, told_in_one_line
 from distill_dynamics.cli_help import CACHE_TEACHER, NOT_FOR_CACHE_TEACHER, PARSER_KWARGS, describe
+from distill_dynamics.cli_output import output_may_close
+from distill_dynamics.cli_start import (
+    check_name,
+    check_trainer,
+    drop_empty_variables,
+    refuse_functions,
+    wandb_mode,
+)
 from distill_dynamics.data import ImageData
 from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.ranks import failing_as_one, is_first_rank, watch_others
+from distill_dynamics.files import whole
+from distill_dynamics.ranks import end_others, failing_as_one, is_first_rank, watch_others
 from distill_dynamics.runs.metrics_csv import RunLogger
 from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
 from distill_dynamics.wandb_end import UPLOAD_S, close_wandb, wandb_closed_in_time
@@ -67,9 +76,14 @@ class Wandb:
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration as config.yaml; that of a continued run beside it, if it differs."""
 
+    written: Path | None = None
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Write it on the first rank, when training is set up."""
-        if stage != "fit" or not trainer.is_global_zero:
+        """Nothing yet: a checkpoint that does not fit the configuration is still to be refused."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write it on the first rank, when all that may be refused has been looked at."""
+        if not trainer.is_global_zero:
             return
         config = self.config.clone()
         config.ckpt_path = None  # that of one start, and no part of the experiment
@@ -84,6 +98,7 @@ class SaveConfig(SaveConfigCallback):
             number += 1
             path = folder / f"config_{number}.yaml"
         run.write_whole(path, text)
+        self.written = path
 
 
 class DistillCLI(LightningCLI):
@@ -93,6 +108,7 @@ class DistillCLI(LightningCLI):
         self.run_dir: Path | None = None
         self.new_run = False  # whether this process made run_dir
         self._newest = False  # whether to go on from the newest checkpoint, not from one that was named
+        self._record: RunRecord | None = None
         super().__init__(
             model_class,
             ImageData,
@@ -144,6 +160,10 @@ class DistillCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint that is meant, before any work is done."""
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            check_name(config.name)
+        check_trainer(config.trainer)
+        refuse_functions(config)
         config.weights_only = True
         given = config.ckpt_path
         if given is None:
@@ -247,21 +267,24 @@ class DistillCLI(LightningCLI):
             checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
             Preemption(),
         ]
-        written = RunRecord()
+        self._record = RunRecord()
         made = super().instantiate_trainer(
             **kwargs,
             # First of all: it tells the loggers from where the run is continued.
-            callbacks=[written, *(callbacks if isinstance(callbacks, list) else [callbacks])],
+            callbacks=[self._record, *(callbacks if isinstance(callbacks, list) else [callbacks])],
             logger=loggers,
             default_root_dir=self.run_dir,
         )
-        watch_others(made, partial(self._record_failure, made, written))
+        _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, RunRecord | SaveConfig))
+        watch_others(made, partial(self._record_failure, made, self._record))
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
             made.strategy.checkpoint_io = WholeCheckpointIO()
         return made
 
     def _record_failure(self, trainer: Trainer, written: RunRecord, error: Exception) -> None:
         written.on_exception(trainer, self.model, error)
+        if not written.stepped:
+            self._leave_nothing()
         close_wandb(2 if isinstance(error, UserError) else 1, UPLOAD_S)
         lease.release()
 
@@ -286,26 +309,55 @@ class DistillCLI(LightningCLI):
                 file=sys.stderr,
             )
 
+    def parse_arguments(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; what a module raises that is imported for a class is a line."""
+        with self._until_the_first_step():
+            super().parse_arguments(*args, **kwargs)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
+    def instantiate_classes(self) -> None:
+        """Lightning's; what a class raises is a line."""
+        with self._until_the_first_step():
+            super().instantiate_classes()
+
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; Lightning's, but for a mistake of the user's."""
-        with self._nothing_left_of_a_false_start():
+        """Run it; Lightning's, but for what keeps a training from its first step."""
+        if subcommand != "fit":
+            super()._run_subcommand(subcommand)
+            return
+        with self._until_the_first_step():
             super()._run_subcommand(subcommand)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        with self._nothing_left_of_a_false_start():
-            try:
-                return super()._instantiate_trainer(config, callbacks)
-            except (ValueError, TypeError, MisconfigurationException) as error:
-                raise UserError(f"trainer: {error}") from error
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
 
     @contextmanager
-    def _nothing_left_of_a_false_start(self) -> Iterator[None]:
-        """Remove the directory of a new run that a mistake of the user's kept from starting."""
+    def _until_the_first_step(self) -> Iterator[None]:
+        """What goes wrong before the first step is a line, and nothing is left of the start."""
         try:
             yield
-        except UserError:
-            if self.new_run and self.run_dir is not None and not run.has_started(self.run_dir):
-                shutil.rmtree(self.run_dir)
+        except BaseException as error:
+            if self._record is not None and self._record.stepped:
+                if isinstance(error, OSError):
+                    lease.check()  # that the directory is gone says more
+                raise
+            if isinstance(error, Preempted):
+                raise  # it is to be continued
+            self._leave_nothing()
+            if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+                end_others()
+                print("error: stopped before the first step", file=sys.stderr)
+                raise SystemExit(130) from None
+            if isinstance(error, Exception):
+                raise UserError(line_of(error)) from error
             raise
 
     def validate(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
@@ -321,12 +373,26 @@ class DistillCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print("\n" + "\n".join(f"  {name:<14} {value:>9}" for name, value in rows) + "\n")
 
+    def _leave_nothing(self) -> None:
+        """Take back what this start has put into its run directory; the directory, if it made that."""
+        with suppress(OSError):
+            if self.run_dir is None or not is_first_rank() or not lease.holds(self.run_dir):
+                return
+            if self.new_run:
+                close_wandb(2, WANDB_TIMEOUT_S)  # it would write on
+                shutil.rmtree(self.run_dir)
+            for callback in _callbacks_of(self.trainer) if hasattr(self, "trainer") else []:
+                if isinstance(callback, SaveConfig) and callback.written is not None:
+                    callback.written.unlink(missing_ok=True)
+
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Write the student's answer for each validation image to `--predictions`."""
         if self.trainer.world_size > 1:
             raise UserError("predict runs on one device: set --trainer.devices 1")
         path = Path(self.config.predict.predictions)
-        with path.open("w", newline="") as file:  # before the work: it must not be lost to a wrong path
+        with _written_at_the_end(
+            path
+        ) as file:  # opened before the work: that must not be lost to a wrong path
             batches: Any = self.trainer.predict(model, datamodule=datamodule, **kwargs)
             writer = csv.writer(file)
             writer.writerow(["image", "target", "prediction", "probability"])
@@ -336,6 +402,25 @@ class DistillCLI(LightningCLI):
                 names = [datamodule.classes[number] for number in (target, int(row.argmax()))]
                 writer.writerow([image, *names, f"{row.max():.4f}"])
         print(f"{len(targets)} predictions in {path}")
+
+
+def _callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Those of a Trainer, which has them without declaring it."""
+    return getattr(trainer, "callbacks")  # noqa: B009 (for mypy)
+
+
+@contextmanager
+def _written_at_the_end(path: Path) -> Iterator[Any]:
+    """A text file that takes the place of the one at `path` when the block ends, not after an error in it."""
+    path = path.resolve()  # the file that a link leads to, not the link
+    if path.exists() and not path.is_file():  # a pipe, /dev/stdout
+        with path.open("w", newline="") as file:
+            yield file
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--predictions: there is no folder {path.parent}")
+    with whole(path) as partial, partial.open("w", newline="") as file:
+        yield file
 
 
 class CacheTeacherCLI(DistillCLI):
@@ -443,7 +528,7 @@ class RunWandb(WandbLogger):
 
 
 def _wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
-    mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
+    mode = wandb_mode(settings.mode)
     if mode == "disabled" or not is_first_rank():
         return []
     logger = RunWandb(
@@ -493,7 +578,15 @@ def main(args: list[str] | None = None) -> None:
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     words = sys.argv[1:] if args is None else args
-    with _short_warnings(), lease.released(), wandb_closed_in_time(), failing_as_one(), told_in_one_line():
+    with (
+        output_may_close(),
+        _short_warnings(),
+        lease.released(),
+        wandb_closed_in_time(),
+        failing_as_one(),
+        told_in_one_line(),
+    ):
+        drop_empty_variables()
         if words and words[0] in commands.COMMANDS:
             commands.run(words)
         elif words and words[0] == "cache-teacher":

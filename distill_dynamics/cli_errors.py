@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distill_dynamics.cli_places import place
-from distill_dynamics.cli_reasons import reason_of
+from distill_dynamics import yaml_text
+from distill_dynamics.cli_places import place, yaml_texts
+from distill_dynamics.cli_reasons import Reason, reason_of
 from distill_dynamics.errors import UserError
 from distill_dynamics.ranks import tell
 
@@ -45,11 +47,24 @@ class OneLineParser(LightningArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse options; jsonargparse does not mind a number where a group of keys belongs."""
+        words = args[0] if args else kwargs.get("args")
+        self._refuse_repeated_keys(sys.argv[1:] if words is None else words)
         config = super().parse_args(*args, **kwargs)
         for group in {a.dest.split(".")[0] for a in self._actions if re.search(r"\.(?!help$)", a.dest)}:
             if group in config and not isinstance(config[group], Namespace):
                 self.error(f"Parser key \"{group}\": Expected a <class 'dict'>. Got value: {config[group]}")
         return config
+
+    def _refuse_repeated_keys(self, args: Any) -> None:
+        """jsonargparse takes the last of two equal keys of a mapping, and drops the other without a word."""
+        if isinstance(args, list):
+            for name, text in yaml_texts(args):
+                try:
+                    yaml_text.refuse_repeated(text)
+                except yaml.constructor.ConstructorError as error:
+                    self.error(Reason(yaml_text.told(name, error)).packed())
+                except yaml.YAMLError:
+                    pass  # told where it is read
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Parse a config file; jsonargparse lets the error of one that is no text through."""
@@ -81,8 +96,28 @@ def _line(error: Exception) -> str | None:
             return f"{error.filename}: {error.strerror}"
         return " ".join(str(error).split()) if isinstance(error, MisconfigurationException) else None
     line = " ".join(str(cause).split())
+    key = _built(error)
+    return f"{key}: {line}" if key and not line.startswith(key.split(".")[0]) else line
+
+
+def line_of(error: Exception) -> str:
+    """A line for any error: what it says, of which key of the config, and for one of no known kind where."""
+    line, key = _line(error), _built(error)
+    if line is not None:
+        return line
+    lacking = sorted(set(re.findall(r"Requirement '([\w-]+)|No module named '([\w.]+)", str(error))))
+    if lacking:  # also where jsonargparse has wrapped it
+        line = f"{' or '.join(one or other for one, other in lacking)} is not installed"
+    else:
+        *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+        said = " ".join(str(error).split())[:300]
+        line = f"{type(error).__name__}{': ' if said else ''}{said} (in {frame.f_code.co_filename}:{number})"
+    return f"{key}: {line}" if key else line
+
+
+def _built(error: Exception) -> str | None:
+    """The key whose class jsonargparse was about to build."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        key = getattr(frame.f_locals.get("component"), "dest", None)  # what jsonargparse was about to build
-        if key and not line.startswith(key.split(".")[0]):
-            return f"{key}: {line}"
-    return line
+        if key := getattr(frame.f_locals.get("component"), "dest", None):
+            return key
+    return None

@@ -61,6 +61,18 @@ def settings(args: Sequence[str]) -> Iterator[Setting]:
                 yield from _keys(value, path)
 
 
+def yaml_texts(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The YAML of a command line, by the name of the option or file: its files, and those that they name."""
+    values = [(f"--{option}", value) for option, value in options(args)]
+    folders = [Path(), *(Path(value).parent for option, value in values if option == "--config")]
+    yield from ((option, value) for option, value in values if value.lstrip().startswith(("{", "[")))
+    named = [value for _, value in values] + [setting.value for setting in settings(args)]
+    for name in dict.fromkeys(name for name in named if name.endswith((".yaml", ".yml", ".json"))):
+        for path in dict.fromkeys(folder / name for folder in folders):
+            with suppress(OSError, UnicodeDecodeError, ValueError):
+                yield str(path), path.read_text()
+
+
 def _keys(text: str, above: tuple[str, ...], file: str = "") -> Iterator[Setting]:
     loader = yaml.SafeLoader(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
 import pkgutil
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from distill_dynamics import yaml_text
 from distill_dynamics.cli_places import options, settings
 
 
@@ -183,10 +183,9 @@ def _config_file(match: re.Match, parser: Any, key: str) -> Reason:
 def _broken_config(match: re.Match, parser: Any, key: str) -> Reason:
     for path in [value for option, value in options(parser.args) if option == "config"]:
         try:
-            content = yaml.safe_load(Path(path).read_text() if Path(path).is_file() else path)
+            content = yaml_text.load(Path(path).read_text() if Path(path).is_file() else path)
         except yaml.MarkedYAMLError as error:
-            row = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            return Reason(f"{path}{row}: no valid YAML: {error.problem}")
+            return Reason(yaml_text.told(path, error))
         if not isinstance(content, dict):
             wrong = "is empty" if content is None else f"holds no keys, but {str(content)[:60]}"
             return Reason(f"{path}: {wrong}; a config has model: and data:")
@@ -224,18 +223,23 @@ def _nearest(word: str, known: Iterable[str], few: int = 12, least: int = 1, cut
 
 
 def _import(class_path: str, correct: bool = False) -> tuple[str, Any]:
-    """A dotted path and what it leads to; with `correct`, the nearest one that exists; ("", None) if none."""
+    """A dotted path and what it leads to; with `correct`, the nearest one that exists; ("", None) if none.
+
+    Nothing is imported: a spelling is no reason to run a module.
+    """
     found: list[str] = []
     target: Any = None
     with suppress(Exception):
         for part in class_path.split("."):
+            if found and target is None:  # in a module that is not imported: taken as it is
+                return ".".join([*found, *class_path.split(".")[len(found) :]]), None
             folders = getattr(target, "__path__", []) if found else None
             names = [module.name for module in pkgutil.iter_modules(folders)]
             names += dir(target) if found else [*sys.modules]
             if part not in names:
                 part = difflib.get_close_matches(part, names if correct else [], n=1)[0]
             found.append(part)
-            target = getattr(target, part, None) or importlib.import_module(".".join(found))
+            target = getattr(target, part, None) or sys.modules.get(".".join(found))
         return ".".join(found), target
     return "", None
 

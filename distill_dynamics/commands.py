@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
+from distill_dynamics import yaml_text
 from distill_dynamics.analyze import Range, Told, analyze
 from distill_dynamics.analyze_models import Model
 from distill_dynamics.cli_errors import OneLineParser
 from distill_dynamics.cli_help import PLAIN_COMMANDS, PROGRAM
+from distill_dynamics.cli_start import refuse_functions
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.dynamics.profiler import RangeMode
@@ -285,19 +287,21 @@ def _datamodule(config: str) -> ImageData:
     """The DataModule of a config of `fit`, made as `fit` makes it."""
     path = Path(config).expanduser()
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml_text.load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--data: {path} cannot be read: {getattr(error, 'strerror', 'no text file')}"
         ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"--data: {path}: no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"--data: {yaml_text.told(path, error)}") from error
     if not isinstance(content, dict) or "data" not in content:
         raise UserError(f"--data: {path} holds no `data:`, so it is no config of fit")
     parser = OneLineParser()
     parser.add_subclass_arguments(ImageData, "data", required=True)
     parser.args = ["--config", str(path)]  # where a mistake is looked up
-    return parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
+    parsed = parser.parse_object({"data": content["data"]})
+    refuse_functions(parsed)
+    return parser.instantiate_classes(parsed).data
 
 
 # --- report and dashboard ---------------------------------------------------------------------------

@@ -26,6 +26,13 @@ from tqdm import tqdm
 
 from distill_dynamics.backbone import Backbone, Evaluation, Features
 from distill_dynamics.checkpoints import last_checkpoint
+from distill_dynamics.checks import (
+    check_name_of_term,
+    check_number,
+    check_weights,
+    checked,
+    dry_run,
+)
 from distill_dynamics.data.images import IGNORED
 from distill_dynamics.data.keyed import mixed
 from distill_dynamics.dynamics.profiler import undisturbed
@@ -167,9 +174,13 @@ class Distiller(LightningModule):
         self.alpha = alpha if alpha is not None else (0.9 if teacher else 0.0)
         if not 0 <= self.alpha <= 1:
             raise UserError(f"model.alpha is a share, between 0 and 1, not {self.alpha}")
-        reserved = {"ce", "kd"} & set(terms)
-        if reserved:
-            raise UserError(f"model.terms: the name {reserved.pop()!r} is taken, choose another")
+        check_number("temperature", temperature, above=True)
+        check_number("label_smoothing", label_smoothing, most=1)
+        if lr_images is not None:
+            check_number("lr_images", lr_images, least=1)
+        for name, term in terms.items():
+            check_name_of_term(name)
+            check_number(f"terms.{name}.weight", term.weight)
         self.student = student
         # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval() if teacher else None)
@@ -194,7 +205,8 @@ class Distiller(LightningModule):
             self.pairs[name] = pairs
             self.weights[name] = term.weight
             self.terms[name] = nn.ModuleList(
-                term.loss(student.channels[s - 1], teacher.channels[t - 1]) for s, t in pairs
+                checked(f"terms.{name}.loss", lambda widths: term.loss(*widths), widths)  # noqa: B023 (called here)
+                for widths in [(student.channels[s - 1], teacher.channels[t - 1]) for s, t in pairs]
             )
         everything = [pair for pairs in self.pairs.values() for pair in pairs]
         self.student_layers = sorted({s for s, _ in everything})
@@ -555,6 +567,7 @@ class Distiller(LightningModule):
                     backbone.check_input(len(data.mean), data.image_size)
                 except UserError as error:
                     raise UserError(f"model.{role}: {error}") from error
+        dry_run(self, data, stage)
         self._renormalise_student = _Renormalise(data, self.student)
         if self.teacher is not None:
             self._renormalise_teacher = _Renormalise(data, self.teacher)
@@ -741,6 +754,7 @@ class Distiller(LightningModule):
                 "ckpt_path: not a checkpoint of this project's fit, so no run to continue; "
                 "to start from its weights, name it as model.student.checkpoint"
             )
+        check_weights(self, checkpoint)
         ours = checkpoint["distill_dynamics"]
         if ours.get("teacher", self._teacher_facts()) == self._teacher_facts():
             self.teacher_accuracy = ours["teacher_accuracy"]

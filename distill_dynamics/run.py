@@ -61,7 +61,7 @@ def take_up(run_dir: Path) -> None:
     in it. Half-written files of a process that was killed are removed.
 
     Raises:
-        UserError: it holds the files of a run, but not its run.json.
+        UserError: it holds the files of a run, but not its run.json, or a broken one.
     """
     remove_partial(run_dir)
     if not (run_dir / "run.json").exists():
@@ -69,22 +69,28 @@ def take_up(run_dir: Path) -> None:
             if (run_dir / name).exists():
                 raise UserError(f"{run_dir} has a {name} and no run.json: no run that can be continued")
         _name(run_dir)
+    _content(run_dir)
 
 
-def has_started(run_dir: Path) -> bool:
-    """Whether training ever began in it."""
-    return bool(json.loads((run_dir / "run.json").read_text())["starts"])
+def _content(run_dir: Path) -> dict[str, Any]:
+    """What run.json holds. UserError where that is no record of a run."""
+    path = run_dir / "run.json"
+    with suppress(ValueError, KeyError, TypeError):
+        content = json.loads(path.read_text())
+        if isinstance(content["starts"], list) and isinstance(content["id"], str):
+            return content
+    raise UserError(f"{path}: cut short or altered, so no run that can be continued; give another --name")
 
 
 def has_ended(run_dir: Path) -> bool:
     """Whether the last start in `run.json` has an end; that of a process that was killed has none."""
-    starts = json.loads((run_dir / "run.json").read_text())["starts"]
+    starts = _content(run_dir)["starts"]
     return not starts or starts[-1]["ended"] is not None
 
 
 def identity(run_dir: Path) -> str:
     """A name that no other run has, anywhere: W&B knows the run by it."""
-    return f"{run_dir.name}-{json.loads((run_dir / 'run.json').read_text())['id']}"
+    return f"{run_dir.name}-{_content(run_dir)['id']}"
 
 
 def record(run_dir: Path, epoch: int, **facts: Any) -> None:
@@ -93,8 +99,7 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
     A continued run has one entry a start, so that a change of version or code on the way is seen. Its "ended"
     is null until `record_end`: of a run that is killed it stays so.
     """
-    path = run_dir / "run.json"
-    content = json.loads(path.read_text())
+    content = _content(run_dir)
     start = {
         "from_epoch": epoch,
         **facts,
@@ -105,7 +110,7 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
         "ended": None,
     }
     content["starts"].append(start)
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_whole(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
 
 
 def record_end(
@@ -115,15 +120,14 @@ def record_end(
 
     A run that was asked to make room and is to be continued has "preempted": true, and no error.
     """
-    path = run_dir / "run.json"
-    content = json.loads(path.read_text())
+    content = _content(run_dir)
     told = None
     if error is not None:
         told = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
     content["starts"][-1]["ended"] = {"epoch": epoch, "error": told}
     if preempted:
         content["starts"][-1]["ended"]["preempted"] = True
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_whole(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from distill_dynamics import yaml_text
 from distill_dynamics.files import open_regular
 
 MOST_TEXT = 2**24
@@ -60,7 +61,7 @@ def read_yaml(path: Path) -> Any:
     text = read_text(path, _MOST_YAML)
     try:
         _bounded(yaml.parse(text, yaml.SafeLoader))
-        return yaml.safe_load(text)
+        return yaml_text.load(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise Unreadable("no valid YAML") from error
 

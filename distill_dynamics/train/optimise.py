@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from distill_dynamics.checks import check_optimizer, checked
 from distill_dynamics.errors import UserError
 from distill_dynamics.schedule import ProgressCosine, WarmupCosine
 from distill_dynamics.train.rates import (
@@ -70,8 +71,8 @@ class Optimisation:
         saved: `saved_settings` of the checkpoint that the run goes on from, if it does.
 
     Raises:
-        UserError: a schedule that does not fit the trainer, an optimiser or a schedule that does not follow
-            from the checkpoint's.
+        UserError: a setting that is none, a schedule that does not fit the trainer, an optimiser or a
+            schedule that does not follow from the checkpoint's.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class Optimisation:
         saved: dict[str, Any] | None = None,
     ) -> None:
         self.trainer = trainer
-        self.optimizer = make_optimizer(groups)
+        self.optimizer = checked("optimizer", make_optimizer, groups)
+        check_optimizer(self.optimizer)
         mixed = isinstance(trainer.precision_plugin, MixedPrecision)
         if mixed and trainer.gradient_clip_val and self.optimizer.defaults.get("fused"):
             raise UserError(
@@ -95,7 +97,7 @@ class Optimisation:
             group["lr"] *= factor
         self._options = [options_of(group) for group in self.optimizer.param_groups]
         self._make_scheduler = make_scheduler
-        self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
+        self.scheduler = checked("scheduler", make_scheduler, self.optimizer) if make_scheduler else None
         self._lasts_as_trainer = isinstance(self.scheduler, WarmupCosine) and self.scheduler.epochs is None
         # Those whose rate is a function of where training is, and so may change on the way.
         self._pure = self.scheduler is None or isinstance(self.scheduler, WarmupCosine | ProgressCosine)

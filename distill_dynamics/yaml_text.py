@@ -1,0 +1,54 @@
+"""YAML as its own rule has it: a key that is given twice is an error. PyYAML takes the last silently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def load(text: str) -> Any:
+    """The content of a YAML text, plain values alone. `yaml.YAMLError` for a text that is none."""
+    refuse_repeated(text)
+    return yaml.safe_load(text)
+
+
+def told(path: object, error: yaml.YAMLError) -> str:
+    """What is wrong with the YAML of a file, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    row = f":{mark.line + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{path}{row}: no valid YAML: {problem}"
+
+
+def refuse_repeated(text: str) -> None:
+    """Raise `yaml.MarkedYAMLError`, with the line, if a key is given twice. Merge keys (`<<`) may be."""
+    loader = yaml.SafeLoader(text)
+    try:
+        nodes, seen = [loader.get_single_node()], set()
+        while nodes:
+            node = nodes.pop()
+            if id(node) in seen:  # an alias
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.SequenceNode):
+                nodes += node.value
+            elif isinstance(node, yaml.MappingNode):
+                _refuse_repeated_in(node, loader)
+                nodes += [child for pair in node.value for child in pair]
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_in(node: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+    lines: dict[Any, int] = {}
+    for key, _ in node.value:
+        if key.tag == _MERGE or not isinstance(key, yaml.ScalarNode):
+            continue
+        value, line = loader.construct_object(key), key.start_mark.line + 1
+        if value in lines:
+            problem = f"the key {key.value!r} is given twice, in line {lines[value]} and again"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        lines[value] = line
