@@ -114,9 +114,11 @@ class Backbone(nn.Module):
             config = hub.read_config(folder)
             if name is not None and architecture(name) != config.architecture:
                 raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
-            self.name, self.timm_kwargs = config.architecture, _plain({**config.model_args, **given})
             self.model = create(f"local-dir:{folder}", True, given)
             told = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
+            # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
+            self.name = told.get("timm_name", config.architecture)
+            self.timm_kwargs = _plain({**told.get("timm_kwargs", config.model_args), **given})
             self.stated_accuracy = stated_accuracy(told) or hub.card_accuracy(folder)
         else:
             weights = read_weights(checkpoint) if checkpoint else None

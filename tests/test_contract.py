@@ -40,7 +40,12 @@ def rows(run):
 @pytest.mark.parametrize(
     ("place", "name", "parameters"),
     [
-        ("distill_dynamics", "Backbone", "name, pretrained=False, checkpoint=None, timm_kwargs=None"),
+        (
+            "distill_dynamics",
+            "Backbone",
+            "name=None, pretrained=False, checkpoint=None, timm_kwargs=None, mean=None, std=None, "
+            "crop_pct=None",
+        ),
         ("distill_dynamics", "Distiller", "student, teacher=None, terms=None, alpha=None, temperature=1.0"),
         ("distill_dynamics.dynamics", "channel_entropy", "x, value_range, bins=100"),
         ("distill_dynamics.dynamics", "channel_spectrum", "x"),
@@ -164,6 +169,8 @@ def test_commands(command, capsys):
 
 
 def test_a_run_directory_and_its_metrics(experiment, tmp_path, no_report):
+    from distill_dynamics import Backbone
+
     config = experiment(probe__every_n_epochs=2, checkpoint_every_n_epochs=1)
     main(["fit", "--config", str(config)])
     run = tmp_path / "runs" / "tiny-1"
@@ -173,6 +180,7 @@ def test_a_run_directory_and_its_metrics(experiment, tmp_path, no_report):
     files += [f"dynamics/{name}.npz" for name in names]
     files += [f"student/{name}" for name in ("config.json", "model.safetensors", "README.md")]
     assert [file for file in files if not (run / file).is_file()] == []
+    assert Backbone(checkpoint=run / "student").name == "deit_tiny_patch16_224"
     (start,) = json.loads((run / "run.json").read_text())["starts"]
     assert {"seed", "versions", "commit", "data", "command", "ended"} <= start.keys()
 
