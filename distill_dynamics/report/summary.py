@@ -318,7 +318,8 @@ def _suppressed(runs: Sequence[Run]) -> list[str]:
         [name for name in trained if name in low],
         [name for name in trained if name not in low],
     )
-    if with_it and without and top1.keys() == set(trained):
+    known = with_it and without and top1.keys() == set(trained)
+    if known and _beyond_chance(trainings, top1, with_it, without):
         difference = fmean(top1[name] for name in with_it) - fmean(top1[name] for name in without)
         said.append(
             f"The mean top-1 of {listed(with_it)} is {_apart(difference)} that of the others: this goes "
@@ -333,6 +334,31 @@ def _final_top1(runs: Sequence[Run]) -> dict[str, float]:
         return {}
     found = {run.name: accuracies(run.metrics).get("student, best") for run in runs if run.finished}
     return {name: best.top1 for name, best in found.items() if best}
+
+
+def _beyond_chance(
+    runs: Sequence[Run], top1: Mapping[str, float], some: Sequence[str], others: Sequence[str]
+) -> bool:
+    """Whether top-1 of some runs and of others differ beyond two standard errors, and only the method does.
+
+    The errors are those of runs, where there are several, and of the images that top-1 is a share of.
+    """
+    compared = [run for run in runs if run.name in {*some, *others}]
+    found = methods(compared)
+    if not some or not others or any(differences(a, b) or unknown(a, b) for a, b in combinations(found, 2)):
+        return False
+    images = {run.name: run.validation_images for run in compared}
+    squared = 0.0
+    for names in (some, others):
+        values = [top1[name] for name in names]
+        if any(images[name] is None for name in names):
+            return False
+        share = fmean(values) / 100
+        squared += 100**2 * share * (1 - share) / min(images[name] or 1 for name in names)
+        if len(values) > 1:
+            squared += float(np.var(values, ddof=1)) / len(values)
+    difference = fmean(top1[name] for name in some) - fmean(top1[name] for name in others)
+    return abs(difference) > 2 * math.sqrt(squared)
 
 
 def _distances(runs: Sequence[Run]) -> list[str]:
@@ -376,8 +402,10 @@ def _distances(runs: Sequence[Run]) -> list[str]:
             f"({least} bits, {how}), farthest {listed(far)} ({most})"
         )
     top1 = _final_top1([run for _, run, _ in found])
-    if least != most and len(top1) == len(found):
-        highest = [name for name, value in top1.items() if max(top1.values()) - value < 0.005]
+    highest = [name for name, value in top1.items() if max(top1.values()) - value < 0.005]
+    rest = [name for name in top1 if name not in highest]
+    compared = [run for _, run, _ in found]
+    if least != most and len(top1) == len(found) and _beyond_chance(compared, top1, highest, rest):
         whose = "its own" if highest == near else " and ".join(f"{name}'s" for name in highest)
         sentence += f"; the highest top-1 is {whose}, and {len(found)} runs are no evidence of a cause"
     return [f"{sentence}."]

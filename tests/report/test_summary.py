@@ -214,13 +214,33 @@ def curves(*by_epoch, epochs=(1, 2, 3), best=None):
     return {**made_, "teacher": made.profile(None, made.TEACHER, model="cait"), **(best or {})}
 
 
-def test_suppression_rebound_and_nearness_go_along_with_no_cause(tmp_path):
+def low_and_near(tmp_path, top1, conf):
     ended = {"student_best": made.profile(3, [3.5, 3.0, 3.25])}
     low = curves([4.0, 3.5, 3.0], [3.9, 3.2, 3.0], [3.5, 3.0, 3.25], best=ended)
     ended = {"student_best": made.profile(3, [4.5, 4.2, 4.4])}
     near = curves([3.0, 3.5, 4.0], [4.0, 4.1, 4.2], [4.5, 4.2, 4.4], best=ended)
-    soft, last = ("soft", made.config(), 80.0, near, {}), ("last", made.config(LAST), 79.0, low, {})
-    runs = loaded(tmp_path, soft, last)
+    return loaded(tmp_path, ("soft", made.config(), 80.0, near, {}), ("last", conf, top1, low, {}))
+
+
+@pytest.mark.parametrize(
+    ("top1", "changed"),
+    [
+        (76.5, {}),  # two standard errors of two shares of 1,000 images: 3.6 points
+        (60.0, {"epochs": 2}),
+        (60.0, {"scheduler": {"class_path": "distill_dynamics.schedule.WarmupCosine"}}),
+        (60.0, {"lr_images": 64}),
+    ],
+)
+def test_nothing_goes_along_with_what_is_chance_or_comes_of_other_settings(tmp_path, top1, changed):
+    runs = low_and_near(tmp_path, top1, made.config(LAST, **changed))
+    assert said(runs, "last's last block")
+    assert not said(runs, "The mean top-1 of")
+    (nearest,) = said(runs, "Nearest to the teacher's entropy")
+    assert "highest top-1" not in nearest
+
+
+def test_suppression_rebound_and_nearness_go_along_with_no_cause(tmp_path):
+    runs = low_and_near(tmp_path, 76.0, made.config(LAST))
     (lowest,) = said(runs, "last's entropy")
     assert "at the best checkpoint, epoch 3," in lowest
     assert "and at block 3 ± 0.0 (no U) at epoch 1; from epoch 1 to 3" in lowest
@@ -229,7 +249,7 @@ def test_suppression_rebound_and_nearness_go_along_with_no_cause(tmp_path):
         "last's last block is its lowest until epoch 2 and rises from epoch 1 to the end, to 0.25 ± 0.00 "
         "bits above its lowest."
     ]
-    assert said(runs, "The mean top-1 of last is 1.00 points below that of the others: this goes along with")
+    assert said(runs, "The mean top-1 of last is 4.00 points below that of the others: this goes along with")
     (nearest,) = said(runs, "Nearest to the teacher's entropy, lowest at block 2 ± 0.0 (a U")
     assert "is soft (" in nearest
     assert "farthest last (" in nearest
