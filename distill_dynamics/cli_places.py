@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def _in_order(names: Sequence[str], path: Sequence[str]) -> bool:
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Options of a command line, each with the value that follows it."""
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip_longest(args, args[1:], fillvalue=""):
         if arg.startswith("-"):
             option, equals, value = arg.lstrip("-").partition("=")
             yield "config" if option == "c" else option, value if equals else following
