@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,6 +116,8 @@ def _term(name: str, loss: nn.Module, student: tuple[int, Tensor], teacher: tupl
         f"and the teacher's block {t} ({_shape(teacher_map)})"
     )
     weight = next(loss.parameters(), student_map)
+    with suppress(Exception):  # one that cannot be copied
+        loss = deepcopy(loss)  # it may count its calls, or remember what it saw
     loss.train()
     try:
         value = loss(student_map.to(weight.device), teacher_map.to(weight.device))

@@ -56,10 +56,12 @@ class Remembers(nn.Module):
     def __init__(self, student_channels: int, teacher_channels: int):
         super().__init__()
         self.register_buffer("seen", torch.zeros(1))
+        self.calls = 0
         self.norm = nn.BatchNorm2d(student_channels)
 
     def forward(self, student_map, teacher_map):
         self.seen += 1
+        self.calls += 1
         return self.norm(student_map).mean() + torch.rand(()) + random.random() + float(np.random.rand())  # noqa: NPY002
 
 
@@ -287,6 +289,7 @@ def test_a_dry_run_changes_nothing():
     assert (before[1][2] == after[1][2]).all()
     assert before[2] == after[2]
     assert all(p.grad is None for p in distiller.parameters())
+    assert distiller.terms["x"][0].calls == 0
 
 
 def test_a_key_given_twice_is_refused_with_file_and_line(experiment, tmp_path, capsys):
