@@ -9,6 +9,8 @@ from PIL import Image
 from distill_dynamics import cli
 
 CONFIGS = ROOT / "configs"
+CONTROL = CONFIGS / "fashion_mnist" / "teacher_cait24_std035.yaml"
+"""Given after the teacher's own config."""
 STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/teacher*.yaml"))]
 ROWS = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if p.name != "base.yaml" and p not in STANDALONE]
 PUBLISHED = {  # Table 1: top-1 in percent, (first, last), weight, epochs
@@ -52,7 +54,9 @@ def build(monkeypatch, tmp_path, *args):
 
 def configs(path):
     base = path.parent / "base.yaml"
-    files = [path] if path in STANDALONE else [base, path]
+    if path == CONTROL:
+        base = path.parent / "teacher_cait24.yaml"
+    files = [path] if path in STANDALONE and path != CONTROL else [base, path]
     return [argument for file in files for argument in ("--config", file)]
 
 
