@@ -104,6 +104,8 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Record that the run came to its end, and take the student out of the best checkpoint."""
+        if not self._started:
+            _keep_best(trainer)
         if not trainer.is_global_zero:
             return
         run_dir = Path(trainer.default_root_dir)
@@ -149,6 +151,15 @@ class RunRecord(Callback):
             with suppress(OSError, lease.Lost):
                 if not has_ended(run_dir):
                     record_end(run_dir, trainer.current_epoch, None if preempted else exception, preempted)
+
+
+def _keep_best(trainer: Trainer) -> None:
+    """Where nothing was left to train, best.ckpt is the best, though `last.ckpt` may be older than it."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/acc1" and callback.dirpath:
+            path = Path(callback.dirpath) / "best.ckpt"
+            if not callback.best_model_path and path.is_file():
+                callback.best_model_path = str(path)
 
 
 def _keep_what_is_there(callback: ModelCheckpoint, state: dict[str, Any], epoch: int) -> None:
