@@ -251,13 +251,12 @@ class Optimisation:
 
 
 def _step(scheduler: LRScheduler) -> None:
-    if scheduler._step_count > 1:
-        scheduler.step()
-        return
     with warnings.catch_warnings():
         # Torch would have the optimiser's step first; here a rate is set before the steps that it is for.
         warnings.filterwarnings("ignore", message=".*before `optimizer.step")
         scheduler.step()
+    # As if each place had been stepped to once: a run that goes on sets its own again.
+    scheduler._step_count = scheduler.last_epoch + 1
 
 
 def _set(group: dict[str, Any], name: str, value: Any) -> None:

@@ -540,7 +540,7 @@ def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_
 @pytest.mark.usefixtures("no_figures")
 def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys):
     run_dir = write_run(tmp_path / "r", **all_profiles())
-    Console().on_fit_end(SimpleNamespace(default_root_dir=str(run_dir)), None)
+    Console().on_fit_end(SimpleNamespace(default_root_dir=str(run_dir)), SimpleNamespace(teacher=None))
     page = Page(run_dir / "report.html")
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     accuracy = [row for row in page.rows if len(row) == 4]
