@@ -187,7 +187,7 @@ def test_an_error_after_the_first_step_keeps_the_run_and_its_traceback(experimen
     )
 
 
-@pytest.mark.parametrize("name", ["", " ", ".", "..", "../../escape", "/tmp/absolute", "a/b", "a\nb", "a\0b"])
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "../../escape", "/absolute", "a/b", "a\nb", "a\0b"])
 def test_a_name_is_one_component_of_a_path(experiment, tmp_path, capsys, name):
     (tmp_path / "runs" / "other").mkdir(parents=True)
     (tmp_path / "runs" / "other" / ".last.ckpt.1.partial").touch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -251,12 +250,10 @@ class Optimisation:
 
 
 def _step(scheduler: LRScheduler) -> None:
-    with warnings.catch_warnings():
-        # Torch would have the optimiser's step first; here a rate is set before the steps that it is for.
-        warnings.filterwarnings("ignore", message=".*before `optimizer.step")
-        scheduler.step()
-    # As if each place had been stepped to once: a run that goes on sets its own again.
-    scheduler._step_count = scheduler.last_epoch + 1
+    # Torch's count of steps follows from the place, as a run that goes on sets that again. And it is never 1,
+    # where torch would have the optimiser's step first: here a rate is set before the steps that it is for.
+    scheduler._step_count = scheduler.last_epoch + 3
+    scheduler.step()
 
 
 def _set(group: dict[str, Any], name: str, value: Any) -> None:
