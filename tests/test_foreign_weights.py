@@ -173,7 +173,20 @@ def test_a_name_may_be_left_out_where_the_file_has_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "text", "word"),
-    [("mean", "[0.1", "'mean' is no JSON"), ("epoch", "NaNN", "'epoch'"), ("std", None, "no std")],
+    [
+        ("mean", "[0.1", "'mean' is no JSON"),
+        ("epoch", "NaNN", "'epoch'"),
+        ("std", None, "no std"),
+        ("std", "[0, 0, 0]", "'std' cannot be"),
+        ("std", "[NaN]", "'std' cannot be"),
+        ("mean", "[]", "'mean' cannot be"),
+        ("mean", "null", "'mean' cannot be"),
+        ("timm_name", "7", "'timm_name' cannot be"),
+        ("timm_kwargs", "[]", "'timm_kwargs' cannot be"),
+        ("evaluation", "3", "'evaluation' cannot be"),
+        ("evaluation", '{"image_size": [28]}', "'evaluation' cannot be"),
+        ("evaluation", '{"crop_pct": 0}', "'evaluation' cannot be"),
+    ],
 )
 def test_a_broken_header_is_one_line(tmp_path, key, text, word):
     told = {"timm_name": json.dumps(DEIT), "timm_kwargs": "{}", "mean": "[0.5]", "std": "[0.5]", key: text}
@@ -181,6 +194,16 @@ def test_a_broken_header_is_one_line(tmp_path, key, text, word):
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file(deit().model.state_dict(), path, metadata=told)
     assert word in error_of(DEIT, checkpoint=path)
+
+
+@pytest.mark.parametrize("std", [[0.0, 0.0, 0.0], "x", [], None])
+def test_a_hub_folder_whose_normalisation_cannot_be(tmp_path, std):
+    deit().export_folder(tmp_path / "student")
+    path = tmp_path / "student" / "config.json"
+    content = json.loads(path.read_text())
+    content["pretrained_cfg"]["std"] = std
+    path.write_text(json.dumps(content))
+    assert "is no config of timm's" in error_of(checkpoint=tmp_path / "student")
 
 
 def test_a_normalisation_that_is_given(tmp_path):

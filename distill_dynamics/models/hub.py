@@ -13,6 +13,7 @@ from timm.models._hub import save_config_for_hf  # timm.models has no name for i
 from torch import nn
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.weights import are_numbers
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -42,6 +43,10 @@ def read_config(folder: Path) -> HubFolder:
         args = content.get("model_args") or {}
         if not isinstance(name, str) or not isinstance(args, dict):
             raise TypeError("architecture is a name, model_args a mapping")
+        told = content.get("pretrained_cfg") or {}
+        mean, std = told.get("mean", [0.5]), told.get("std", [0.5])
+        if not are_numbers(mean) or not are_numbers(std) or min(std) <= 0:
+            raise ValueError(f"mean {mean}, std {std}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"checkpoint: {path} is no config of timm's: {error!r}") from error
     if not timm.is_model(name):

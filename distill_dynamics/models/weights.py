@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,37 @@ def _metadata(path: str) -> dict[str, Any]:
             raise UserError(f"checkpoint: {path}: its {key!r} is no JSON: {text[:60]!r}") from error
     if lacking := {"timm_kwargs", "mean", "std"} - known.keys():
         raise UserError(f"checkpoint: {path}: its header has a timm_name and no {min(lacking)}")
+    _check_description(path, known)
     return known
+
+
+def _check_description(path: str, known: Mapping[str, Any]) -> None:
+    """UserError for a value that no model can have: images would be made by it without a word."""
+    evaluation = known.get("evaluation", {})
+    size = evaluation.get("image_size") if isinstance(evaluation, dict) else None
+    right = {
+        "timm_name": isinstance(known["timm_name"], str),
+        "timm_kwargs": isinstance(known["timm_kwargs"], dict),
+        "mean": are_numbers(known["mean"]),
+        "std": are_numbers(known["std"]) and min(known["std"]) > 0,
+        "evaluation": isinstance(evaluation, dict)
+        and (size is None or (are_numbers(size) and len(size) == 2 and min(size) >= 1))
+        and are_numbers([crop := evaluation.get("crop_pct", 1.0)])
+        and crop > 0
+        and isinstance(evaluation.get("interpolation", ""), str),
+    }
+    for key, is_right in right.items():
+        if not is_right:
+            raise UserError(f"checkpoint: {path}: its {key!r} cannot be {str(known[key])[:60]}")
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of at least one finite number."""
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) > 0
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    )
 
 
 def stated_accuracy(metadata: Mapping[str, Any]) -> float | None:
@@ -133,6 +164,7 @@ def _read_pickle(path: str) -> Weights:
             if key.startswith("student.model.")
         }
         description = content["distill_dynamics"]["student"]
+        _check_description(path, description)
         return Weights(path, {"": student}, description, _score(content))
     states = dict(_states(content))
     if not states:

@@ -78,7 +78,6 @@ def _looks(runs: Sequence[Run]) -> Looks:
 
 def save(pictures: Sequence[Picture], folder: Path) -> None:
     """Write each figure as NAME.png (300 dpi) and NAME.pdf (text as text); equal figures, equal files."""
-    folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         with style.context(["default", _PRINT]):
             with whole(folder / f"{picture.name}.png") as partial:

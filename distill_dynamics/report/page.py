@@ -78,7 +78,6 @@ def write_report(
     title = ", ".join(labels) if len(labels) <= 4 else f"{len(labels)} runs"
     # ASCII, so that the file is the same whatever encoding the machine writes text in.
     page = _page(title, runs, pictures).encode("ascii", "xmlcharrefreplace").decode()
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, page)
     return out
 

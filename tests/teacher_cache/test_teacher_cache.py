@@ -366,3 +366,14 @@ def test_the_likeliest_classes_are_what_the_teacher_answers(config, tmp_path, fo
     assert torch.equal(stored["classes"].long(), expected.indices[:, :3])
     torch.testing.assert_close(stored["log_probs"].float().exp(), expected.values[:, :3], atol=1e-3, rtol=0)
     torch.testing.assert_close(stored["rest"], expected.values[:, 3:].sum(1), atol=1e-5, rtol=0)
+
+
+def test_the_same_command_builds_the_same_files(config, tmp_path):
+    for name in ("one", "other"):
+        cache_teacher(config(), tmp_path / name, "--top_k", "3")
+    one, other = (
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "other")
+    )
+    assert {"cache.json", "rows.npy", "view_000.npy"} <= one.keys()
+    assert [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)] == []
