@@ -27,10 +27,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from distill_dynamics import commands, lease, run
+from distill_dynamics import commands
 from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
-from distill_dynamics.callbacks.preemption import Preempted
-from distill_dynamics.checkpoints import PREEMPTED, WholeCheckpointIO, newest_whole, read_whole
 from distill_dynamics.cli_errors import OneLineParser, line_of, told_in_one_line
 from distill_dynamics.cli_help import CACHE_TEACHER, NOT_FOR_CACHE_TEACHER, PARSER_KWARGS, describe
 from distill_dynamics.cli_output import output_may_close
@@ -41,15 +39,19 @@ from distill_dynamics.cli_start import (
     refuse_functions,
     wandb_mode,
 )
+from distill_dynamics.cluster.preemption import Preempted
+from distill_dynamics.cluster.ranks import end_others, failing_as_one, is_first_rank, watch_others
+from distill_dynamics.cluster.wandb_end import UPLOAD_S, close_wandb, wandb_closed_in_time
+from distill_dynamics.cluster.wandb_steps import next_step
 from distill_dynamics.data import ImageData
-from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole
-from distill_dynamics.ranks import end_others, failing_as_one, is_first_rank, watch_others
+from distill_dynamics.runs import directory as run
+from distill_dynamics.runs import lease
 from distill_dynamics.runs.metrics_csv import RunLogger
 from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
-from distill_dynamics.wandb_end import UPLOAD_S, close_wandb, wandb_closed_in_time
-from distill_dynamics.wandb_steps import next_step
+from distill_dynamics.train.checkpoints import PREEMPTED, WholeCheckpointIO, newest_whole, read_whole
+from distill_dynamics.train.distiller import Distiller
 
 
 @dataclass

@@ -22,8 +22,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill_dynamics import yaml_text
 from distill_dynamics.cli_places import place, yaml_texts
 from distill_dynamics.cli_reasons import Reason, reason_of
+from distill_dynamics.cluster.ranks import tell
 from distill_dynamics.errors import UserError
-from distill_dynamics.ranks import tell
 
 
 class OneLineParser(LightningArgumentParser):

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import yaml
 
 from distill_dynamics import yaml_text
-from distill_dynamics.analyze import Range, Told, analyze
-from distill_dynamics.analyze_models import Model
+from distill_dynamics.analysis.analyze import Range, Told, analyze
+from distill_dynamics.analysis.models import Model
 from distill_dynamics.cli_errors import OneLineParser
 from distill_dynamics.cli_help import PLAIN_COMMANDS, PROGRAM
 from distill_dynamics.cli_start import refuse_functions
@@ -351,7 +351,7 @@ def _dashboard_parser() -> OneLineParser:
 
 
 def _dashboard(settings: Any, command: str) -> None:
-    from distill_dynamics.dashboard import write_dashboard  # needs the extra of the same name
+    from distill_dynamics.report.dashboard import write_dashboard  # needs the extra of the same name
 
     print(write_dashboard(settings.entity, settings.project, settings.name))
 

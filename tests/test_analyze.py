@@ -12,8 +12,8 @@ from conftest import VIT
 from PIL import Image
 
 from distill_dynamics import Backbone, UserError
-from distill_dynamics.analyze import Told, analyze
-from distill_dynamics.analyze_models import Model, find_weights, labels
+from distill_dynamics.analysis.analyze import Told, analyze
+from distill_dynamics.analysis.models import Model, find_weights, labels
 from distill_dynamics.cli import main
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.dynamics import Profile
@@ -452,7 +452,7 @@ def test_a_stopped_analysis_can_be_made_again(photos, tmp_path, no_report):
 
 def test_a_mistake_in_the_last_model_is_found_before_the_first_is_run(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "distill_dynamics.analyze.profile_ranges", lambda *args, **kwargs: pytest.fail("too late")
+        "distill_dynamics.analysis.analyze.profile_ranges", lambda *args, **kwargs: pytest.fail("too late")
     )
     models = [Model(DEIT, timm_kwargs=SMALL), Model("cait_xxs24_22")]
     out = tmp_path / "out"

@@ -15,8 +15,8 @@ import timm.optim
 import torch
 from torch import nn
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.backbone import Backbone
 
 # 28 x 42 pixels in patches of 14: a grid of 2 x 3, so that a transposed map is a wrong map.
 TOKENS = {

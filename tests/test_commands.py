@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from distill_dynamics import commands
-from distill_dynamics.analyze_models import Model
+from distill_dynamics.analysis.models import Model
 from distill_dynamics.cli import main
 from distill_dynamics.cli_help import COMMANDS, PLAIN_COMMANDS
 from distill_dynamics.data import FashionMNISTSample
@@ -243,7 +243,7 @@ def test_a_stop_is_one_line(capsys, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distill_dynamics.analyze.profile_ranges", stop)
+    monkeypatch.setattr("distill_dynamics.analysis.analyze.profile_ranges", stop)
     with pytest.raises(SystemExit) as caught:
         main(ANALYZE)
     assert caught.value.code == 130
@@ -314,7 +314,7 @@ def test_a_mistake_in_report_is_one_line(capsys, args, words):
 def test_dashboard_hands_on_what_it_is_told(monkeypatch, capsys):
     pytest.importorskip("wandb_workspaces")
     monkeypatch.setattr(
-        "distill_dynamics.dashboard.write_dashboard", lambda *args: f"https://{'/'.join(args)}"
+        "distill_dynamics.report.dashboard.write_dashboard", lambda *args: f"https://{'/'.join(args)}"
     )
     main(["dashboard", "--entity", "me", "--project", "mine", "--name", "It"])
     assert capsys.readouterr().out == "https://me/mine/It\n"

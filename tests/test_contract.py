@@ -16,8 +16,8 @@ import torch
 import yaml
 from conftest import ROOT, VIT
 
-from distill_dynamics import lease
 from distill_dynamics.cli import main
+from distill_dynamics.runs import lease
 
 FIXTURES = ROOT / "tests" / "fixtures"
 

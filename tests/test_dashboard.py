@@ -19,7 +19,7 @@ from distill_dynamics.dynamics import signature
 
 pytest.importorskip("wandb_workspaces")
 
-from distill_dynamics.dashboard import build, write_dashboard
+from distill_dynamics.report.dashboard import build, write_dashboard
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -206,7 +206,7 @@ def test_on_a_terminal_it_does_not_ask_for_a_key(tmp_path):
 
     settings = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     settings |= {"HOME": str(tmp_path), "WANDB_BASE_URL": CLOSED, "TERM": "xterm"}
-    code = "from distill_dynamics.dashboard import write_dashboard as w; w('e', 'p')"
+    code = "from distill_dynamics.report.dashboard import write_dashboard as w; w('e', 'p')"
     theirs, ours = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=ours, stdout=ours, stderr=ours, cwd=ROOT, env=settings
@@ -226,10 +226,10 @@ def test_on_a_terminal_it_does_not_ask_for_a_key(tmp_path):
 
 
 def test_without_the_library_it_names_the_command(monkeypatch):
-    monkeypatch.delitem(sys.modules, "distill_dynamics.dashboard")
+    monkeypatch.delitem(sys.modules, "distill_dynamics.report.dashboard")
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(UserError, match="pip install wandb-workspaces"):
-        importlib.import_module("distill_dynamics.dashboard")
+        importlib.import_module("distill_dynamics.report.dashboard")
 
 
 @pytest.fixture

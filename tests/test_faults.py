@@ -247,7 +247,7 @@ def test_a_wandb_server_that_went_away_does_not_keep_a_run_from_ending(
         raise Ended(number)
 
     ends = Event()
-    monkeypatch.setattr("distill_dynamics.wandb_end.UPLOAD_S", 0.1)
+    monkeypatch.setattr("distill_dynamics.cluster.wandb_end.UPLOAD_S", 0.1)
     monkeypatch.setattr("wandb.run", object())
     monkeypatch.setattr("wandb.finish", lambda status: ends.wait())  # tries for as long as it takes
     monkeypatch.setattr("os._exit", ended)

@@ -5,8 +5,8 @@ import os
 import pytest
 import wandb
 
+from distill_dynamics.cluster.wandb_end import close_wandb
 from distill_dynamics.files import whole
-from distill_dynamics.wandb_end import close_wandb
 
 
 def test_what_was_written_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):

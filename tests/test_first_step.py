@@ -16,9 +16,9 @@ from test_fit import fit
 from torch import nn
 
 from distill_dynamics import Backbone, Distiller, cli_reasons, yaml_text
-from distill_dynamics.checks import dry_run
 from distill_dynamics.cli import main
-from distill_dynamics.distiller import Term
+from distill_dynamics.train.checks import dry_run
+from distill_dynamics.train.distiller import Term
 
 CALLED: list[str] = []
 NAME = ["--name", "r"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.layers import pair_layers, resolve_layers
+from distill_dynamics.models.layers import pair_layers, resolve_layers
 
 
 def test_layers_count_from_one_and_from_the_end():

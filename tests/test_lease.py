@@ -18,10 +18,10 @@ from conftest import ROOT
 from filelock import SoftFileLease
 from test_fit import checkpoint, fit, rows
 
-from distill_dynamics import lease
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import whole
-from distill_dynamics.lease import RUNNING, Lost, hold, holds, release
+from distill_dynamics.runs import lease
+from distill_dynamics.runs.lease import RUNNING, Lost, hold, holds, release
 
 AUTO = ["--name", "r", "--ckpt_path", "auto"]
 
@@ -159,7 +159,7 @@ import sys, time, types
 from pathlib import Path
 package = sys.modules["distill_dynamics"] = types.ModuleType("distill_dynamics")  # without torch
 package.__path__ = [sys.argv[1]]
-from distill_dynamics import lease
+from distill_dynamics.runs import lease
 from distill_dynamics.errors import UserError
 lease.BEAT_S, lease.DEAD_S = 0.05, 0.5
 for folder in sys.stdin:

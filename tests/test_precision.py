@@ -10,11 +10,11 @@ from test_fit import assert_same, checkpoint, fit, rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.backbone import Features
 from distill_dynamics.callbacks import EMA
-from distill_dynamics.distiller import _Renormalise
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.losses import spectral
+from distill_dynamics.models.backbone import Features
+from distill_dynamics.train.distiller import _Renormalise
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

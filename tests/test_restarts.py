@@ -20,12 +20,12 @@ import yaml
 from conftest import ROOT, tiny_config
 from test_fit import assert_same, assert_same_run, checkpoint, fit, rows
 
-from distill_dynamics.callbacks.preemption import SAME_SIGNAL_S
-from distill_dynamics.checkpoints import newest_whole
+from distill_dynamics.cluster.preemption import SAME_SIGNAL_S
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import evolution
 from distill_dynamics.files import whole as whole_file
 from distill_dynamics.report.fit_run import read_fit
+from distill_dynamics.train.checkpoints import newest_whole
 
 EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.8}}
 RECIPE = {

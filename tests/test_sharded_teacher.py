@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from distill_dynamics import Backbone, Distiller, UserError
 from distill_dynamics.cli import main
 from distill_dynamics.dynamics import profile_model
-from distill_dynamics.sharding import is_sharded, shard
+from distill_dynamics.models.sharding import is_sharded, shard
 
 NEEDS_COMPILER = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on a CPU")
 DINO = {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 6}

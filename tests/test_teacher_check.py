@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT
 from test_fit import checkpoint, fit, rows
 
-from distill_dynamics import Backbone, Distiller, lease
+from distill_dynamics import Backbone, Distiller
+from distill_dynamics.models.teacher_check import doubt, near_chance
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.teacher_check import doubt, near_chance
+from distill_dynamics.runs import lease
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

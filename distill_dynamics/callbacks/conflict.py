@@ -14,12 +14,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.probe import DynamicsProbe
-from distill_dynamics.distiller import Distiller, datamodule
-from distill_dynamics.dynamics.profiler import undisturbed
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.isolated import isolated
 from distill_dynamics.runs.metrics_csv import log_row
+from distill_dynamics.train.distiller import Distiller, datamodule
 
 
 def conflict(
@@ -184,7 +184,7 @@ class GradientConflict(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         self._probed = epoch
-        with undisturbed(pl_module), torch.enable_grad():
+        with isolated(pl_module), torch.enable_grad():
             weight = next(pl_module.student.parameters())
             images = self._images.to(device=weight.device, dtype=weight.dtype)
             student, teacher = pl_module.student_features(images), pl_module.teacher_features(images)

@@ -11,15 +11,15 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.record import BEST_STUDENT
 from distill_dynamics.cli_help import PROGRAM
-from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.errors import first_line
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.tables import accuracy_rows, aligned, signature_rows
-from distill_dynamics.teacher_check import accuracy_line, doubt, framed
+from distill_dynamics.train.distiller import Distiller, datamodule
 
 REFRESH_S = 0.2
 """How long the bar stands still: to show the loss is to wait for a GPU."""

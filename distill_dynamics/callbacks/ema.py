@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from distill_dynamics.distiller import Distiller, accuracies
 from distill_dynamics.errors import UserError
+from distill_dynamics.train.distiller import Distiller, accuracies
 
 
 class EMA(Callback):

@@ -11,18 +11,18 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.callbacks.record import best_checkpoint, read_best
 from distill_dynamics.data import ProbeSet
-from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.sharding import is_sharded
 from distill_dynamics.report import figures
 from distill_dynamics.report.fit_run import load_profiles, up_to
 from distill_dynamics.runs.metrics_csv import log_row
-from distill_dynamics.sharding import is_sharded
+from distill_dynamics.train.distiller import Distiller, datamodule
 
 
 class DynamicsProbe(Callback):

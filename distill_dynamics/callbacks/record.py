@@ -12,18 +12,18 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from distill_dynamics import lease
-from distill_dynamics.backbone import Backbone
-from distill_dynamics.callbacks.preemption import Preempted
-from distill_dynamics.card import model_card
-from distill_dynamics.checkpoints import begin_from
-from distill_dynamics.distiller import Distiller, datamodule
+from distill_dynamics.cluster.preemption import Preempted
+from distill_dynamics.cluster.ranks import end_others
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole_folder
-from distill_dynamics.ranks import end_others
-from distill_dynamics.run import has_ended, record, record_end
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.teacher_check import doubt
+from distill_dynamics.runs import lease
+from distill_dynamics.runs.card import model_card
+from distill_dynamics.runs.directory import has_ended, record, record_end
 from distill_dynamics.runs.metrics_csv import RunLogger
-from distill_dynamics.teacher_check import doubt
+from distill_dynamics.train.checkpoints import begin_from
+from distill_dynamics.train.distiller import Distiller, datamodule
 
 BEST_STUDENT = "student"
 """Folder of the best student in a run's directory, in timm's hub layout."""

@@ -4,10 +4,7 @@ Letters: B images of one batch, N images in all, n images of this process, C cha
 """
 
 import math
-import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal, Protocol, TypeVar, get_args
@@ -19,12 +16,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distill_dynamics.dynamics.entropy import channel_entropy
-from distill_dynamics.dynamics.magnitude import image_magnitudes
+from distill_dynamics.dynamics.measures.entropy import channel_entropy
+from distill_dynamics.dynamics.measures.magnitude import image_magnitudes
+from distill_dynamics.dynamics.measures.spectrum import image_spectra
 from distill_dynamics.dynamics.profile import FloatArray, Profile
-from distill_dynamics.dynamics.spectrum import image_spectra
 from distill_dynamics.errors import UserError
-from distill_dynamics.layers import resolve_layers
+from distill_dynamics.models.isolated import isolated
+from distill_dynamics.models.layers import resolve_layers
 
 T = TypeVar("T")
 RangeMode = Literal["global", "layer", "scaled"]
@@ -159,7 +157,7 @@ def profile_ranges(
     ]
     run = _Run(backbone, images, batch_size, numbers, bins, progress, again=len(given) < len(edges))
 
-    with undisturbed(backbone):
+    with isolated(backbone):
         looks = _on_every_rank(lambda: run.look(given), group)
         counts = [len(look.values) for look in looks]
         count = sum(counts)
@@ -488,28 +486,3 @@ def _on_every_rank(work: Callable[[], T], group: dist.ProcessGroup | None) -> li
         if message is not None:
             raise UserError(message) if mendable else RuntimeError(f"profile_model on rank {rank}: {message}")
     return [report[0] for report in reports]
-
-
-@contextmanager
-def undisturbed(backbone: Layered | nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast, no compilation; then flags and random states as before."""
-    modules = list(backbone.modules()) if isinstance(backbone, nn.Module) else []
-    training = [module.training for module in modules]
-    devices = {weight.device for weight in backbone.parameters()}
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one)
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]))
-        stack.enter_context(torch.no_grad())
-        for kind in {"cpu"} | {device.type for device in devices}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        if "torch._dynamo" in sys.modules:  # its import takes seconds; without it nothing is compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            for module in modules[:1]:
-                module.eval()
-            yield
-        finally:
-            for module, flag in zip(modules, training, strict=True):
-                module.training = flag
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -30,7 +30,7 @@ from distill_dynamics.report.tables import (
     signature_rows,
     spectrum_rows,
 )
-from distill_dynamics.run import write_whole
+from distill_dynamics.runs.directory import write_whole
 
 _CSS = resources.files(__package__).joinpath("page.css").read_text(encoding="ascii")
 _JS = resources.files(__package__).joinpath("page.js").read_text(encoding="ascii")

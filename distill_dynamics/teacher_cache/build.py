@@ -23,13 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from distill_dynamics import lease
 from distill_dynamics.data.keyed import View
-from distill_dynamics.distiller import Distiller, datamodule
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import remove_partial, whole
 from distill_dynamics.losses.logits import softened, top_classes
 from distill_dynamics.losses.maps import at_least_float32
+from distill_dynamics.models.teacher_check import doubt, framed
+from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache.blocks import (
     Block,
     Field,
@@ -42,7 +42,7 @@ from distill_dynamics.teacher_cache.blocks import (
     rows_checksum,
 )
 from distill_dynamics.teacher_cache.cache import Scale, TeacherCache, validated_on
-from distill_dynamics.teacher_check import doubt, framed
+from distill_dynamics.train.distiller import Distiller, datamodule
 
 CHEAP = 0.1
 """Share of the teacher's work up to which its first blocks are run while training, and not stored."""

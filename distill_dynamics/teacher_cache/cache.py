@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.data.sources import fingerprint
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import TopClasses
 from distill_dynamics.losses.maps import at_least_float32
+from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.teacher_cache.blocks import (
     Answers,
     Block,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from distill_dynamics.checks import check_optimizer, checked
 from distill_dynamics.errors import UserError
 from distill_dynamics.schedule import ProgressCosine, WarmupCosine
+from distill_dynamics.train.checks import check_optimizer, checked
 from distill_dynamics.train.rates import (
     MakeScheduler,
     Rates,

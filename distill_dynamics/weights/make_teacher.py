@@ -13,9 +13,9 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.data import FashionMNIST
 from distill_dynamics.dynamics import profile_model
+from distill_dynamics.models.backbone import Backbone
 
 NAME = "cait_fashion_mnist"
 

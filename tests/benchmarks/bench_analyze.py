@@ -16,10 +16,10 @@ from PIL import Image
 from table import Row, row
 from turns import by_turns
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.data.analysed import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import profile_ranges
+from distill_dynamics.models.backbone import Backbone
 
 
 def write_images(folder: Path, count: int) -> None:

@@ -50,8 +50,8 @@ def main() -> None:
     """The measurement itself, in its own process."""
     import torch
 
-    from distill_dynamics.backbone import Backbone
     from distill_dynamics.dynamics import profile_model
+    from distill_dynamics.models.backbone import Backbone
 
     parser = argparse.ArgumentParser()
     for name in ("images", "depth", "width"):

@@ -9,13 +9,13 @@ from table import Row, row
 from torch import Tensor
 from turns import by_turns
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.dynamics import (
     activation_magnitude,
     channel_entropy,
     channel_spectrum,
     profile_model,
 )
+from distill_dynamics.models.backbone import Backbone
 
 
 def rows(small: bool) -> Iterator[Row]:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill_dynamics.dynamics import channel_entropy
-from distill_dynamics.dynamics import entropy as entropy_module
+from distill_dynamics.dynamics.measures import entropy as entropy_module
 
 
 def random_map(*shape, seed=0):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.dynamics import profile_model, profile_ranges, profiler
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.backbone import Backbone
 
 TINY_VIT = (
     "vit_tiny_patch16_224",
@@ -221,7 +221,7 @@ def test_never_more_than_one_batch_of_activations(stub):
 
 PEAK_MEMORY = """
 import resource, sys, torch
-from distill_dynamics.backbone import Backbone
+from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.dynamics import profile_model, profiler
 
 class Batches:

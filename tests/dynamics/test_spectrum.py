@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill_dynamics.dynamics import activation_magnitude, channel_spectrum
-from distill_dynamics.dynamics import spectrum as spectrum_module
+from distill_dynamics.dynamics.measures import spectrum as spectrum_module
 
 
 def random_map(*shape, seed=0):

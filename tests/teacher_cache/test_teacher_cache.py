@@ -12,10 +12,10 @@ from conftest import VIT
 from PIL import Image
 from test_fit import fit, rows
 
-from distill_dynamics import lease
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.cli import main
 from distill_dynamics.data import ImageFolder
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache import blocks, build
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -21,12 +21,12 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
     folder,
 )
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.data.sources import FileSource
-from distill_dynamics.distiller import Distiller
 from distill_dynamics.losses.logits import TopClasses, soft_kd
 from distill_dynamics.losses.projector import standardise
+from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.teacher_cache.cache import Scale
+from distill_dynamics.train.distiller import Distiller
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

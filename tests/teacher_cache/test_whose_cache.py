@@ -20,16 +20,16 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
     small_blocks,
 )
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.cli import main
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
 from distill_dynamics.data.convert import convert
-from distill_dynamics.distiller import Distiller
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import soft_kd, soft_kd_top
+from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.teacher_cache import build
 from distill_dynamics.teacher_cache.blocks import Field, Layout
 from distill_dynamics.teacher_cache.cache import TeacherCache, identity, validated_on
+from distill_dynamics.train.distiller import Distiller
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

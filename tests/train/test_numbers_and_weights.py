@@ -125,7 +125,7 @@ def test_an_epochs_row_is_of_all_ranks(monkeypatch):
     distiller.optimisation = types.SimpleNamespace(end_epoch=lambda metrics: None)
     distiller._log_row = lambda epoch, row: logged.append((epoch, row))
     distiller.log = lambda *args, **kwargs: None
-    monkeypatch.setattr("distill_dynamics.distiller.time.perf_counter", lambda: 12.0)
+    monkeypatch.setattr("distill_dynamics.train.distiller.time.perf_counter", lambda: 12.0)
     distiller._part_names = ["ce"]
     distiller._epoch_sum, distiller._epoch_steps, distiller._epoch_images = torch.tensor([4.0, 2.0]), 2, 30
     distiller._epoch_seconds, distiller._clock = 1.0, 10.0

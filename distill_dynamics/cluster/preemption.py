@@ -18,11 +18,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from distill_dynamics import lease
-from distill_dynamics.checkpoints import PREEMPTED, last_checkpoint
-from distill_dynamics.distiller import Distiller
+from distill_dynamics.cluster.wandb_end import close_wandb
+from distill_dynamics.runs import lease
 from distill_dynamics.signals import STOP
-from distill_dynamics.wandb_end import close_wandb
+from distill_dynamics.train.checkpoints import PREEMPTED, last_checkpoint
+from distill_dynamics.train.distiller import Distiller
 
 EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h, "try again": neither the end of the run, which is 0, nor an error."""

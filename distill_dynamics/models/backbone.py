@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import whole
-from distill_dynamics.layers import resolve_layers
 from distill_dynamics.models import hub
 from distill_dynamics.models.create import architecture, create
 from distill_dynamics.models.fitting import load
+from distill_dynamics.models.layers import resolve_layers
 from distill_dynamics.models.weights import header, read_weights, stated_accuracy
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import wandb
 
-from distill_dynamics import lease
+from distill_dynamics.runs import lease
 
 UPLOAD_S = 300.0
 """Seconds that W&B has at the end of a run to upload what it holds; the rest is on disk, for `wandb sync`."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_dynamics.dynamics.entropy import CHUNK
+from distill_dynamics.dynamics.measures.entropy import CHUNK
 
 
 def channel_spectrum(x: Tensor) -> Tensor:

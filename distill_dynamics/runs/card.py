@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from distill_dynamics.backbone import Backbone
+from distill_dynamics.models.backbone import Backbone
 
 
 def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str:

@@ -6,8 +6,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from distill_dynamics.backbone import Backbone
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.backbone import Backbone
 
 
 def shard(backbone: Backbone, strategy: Strategy) -> None:

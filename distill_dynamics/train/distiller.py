@@ -24,32 +24,32 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from distill_dynamics.backbone import Backbone, Evaluation, Features
-from distill_dynamics.checkpoints import last_checkpoint
-from distill_dynamics.checks import (
-    check_name_of_term,
-    check_number,
-    check_weights,
-    checked,
-    dry_run,
-)
 from distill_dynamics.data.images import IGNORED
 from distill_dynamics.data.keyed import mixed
-from distill_dynamics.dynamics.profiler import undisturbed
 from distill_dynamics.errors import UserError
-from distill_dynamics.layers import pair_layers
 from distill_dynamics.losses import SoftKD
 from distill_dynamics.losses.logits import TopClasses, soft_kd_top
 from distill_dynamics.losses.maps import at_least_float32
+from distill_dynamics.models.backbone import Backbone, Evaluation, Features
+from distill_dynamics.models.isolated import isolated
+from distill_dynamics.models.layers import pair_layers
+from distill_dynamics.models.sharding import is_sharded, shard
 from distill_dynamics.runs.metrics_csv import log_row
 from distill_dynamics.schedule import ProgressCosine
-from distill_dynamics.sharding import is_sharded, shard
 from distill_dynamics.teacher_cache.cache import (
     TeacherCache,
     field_of,
     identity,
     teacher_part,
     validated_on,
+)
+from distill_dynamics.train.checkpoints import last_checkpoint
+from distill_dynamics.train.checks import (
+    check_name_of_term,
+    check_number,
+    check_weights,
+    checked,
+    dry_run,
 )
 from distill_dynamics.train.optimise import Optimisation, decay_groups
 from distill_dynamics.train.settings import saved_settings
@@ -633,12 +633,12 @@ class Distiller(LightningModule):
         assert self.teacher is not None
         data = datamodule(self.trainer)
         image = torch.zeros(1, len(data.mean), data.image_size, data.image_size, device=self.device)
-        with undisturbed(self.student):
+        with isolated(self.student):
             found = self.student(self.for_student(image), self.student_layers, logits=False)
             self._student_shapes = {
                 s: x.shape[1:] for s, x in zip(self.student_layers, found.maps, strict=True)
             }
-        with undisturbed(self.teacher):
+        with isolated(self.teacher):
             found = self.teacher(self.for_teacher(image), self.teacher_layers, logits=False)
         at = dict(zip(self.teacher_layers, found.maps, strict=True))
         return {

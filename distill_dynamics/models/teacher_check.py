@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill_dynamics.backbone import Backbone
+from distill_dynamics.models.backbone import Backbone
 
 SHORTFALL = 2.0
 """Points of top-1 below what its file says that are taken for a mistake."""

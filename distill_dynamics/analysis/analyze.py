@@ -20,22 +20,23 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from distill_dynamics.analyze_models import Model, Weights, file_name, find_weights, labels
-from distill_dynamics.backbone import Backbone, Evaluation
+from distill_dynamics.analysis.models import Model, Weights, file_name, find_weights, labels
 from distill_dynamics.data.analysed import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import Profile, profile_ranges
-from distill_dynamics.dynamics.profiler import RangeMode, undisturbed
+from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.dynamics.signature import (
     bootstrap_interval,
     scalars,
     spectral_flatness,
 )
 from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.models.backbone import Backbone, Evaluation
+from distill_dynamics.models.isolated import isolated
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
 from distill_dynamics.report.tables import aligned, side_intervals, signature_rows, spectrum_rows
-from distill_dynamics.run import PACKAGES, write_whole
+from distill_dynamics.runs.directory import PACKAGES, write_whole
 
 UNFINISHED = {"profiles", "table.csv", "curves.csv"}
 """What an analysis that was stopped may have left in its folder."""
@@ -283,7 +284,7 @@ def _try(backbone: Backbone, size: tuple[int, int]) -> None:
     if size == tuple(own):
         return
     try:
-        with undisturbed(backbone):
+        with isolated(backbone):
             backbone(torch.zeros(1, channels, *size), "all", logits=False)
     except Exception as error:  # a kernel larger than the map, a memory too small: each layer has its own
         reason = textwrap.shorten(first_line(error), 160)

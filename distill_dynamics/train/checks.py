@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distill_dynamics.dynamics.profiler import undisturbed
 from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.models.isolated import isolated
 
 if TYPE_CHECKING:
-    from distill_dynamics.backbone import Backbone
-    from distill_dynamics.distiller import Distiller
+    from distill_dynamics.models.backbone import Backbone
+    from distill_dynamics.train.distiller import Distiller
 
 
 def check_number(key: str, value: Any, least: float = 0, most: float = math.inf, above: bool = False) -> None:
@@ -92,7 +92,7 @@ def _ramp(n: int, channels: int, size: int) -> Tensor:
 
 def _asked(role: str, backbone: Backbone, layers: list[int], images: Tensor, size: str, train: bool) -> Any:
     device = next(backbone.parameters()).device
-    with undisturbed(backbone), torch.enable_grad() if train else torch.no_grad():
+    with isolated(backbone), torch.enable_grad() if train else torch.no_grad():
         backbone.train(train)
         try:
             return backbone(images.to(device), layers)
@@ -141,7 +141,7 @@ def _shape(values: Tensor) -> str:
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Buffers (batch norm's averages, a term's memory) and random states are afterwards what they were."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with undisturbed(module):
+    with isolated(module):
         try:
             with _alone():
                 yield

@@ -1,0 +1,1 @@
+"""`analyze`: the dynamics of models that are there, on a folder of images."""
