@@ -266,3 +266,15 @@ def test_lightnings_overfit_batches_draws_the_first_views(tmp_path):
     images = torch.cat([images for images, _ in module.batches])
     dataset = toy(seed=0).train_dataloader().dataset
     assert torch.equal(images, torch.stack([dataset[Key(0, i, 0)][0] for i in range(16)]))
+
+
+def test_fixed_views_are_gone_through_in_turn_repeat_by_repeat():
+    data = toy(views=6, repeats=3)
+    data.answers = lambda views: {"view": torch.tensor([view.view for view in views])}
+    loader = data.train_dataloader()
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        shown = torch.cat([place["view"] for _, _, place in loader]).tolist()
+        keys = list(loader.sampler)[: len(shown)]
+        assert {key.repeat for key in keys} == {0, 1, 2}
+        assert shown == [(3 * epoch + key.repeat) % 6 for key in keys]
