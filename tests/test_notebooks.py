@@ -9,14 +9,10 @@ import nbformat
 import pytest
 
 from distill_dynamics.dynamics import Profile
-from distill_dynamics.report.records import Run, RunProfiles
-from distill_dynamics.report.tables import (
-    accuracy_rows,
-    evolution_rows,
-    gap_rows,
-    signature_rows,
-    spectrum_rows,
-)
+from distill_dynamics.report.records import Run
+from distill_dynamics.report.tables import evolution_rows
+from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.tables import accuracy_rows, gap_rows, signature_rows, spectrum_rows
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

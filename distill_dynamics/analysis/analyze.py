@@ -35,8 +35,8 @@ from distill_dynamics.models.backbone import Backbone, Evaluation
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
-from distill_dynamics.report.tables import aligned, side_intervals, signature_rows, spectrum_rows
 from distill_dynamics.runs.directory import PACKAGES, write_whole
+from distill_dynamics.tables import aligned, side_intervals, signature_rows, spectrum_rows
 
 UNFINISHED = {"profiles", "table.csv", "curves.csv"}
 """What an analysis that was stopped may have left in its folder."""

@@ -18,7 +18,7 @@ from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.report.tables import accuracy_rows, aligned, signature_rows
+from distill_dynamics.tables import accuracy_rows, aligned, signature_rows
 from distill_dynamics.train.distiller import Distiller, datamodule
 
 REFRESH_S = 0.2

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 
+from distill_dynamics import figures
 from distill_dynamics.callbacks.record import best_checkpoint, read_best
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.dynamics import Profile, profile_model
@@ -19,9 +20,8 @@ from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
-from distill_dynamics.report import figures
-from distill_dynamics.report.fit_run import load_profiles, up_to
 from distill_dynamics.runs.metrics_csv import log_row
+from distill_dynamics.runs.profiles import load_profiles, up_to
 from distill_dynamics.train.distiller import Distiller, datamodule
 
 
@@ -30,7 +30,7 @@ class DynamicsProbe(Callback):
 
     Before training (epoch 0), every `every_n_epochs`, at the last epoch, and at the end for the
     checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; entropy
-    and magnitude of each block go to every logger, with what the curves say (`dynamics/signature.py`) of
+    and magnitude of each block go to every logger, with what the curves say (`dynamics/signature/`) of
     the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Training is
     not touched: weights, generators, flags and gradients are afterwards what they were.
 

@@ -1,6 +1,6 @@
 """Profile: what was measured on one model at one epoch, as a file.
 
-The boundary between measuring (`profiler.py`) and showing (`report/`): numpy arrays only, no torch.
+The boundary between measuring (`profiler/`) and showing (`figures/`, `report/`): numpy arrays only, no torch.
 Letters: L layers, N images, C_l channels of layer l.
 """
 

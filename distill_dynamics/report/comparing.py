@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.report.figures.order import alike
+from distill_dynamics.figures.order import alike
 from distill_dynamics.report.fit_run import circumstances
 from distill_dynamics.report.records import Run, counted, listed
 

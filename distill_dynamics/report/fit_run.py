@@ -5,7 +5,6 @@ What cannot be read, or is not there yet, costs a sentence in `Run.warnings` and
 
 import csv
 import math
-import os
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +16,6 @@ from distill_dynamics.report.methods import described
 from distill_dynamics.report.reading import Unreadable, read_json, read_text, read_yaml
 from distill_dynamics.report.records import (
     Run,
-    RunProfiles,
     counted,
     fitting,
     listed,
@@ -25,30 +23,7 @@ from distill_dynamics.report.records import (
     range_name,
     readable,
 )
-
-
-def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
-    """Read the Profiles in a run's `dynamics/`; none of them has to be there.
-
-    Raises `UserError`, naming the file, where one cannot be read.
-    """
-    folder = Path(folder)
-    students = [Profile.load(path) for path in sorted(folder.glob("student_epoch_*.npz"))]
-    teacher, best = (
-        Profile.load(path) if path.exists() else None
-        for path in (folder / "teacher.npz", folder / "student_best.npz")
-    )
-    return RunProfiles(students, teacher, best)
-
-
-def up_to(profiles: RunProfiles, epoch: float) -> RunProfiles:
-    """Those of no later epoch: a run that went back to an older checkpoint has yet to make these again."""
-    best = profiles.best
-    if best is not None and best.epoch is not None and best.epoch > epoch:
-        best = None
-    return profiles._replace(
-        students=[profile for profile in profiles.students if (profile.epoch or 0) <= epoch], best=best
-    )
+from distill_dynamics.runs.profiles import RunProfiles, up_to
 
 
 def read_fit(path: Path) -> Run:

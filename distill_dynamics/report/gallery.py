@@ -10,15 +10,16 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from distill_dynamics import figures
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
+from distill_dynamics.figures.look import Looks, run_looks
+from distill_dynamics.figures.order import distinct
 from distill_dynamics.files import whole
-from distill_dynamics.report import figures
-from distill_dynamics.report.figures.look import Looks, run_looks
-from distill_dynamics.report.figures.order import distinct
 from distill_dynamics.report.methods import labels, methods, methods_by_run
-from distill_dynamics.report.records import Run, RunProfiles, counted, listed
-from distill_dynamics.report.tables import measured
+from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.tables import measured
 
 _PRINT = {"pdf.fonttype": 42}  # text stays text, as publishers ask
 

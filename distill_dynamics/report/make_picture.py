@@ -6,8 +6,8 @@ python -m distill_dynamics.report.make_picture runs/quickstart-1 configs/quickst
 import argparse
 from pathlib import Path
 
-from distill_dynamics.report import figures
-from distill_dynamics.report.fit_run import load_profiles
+from distill_dynamics import figures
+from distill_dynamics.runs.profiles import load_profiles
 
 
 def make(run_dir: Path, out: Path) -> None:

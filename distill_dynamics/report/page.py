@@ -12,25 +12,16 @@ from typing import Any
 
 import yaml
 
+from distill_dynamics.figures.order import distinct
 from distill_dynamics.report.comparing import comparison_warnings
-from distill_dynamics.report.figures.order import distinct
 from distill_dynamics.report.gallery import Picture, gallery, save
 from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
 from distill_dynamics.report.svg import draw
-from distill_dynamics.report.tables import (
-    Named,
-    Row,
-    accuracy_rows,
-    config_rows,
-    evolution_rows,
-    gap_rows,
-    results_rows,
-    signature_rows,
-    spectrum_rows,
-)
+from distill_dynamics.report.tables import config_rows, evolution_rows, results_rows
 from distill_dynamics.runs.directory import write_whole
+from distill_dynamics.tables import Named, Row, accuracy_rows, gap_rows, signature_rows, spectrum_rows
 
 _CSS = resources.files(__package__).joinpath("page.css").read_text(encoding="ascii")
 _JS = resources.files(__package__).joinpath("page.js").read_text(encoding="ascii")

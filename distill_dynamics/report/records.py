@@ -3,34 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
+from distill_dynamics.runs.profiles import RunProfiles
 
 ANALYSIS_SCHEMA = 1
 """Version of `analysis.json`, which `analyze` writes."""
-
-
-class RunProfiles(NamedTuple):
-    """The Profiles of one training, in the order in which the figures take them."""
-
-    students: list[Profile]
-    """One a probed epoch, in order of epochs."""
-    teacher: Profile | None
-    """None without a teacher."""
-    best: Profile | None
-    """The best checkpoint's, None before the end of `fit`."""
-
-    def named(self) -> list[tuple[str, Profile]]:
-        """What a table calls each: teacher, students by epoch, best."""
-        known = self.best is not None and self.best.epoch is not None
-        best = f"student, best (epoch {self.best.epoch})" if self.best and known else "student, best"
-        return [
-            *([("teacher", self.teacher)] if self.teacher else []),
-            *((f"student, epoch {profile.epoch}", profile) for profile in self.students),
-            *([(best, self.best)] if self.best else []),
-        ]
 
 
 @dataclass(frozen=True)

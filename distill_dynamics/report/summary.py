@@ -8,8 +8,8 @@ from statistics import fmean
 import numpy as np
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
-from distill_dynamics.dynamics.signature import evolution, gap, signature
-from distill_dynamics.report.figures.order import alike, same_bins
+from distill_dynamics.dynamics.signature import change_error, evolution, gap, rebound, signature
+from distill_dynamics.figures.order import alike, same_bins
 from distill_dynamics.report.methods import (
     Method,
     baseline,
@@ -21,15 +21,8 @@ from distill_dynamics.report.methods import (
     unknown,
 )
 from distill_dynamics.report.records import Run, counted, listed
-from distill_dynamics.report.tables import (
-    accuracies,
-    change_error,
-    measured,
-    rebound,
-    shape,
-    trained_probes,
-    with_error,
-)
+from distill_dynamics.report.tables import trained_probes
+from distill_dynamics.tables import accuracies, measured, shape, with_error
 
 _ONE_BY_ONE = 4
 """So many curves get a sentence each; more share one, and more than `_IN_ONE` are for the tables."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill_dynamics.dynamics.profile import FloatArray
-from distill_dynamics.report.figures.curves import CurveLine, curves
+from distill_dynamics.figures.curves import CurveLine, curves
 
 # Text as outlines: it looks the same without the font. A fixed salt: equal figures give equal text.
 _STYLE: list[Any] = ["default", {"svg.fonttype": "path", "svg.hashsalt": "distill_dynamics"}]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from distill_dynamics.dynamics import profile_model, profile_ranges, profiler
+from distill_dynamics.dynamics import profile_model, profile_ranges
+from distill_dynamics.dynamics.profiler import passes
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 
@@ -205,7 +206,7 @@ def test_no_range_is_refused(stub):
 )
 def test_large_batches_go_through_a_cpu_in_parts(stub, monkeypatch, value_range, batch_size, parts):
     images = random_images(9, 2, 6, 6)
-    monkeypatch.setattr(profiler, "CPU_VALUES", images[:4].numel())
+    monkeypatch.setattr(passes, "CPU_VALUES", images[:4].numel())
     profile = profile_model(stub, images, value_range=value_range, batch_size=batch_size)
     assert stub.batches == parts
     expected = numpy_dynamics.profile(stub.whole_maps(images), value_range)
@@ -222,7 +223,7 @@ def test_never_more_than_one_batch_of_activations(stub):
 PEAK_MEMORY = """
 import resource, sys, torch
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.dynamics import profile_model, profiler
+from distill_dynamics.dynamics import profile_model
 
 class Batches:
     def __iter__(self):

@@ -4,7 +4,6 @@ import scipy.stats
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import (
-    _flatness_se,
     band_energy,
     bootstrap_interval,
     evolution,
@@ -17,6 +16,7 @@ from distill_dynamics.dynamics.signature import (
     spectrum_signature,
     student_t,
 )
+from distill_dynamics.dynamics.signature.spectrum import _flatness_se
 
 
 def make_profile(entropy_images, magnitude=None, **changes):

@@ -27,9 +27,9 @@ from made import (
 )
 from matplotlib.colors import to_hex
 
+from distill_dynamics import figures
 from distill_dynamics.callbacks import Console
 from distill_dynamics.errors import UserError
-from distill_dynamics.report import figures
 from distill_dynamics.report import page as page_module
 from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.page import write_report

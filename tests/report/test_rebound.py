@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from distill_dynamics.dynamics.signature import rebound
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.report.tables import evolution_rows, rebound
+from distill_dynamics.report.tables import evolution_rows
 
 
 def probes(last, errors, images=4):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill_dynamics.report.records import Run, RunProfiles
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings, permutation_test
 from distill_dynamics.report.tables import evolution_rows
+from distill_dynamics.runs.profiles import RunProfiles
 
 LAST = {"spectral": made.term(last=1)}
 

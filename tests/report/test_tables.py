@@ -8,18 +8,12 @@ import pytest
 from scipy import stats
 
 from distill_dynamics.report.methods import baseline_warnings, labels, methods
-from distill_dynamics.report.records import Run, RunProfiles
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
-from distill_dynamics.report.tables import (
-    accuracy_rows,
-    config_rows,
-    evolution_rows,
-    gap_rows,
-    results_rows,
-    signature_rows,
-    spectrum_rows,
-)
+from distill_dynamics.report.tables import config_rows, evolution_rows, results_rows
+from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.tables import accuracy_rows, gap_rows, signature_rows, spectrum_rows
 
 
 def loaded(tmp_path, **runs):

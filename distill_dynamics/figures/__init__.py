@@ -6,8 +6,8 @@ Save one with `figure.savefig(path, dpi=200)`.
 Letters: L layers, C_l channels of layer l, k frequency along the channels.
 """
 
-from distill_dynamics.report.figures.comparison import entropy_by_block, entropy_by_range, magnitude_by_block
-from distill_dynamics.report.figures.evolution import (
+from distill_dynamics.figures.comparison import entropy_by_block, entropy_by_range, magnitude_by_block
+from distill_dynamics.figures.evolution import (
     entropy_by_method,
     entropy_evolution,
     magnitude_by_method,
@@ -15,9 +15,9 @@ from distill_dynamics.report.figures.evolution import (
     of_run,
     overview,
 )
-from distill_dynamics.report.figures.heatmaps import entropy_heatmap
-from distill_dynamics.report.figures.spectrum import spectra
-from distill_dynamics.report.figures.training import signature_by_epoch, training_curves
+from distill_dynamics.figures.heatmaps import entropy_heatmap
+from distill_dynamics.figures.spectrum import spectra
+from distill_dynamics.figures.training import signature_by_epoch, training_curves
 
 __all__ = [
     "entropy_by_block",

@@ -21,8 +21,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy import stats
 
+from distill_dynamics import figures
 from distill_dynamics.errors import UserError
-from distill_dynamics.report import figures
 from distill_dynamics.report.make_picture import make
 
 

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import gap, signature
-from distill_dynamics.report.figures.curves import Curve, CurveLine, Shows, curves, draw_runs, mean_notes
-from distill_dynamics.report.figures.look import (
+from distill_dynamics.figures.curves import Curve, CurveLine, Shows, curves, draw_runs, mean_notes
+from distill_dynamics.figures.look import (
     STYLE,
     TEACHER,
     Looks,
@@ -27,8 +27,8 @@ from distill_dynamics.report.figures.look import (
     wide_span,
     wrapped,
 )
-from distill_dynamics.report.figures.order import ordered
-from distill_dynamics.report.records import RunProfiles
+from distill_dynamics.figures.order import ordered
+from distill_dynamics.runs.profiles import RunProfiles
 
 Rows = Sequence[Mapping[str, float]]
 

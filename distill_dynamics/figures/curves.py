@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import bootstrap_interval
-from distill_dynamics.report.figures.look import Looks, in_legend, places
+from distill_dynamics.figures.look import Looks, in_legend, places
 
 Role = Literal["student", "best", "teacher", "run"]
 

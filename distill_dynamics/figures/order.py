@@ -6,7 +6,7 @@ import numpy as np
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.figures.look import named
+from distill_dynamics.figures.look import named
 
 
 def ordered(students: Sequence[Profile], best: Profile | None = None) -> list[Profile]:

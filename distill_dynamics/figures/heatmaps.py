@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.report.figures.look import (
+from distill_dynamics.figures.look import (
     STYLE,
     epoch_labels,
     footer,
@@ -22,7 +22,7 @@ from distill_dynamics.report.figures.look import (
     word,
     wrapped,
 )
-from distill_dynamics.report.figures.order import ordered
+from distill_dynamics.figures.order import ordered
 
 
 @style.context(STYLE)

@@ -7,11 +7,11 @@ from drawn import RESNET, assert_legible, bands, legend_labels, notes, png, prof
 from matplotlib.colors import to_hex, to_rgb
 from scipy import stats
 
+from distill_dynamics import figures
 from distill_dynamics.errors import UserError
-from distill_dynamics.report import figures
-from distill_dynamics.report.figures.look import run_looks
-from distill_dynamics.report.records import RunProfiles
+from distill_dynamics.figures.look import run_looks
 from distill_dynamics.report.svg import draw
+from distill_dynamics.runs.profiles import RunProfiles
 
 # Okabe and Ito, Color Universal Design (2008), and black.
 SAFE = {"#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000"}

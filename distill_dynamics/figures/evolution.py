@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.figures.curves import (
+from distill_dynamics.figures.curves import (
     THIN,
     Role,
     Shows,
@@ -21,8 +21,8 @@ from distill_dynamics.report.figures.curves import (
     mean_notes,
     profile_curve,
 )
-from distill_dynamics.report.figures.heatmaps import draw_heatmap, entropy_heatmap
-from distill_dynamics.report.figures.look import (
+from distill_dynamics.figures.heatmaps import draw_heatmap, entropy_heatmap
+from distill_dynamics.figures.look import (
     BEST,
     MEASURES,
     STYLE,
@@ -44,9 +44,9 @@ from distill_dynamics.report.figures.look import (
     word,
     wrapped,
 )
-from distill_dynamics.report.figures.order import distinct, ordered
-from distill_dynamics.report.figures.spectrum import spectra
-from distill_dynamics.report.records import RunProfiles
+from distill_dynamics.figures.order import distinct, ordered
+from distill_dynamics.figures.spectrum import spectra
+from distill_dynamics.runs.profiles import RunProfiles
 
 
 @style.context(STYLE)

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
-from distill_dynamics.report.figures.curves import (
+from distill_dynamics.figures.curves import (
     Shows,
     draw_profile,
     draw_runs,
     mean_notes,
     profile_curve,
 )
-from distill_dynamics.report.figures.look import (
+from distill_dynamics.figures.look import (
     MEASURES,
     STYLE,
     TEACHER,

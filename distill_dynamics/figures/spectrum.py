@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.figures.curves import Curve, Shows, draw_curve
-from distill_dynamics.report.figures.look import (
+from distill_dynamics.figures.curves import Curve, Shows, draw_curve
+from distill_dynamics.figures.look import (
     OKABE_ITO,
     STYLE,
     footer,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from distill_dynamics.report import figures
+from distill_dynamics import figures
 
 ROWS = [
     {"epoch": 0.0, "teacher/acc1": 90.0, "dynamics/epoch": 0.0},

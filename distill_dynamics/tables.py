@@ -1,0 +1,215 @@
+"""Tables as rows of text, the header row first; `fit` and `analyze` print them, and the report shows them.
+
+A table in which nothing would stand is [].
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.signature import (
+    bootstrap_interval,
+    gap,
+    massive_activations,
+    signature,
+    spectrum_signature,
+)
+from distill_dynamics.runs.profiles import RunProfiles
+
+Row = tuple[str, ...]
+Named = Sequence[tuple[str, Profile]]
+"""Profiles and what their row is called, e.g. `RunProfiles.named()` or `Run.named()`."""
+
+NOTHING = "–"
+"""In a cell of what is not known."""
+
+
+class Accuracy(NamedTuple):
+    """Accuracy on the validation set, percent."""
+
+    top1: float
+    top5: float
+    epoch: int | None
+    """Completed epochs; None for the teacher."""
+
+
+def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
+    """Accuracy of "teacher", "student, best" and "student, last", those of them that were measured.
+
+    Best is the highest top-1, and the first epoch of several: the one whose checkpoint is kept. "EMA, best"
+    and "EMA, last" are of the student's averaged weights (callback EMA), each at an epoch of its own.
+    """
+    found = {}
+    for row in metrics[:1]:  # the teacher is measured once, before training
+        if math.isfinite(row.get("teacher/acc1", math.nan)):
+            found["teacher"] = Accuracy(row["teacher/acc1"], row.get("teacher/acc5", math.nan), None)
+    for who, top1, top5 in (("student", "val/acc1", "val/acc5"), ("EMA", "val/acc1_ema", "val/acc5_ema")):
+        scored = [
+            Accuracy(row[top1], row.get(top5, math.nan), int(row["epoch"]))
+            for row in metrics
+            if math.isfinite(row.get(top1, math.nan))
+        ]
+        if scored:
+            found[f"{who}, best"] = max(scored, key=lambda accuracy: accuracy.top1)
+            found[f"{who}, last"] = scored[-1]
+    return found
+
+
+def accuracy_rows(metrics: list[dict[str, float]]) -> list[Row]:
+    """Accuracies of one run in percent."""
+    rows: list[Row] = [("accuracy (%)", "top-1", "top-5", "epoch")]
+    for who, found in accuracies(metrics).items():
+        epoch = "" if found.epoch is None else str(found.epoch)
+        rows.append((who, number(found.top1, 2), number(found.top5, 2), epoch))
+    return filled(rows)
+
+
+def signature_rows(named: Named, bootstrap: bool = False) -> list[Row]:
+    """What each Profile's entropy curve says, and the magnitude with it; see `signature`.
+
+    Fall and rise are the first and the last block's entropy above the lowest's. ± of the lowest block is its
+    standard deviation over resamples of the images, of fall and rise their standard error; with `bootstrap`
+    the latter have 95 % intervals in its place, those of `side_intervals`.
+    """
+    rows: list[Row] = [
+        ("entropy by block", "lowest block", "fall (bits)", "rise (bits)", "shape", "magnitude")
+    ]
+    for who, profile in named:
+        if not measured(profile):
+            rows.append((who, NOTHING, NOTHING, NOTHING, shape(profile), NOTHING))
+            continue
+        found = signature(profile)
+        depths = [f"{found.depth_left:.3f}", f"{found.depth_right:.3f}"]
+        if bootstrap and len(profile.entropy_images) > 1:
+            ends = zip(depths, side_intervals(profile), strict=True)
+            sides = [f"{depth} ({low:.3f} to {high:.3f})" for depth, (low, high) in ends]
+        else:
+            errors = found.depth_left_se, found.depth_right_se
+            sides = [with_error(depth, error, 3) for depth, error in zip(depths, errors, strict=True)]
+        lowest = f"lowest at {found.magnitude_nadir:.0f}{', a U too' if found.magnitude_agrees else ''}"
+        magnitude = NOTHING if math.isnan(found.magnitude_nadir) else lowest
+        nadir = with_error(str(found.nadir), found.nadir_se, 1)
+        rows.append((who, nadir, *sides, shape(profile), magnitude))
+    return filled(rows)
+
+
+def side_intervals(profile: Profile) -> FloatArray:
+    """[2, 2]: 95 % intervals (low, high) of the fall before the lowest block and of the rise after it, bits.
+
+    The block is the one that is lowest on average over all images.
+    """
+    entropy = profile.entropy_images
+    lowest = entropy[:, [int(profile.entropy.argmin())]]
+    return np.stack(bootstrap_interval(entropy[:, [0, -1]] - lowest), axis=1)
+
+
+def measured(profile: Profile) -> bool:
+    """Whether the entropy of every layer is a number, without which the curve's shape is not known."""
+    return bool(np.isfinite(profile.entropy).all())
+
+
+def shape(profile: Profile) -> str:
+    """ "U", "no U", or why that is unknown."""
+    if not measured(profile):
+        return "unknown: not measured"
+    images = len(profile.entropy_images)
+    if images < 2:
+        return "unknown: one image" if images else "unknown: no images"
+    return "U" if signature(profile).u_shaped else "no U"
+
+
+def spectrum_rows(named: Named) -> list[Row]:
+    """Flatness and low and high energy of the early, middle and late channel spectra; massive activations.
+
+    Flatness is 1 for a uniform spectrum and near 0 for a low-pass. Low and high are the shares of the power
+    in the lowest and the highest third of the frequencies above 0, percent. See `spectrum_signature` and
+    `massive_activations`.
+    """
+    rows: list[Row] = [
+        (
+            "channel spectrum",
+            *("flatness early", "middle", "late"),
+            *("low, high third (%) early", "middle", "late"),
+            "three phases",
+            "largest |A| / median",
+        )
+    ]
+    for who, profile in named:
+        found, massive = spectrum_signature(profile), massive_activations(profile)
+        flatness = [found.flatness_early, found.flatness_middle, found.flatness_late]
+        if not any(map(math.isfinite, [*flatness, massive.ratio])):
+            continue
+        bands = [
+            (found.low_early, found.high_early),
+            (found.low_middle, found.high_middle),
+            (found.low_late, found.high_late),
+        ]
+        at = f"{massive.ratio:.0f} at block {massive.block:.0f}, channel {massive.channel:.0f}"
+        rows.append(
+            (
+                who,
+                *(number(value, 3) for value in flatness),
+                *(", ".join(number(100 * share, 0) for share in shares) for shares in bands),
+                {True: "yes", False: "no", None: NOTHING}[found.three_phases],
+                at if math.isfinite(massive.ratio) else NOTHING,
+            )
+        )
+    return filled(rows)
+
+
+def gap_rows(profiles: RunProfiles) -> list[Row]:
+    """How far the student is from its teacher at each probe; [] without a teacher. See `gap`."""
+    rows: list[Row] = [
+        (
+            "student to teacher",
+            "entropy (bits)",
+            "its shape (bits)",
+            "magnitude (log2)",
+            "flatness",
+            "shift of the lowest block (relative depth)",
+        )
+    ]
+    for who, profile in profiles.named():
+        if profiles.teacher is None or profile is profiles.teacher:
+            continue
+        found = gap(profile, profiles.teacher)
+        distances = [
+            found.entropy_distance,
+            found.entropy_shape_distance,
+            found.magnitude_distance,
+            found.flatness_distance,
+        ]
+        shift = found.nadir_shift if measured(profile) and measured(profiles.teacher) else math.nan
+        rows.append((who, *(number(value, 3) for value in distances), signed(shift)))
+    return filled(rows)
+
+
+def aligned(rows: list[Row]) -> list[str]:
+    """Rows as lines for a terminal: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+
+
+def filled(rows: list[Row]) -> list[Row]:
+    """The table, or [] where it has no row but its header."""
+    return rows if len(rows) > 1 else []
+
+
+def with_error(value: str, error: float, digits: int) -> str:
+    """ "3 ± 0.5"; without ± where the error is unknown."""
+    return value if math.isnan(error) else f"{value} ± {error:.{digits}f}"
+
+
+def number(value: float, digits: int) -> str:
+    """ "0.50"; a dash for NaN."""
+    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """ "+0.50"; a dash for NaN."""
+    return NOTHING if math.isnan(value) else f"{value:+.2f}"
