@@ -1,5 +1,5 @@
 """`python -m distill_dynamics`."""
 
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 
 main()

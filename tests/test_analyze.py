@@ -14,7 +14,7 @@ from PIL import Image
 from distill_dynamics import Backbone, UserError
 from distill_dynamics.analysis.analyze import Told, analyze
 from distill_dynamics.analysis.models import Model, find_weights, labels
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.dynamics import Profile
 

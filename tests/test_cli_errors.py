@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_dynamics.cli import main
-from distill_dynamics.cli_help import COMMANDS
+from distill_dynamics.cli.help import COMMANDS
+from distill_dynamics.cli.main import main
 
 TINY = {"img_size": 28, "patch_size": 14, "in_chans": 1, "num_classes": 10}
 TINY |= {"embed_dim": 12, "depth": 2, "num_heads": 2}

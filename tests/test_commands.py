@@ -11,10 +11,10 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from distill_dynamics import commands
 from distill_dynamics.analysis.models import Model
-from distill_dynamics.cli import main
-from distill_dynamics.cli_help import COMMANDS, PLAIN_COMMANDS
+from distill_dynamics.cli import analyze
+from distill_dynamics.cli.help import COMMANDS, PLAIN_COMMANDS
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.dynamics import Profile
 
@@ -39,7 +39,7 @@ def asked(monkeypatch):
     def call(*args: str) -> dict:
         found: dict = {}
         monkeypatch.setattr(
-            commands,
+            analyze,
             "analyze",
             lambda models, images, out, **rest: found.update(models=models, images=images, out=out, **rest),
         )
@@ -335,7 +335,7 @@ def printed(capsys, *args: str) -> str:
 def test_the_programs_help_lists_its_commands(capsys):
     text = " ".join(printed(capsys, "--help").split())
     assert list(COMMANDS) == ["fit", "validate", "test", "predict"]
-    assert list(PLAIN_COMMANDS) == ["analyze", "report", "dashboard", "cache-teacher", "convert"]
+    assert list(PLAIN_COMMANDS) == ["analyze", "report", "dashboard", "convert", "cache-teacher"]
     for command, sentence in PLAIN_COMMANDS.items():
         assert f"{command} {sentence}" in text
 

@@ -6,7 +6,8 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from distill_dynamics import cli
+from distill_dynamics.cli.fit import DistillCLI
+from distill_dynamics.cli.main import main
 
 CONFIGS = ROOT / "configs"
 CONTROL = CONFIGS / "fashion_mnist" / "teacher_cait24_std035.yaml"
@@ -46,9 +47,9 @@ def image_folder(tmp_path_factory):
 def build(monkeypatch, tmp_path, *args):
     """The command line with everything built, stopped where `fit` would begin."""
     kept = {}
-    monkeypatch.setattr(cli.DistillCLI, "_run_subcommand", lambda self, command: kept.update(cli=self))
+    monkeypatch.setattr(DistillCLI, "_run_subcommand", lambda self, command: kept.update(cli=self))
     # A cluster's devices are not here.
-    cli.main(["fit", *map(str, args), "--runs_dir", str(tmp_path), "--trainer.accelerator", "cpu"])
+    main(["fit", *map(str, args), "--runs_dir", str(tmp_path), "--trainer.accelerator", "cpu"])
     return kept["cli"]
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import ROOT, VIT
 
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.runs import lease
 
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -14,7 +14,7 @@ import wandb
 from conftest import ROOT
 
 from distill_dynamics import UserError
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import signature
 
 pytest.importorskip("wandb_workspaces")

@@ -15,8 +15,9 @@ from conftest import ROOT
 from test_fit import fit
 from torch import nn
 
-from distill_dynamics import Backbone, Distiller, cli_reasons, yaml_text
-from distill_dynamics.cli import main
+from distill_dynamics import Backbone, Distiller, yaml_text
+from distill_dynamics.cli import reasons
+from distill_dynamics.cli.main import main
 from distill_dynamics.train.checks import dry_run
 from distill_dynamics.train.distiller import Term
 
@@ -325,7 +326,7 @@ def test_merge_keys_and_aliases_are_no_repetition():
 def test_nothing_is_imported_for_a_suggestion(tmp_path, monkeypatch):
     (tmp_path / "runs_at_import.py").write_text("raise SystemExit('was imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert cli_reasons._import("runs_at_imprt.Loss", correct=True) == ("runs_at_import.Loss", None)
+    assert reasons._import("runs_at_imprt.Loss", correct=True) == ("runs_at_import.Loss", None)
     assert "runs_at_import" not in sys.modules
 
 
@@ -333,7 +334,7 @@ PRINTS = """
 import sys, types
 package = sys.modules["distill_dynamics"] = types.ModuleType("distill_dynamics")  # without torch
 package.__path__ = [sys.argv[1]]
-from distill_dynamics.cli_output import output_may_close
+from distill_dynamics.cli.output import output_may_close
 with output_may_close():
     for _ in range(100_000):
         print("x" * 100)

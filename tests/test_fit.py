@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT, VIT
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.runs import directory as run
 

@@ -396,7 +396,7 @@ def test_auto_needs_to_know_the_run(whole, capsys):
 
 
 def cli(command, config, *args):
-    from distill_dynamics.cli import main
+    from distill_dynamics.cli.main import main
 
     main([command, "--config", str(config), *args])
 

@@ -17,7 +17,7 @@ from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 
 from distill_dynamics import Backbone, Distiller, UserError
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import profile_model
 from distill_dynamics.models.sharding import is_sharded, shard
 

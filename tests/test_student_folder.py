@@ -20,7 +20,7 @@ from PIL import Image
 from test_fit import checkpoint, fit, rows
 
 from distill_dynamics import Backbone, UserError
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNIST, FashionMNISTSample, ImageFolder
 from distill_dynamics.files import remove_partial, whole_folder
 from distill_dynamics.runs import lease

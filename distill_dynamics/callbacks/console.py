@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.callbacks.record import BEST_STUDENT
-from distill_dynamics.cli_help import PROGRAM
 from distill_dynamics.errors import first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
+from distill_dynamics.runs.directory import PROGRAM
 from distill_dynamics.tables import accuracy_rows, aligned, signature_rows
 from distill_dynamics.train.distiller import Distiller, datamodule
 

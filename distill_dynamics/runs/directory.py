@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill_dynamics.cli_help import PROGRAM
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import remove_partial, whole
+
+PROGRAM = "python -m distill_dynamics"
+"""How a command line begins as one types it, wherever the package lies."""
 
 PACKAGES = ("distill_dynamics", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "wandb")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from turns import Pause
 
-from distill_dynamics import cli
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import ImageData
 from distill_dynamics.data.keyed import Key
 from distill_dynamics.data.sources import ArraySource
@@ -296,7 +296,7 @@ def this_tool(pause: Pause, settings: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         callback = {"class_path": "contestants.PauseEachStep"}
         settings["trainer"]["callbacks"] = [callback]
-        cli.main(["fit", "--config", write(settings, folder), "--runs_dir", folder])
+        main(["fit", "--config", write(settings, folder), "--runs_dir", folder])
 
 
 def write(settings: dict[str, Any], folder: str) -> str:

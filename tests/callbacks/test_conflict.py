@@ -19,7 +19,7 @@ from conftest import ROOT, VIT
 from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.callbacks import DynamicsProbe, GradientConflict
 from distill_dynamics.callbacks.conflict import block_parameters, conflict
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample, draw_probe
 from distill_dynamics.losses import ProjectorKD, SpectralKD
 

@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from distill_dynamics.callbacks.console import Console
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 
 
 def end_of(run):

@@ -14,7 +14,7 @@ from test_fit import Interrupted, assert_same, checkpoint, fit, rows
 
 from distill_dynamics import Backbone, Distiller, UserError
 from distill_dynamics.callbacks import EMA
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -13,7 +13,7 @@ from test_data_image_folder import error_of, write_images
 from test_data_streamed import SMALL, plain, streamed, views
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.commands import run
+from distill_dynamics.cli.tools import run
 from distill_dynamics.data import StreamedImageFolder, chunks
 from distill_dynamics.data.convert import convert
 from distill_dynamics.errors import UserError

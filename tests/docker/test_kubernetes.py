@@ -9,7 +9,7 @@ from conftest import ROOT
 from kubeflow_trainer_api import models
 from torch.distributed.launcher.api import LaunchConfig
 
-from distill_dynamics import cli
+from distill_dynamics.cli.main import main
 
 MODELS = {
     "Job": models.IoK8sApiBatchV1Job,
@@ -60,7 +60,7 @@ def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
     _, pod, run, nodes = pod_and_trainer(name)
     args = run["args"]
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*args[args.index("distill_dynamics") + 1 :], "--print_config"])
+        main([*args[args.index("distill_dynamics") + 1 :], "--print_config"])
     assert not stopped.value.code
     config = yaml.safe_load(capsys.readouterr().out)
     data = config["data"]["init_args"]

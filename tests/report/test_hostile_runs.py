@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from test_training_curves import panels, render
 
 from distill_dynamics import figures
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.page import write_report

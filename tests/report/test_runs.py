@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import page
 from distill_dynamics.report.comparing import comparison_warnings

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import sys, time
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.teacher_cache import blocks, build
 
 least, pause = int(sys.argv[1]), float(sys.argv[2])

@@ -12,7 +12,7 @@ from conftest import VIT
 from PIL import Image
 from test_fit import fit, rows
 
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import ImageFolder
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.runs import lease

@@ -20,7 +20,7 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
     small_blocks,
 )
 
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
 from distill_dynamics.data.convert import convert
 from distill_dynamics.errors import UserError

@@ -13,7 +13,7 @@ from conftest import VIT
 from torch import nn
 
 from distill_dynamics import Backbone, Distiller, Term
-from distill_dynamics.cli import main
+from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.losses.logits import soft_kd_top, top_classes
 from distill_dynamics.teacher_cache.blocks import Field, Layout

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from distill_dynamics import yaml_text
-from distill_dynamics.cli_places import options, settings
+from distill_dynamics.cli.places import options, settings
 
 
 class Reason(NamedTuple):
@@ -46,13 +46,6 @@ def reason_of(message: str, parser: Any) -> Reason:
     return Reason(re.sub(r"^[ -]*(argument |Type .* a callable class: )?", "", line), key)
 
 
-def _no_command(match: re.Match, parser: Any, key: str) -> Reason:
-    commands = list(parser._subcommands_action.choices)
-    if match[1] is None or parser.args[0].startswith("-"):
-        return Reason(f"the command ({', '.join(commands)}) comes first, before its options")
-    return Reason(f"no command {match[1]!r}{_nearest(match[1], commands)}")
-
-
 _BESIDE_CLASS_PATH = "beside class_path there is only init_args: the other keys belong under it"
 
 
@@ -69,7 +62,7 @@ def _unknown_key(match: re.Match, parser: Any, key: str) -> Reason:
             break
     inner = [] if parser.exit_on_error else ["class_path", "init_args"]
     elsewhere = next((f"; did you mean {'.'.join(path)!r}?" for path in known if path[-1] == part), "")
-    suggestion = _nearest(part, [*here, *inner], few=0) or elsewhere or _nearest(part, here)
+    suggestion = nearest(part, [*here, *inner], few=0) or elsewhere or nearest(part, here)
     return Reason(f"no key {part!r}{suggestion}", key=".".join(parts[: depth + 1]))
 
 
@@ -83,7 +76,7 @@ def _missing(match: re.Match, parser: Any, key: str) -> Reason:
     if parser._subcommands_action:
         command = names[0].partition(".")[0]
         names = [name.removeprefix(f"{command}.") for name in names]
-        hint = _nearest("", _known_classes(parser._subcommands_action.choices[command], names[0]), least=2)
+        hint = nearest("", _known_classes(parser._subcommands_action.choices[command], names[0]), least=2)
         if "config" not in dict(options(parser.args)):
             hint = "; give a --config FILE"
     return Reason(f"required, but not given: {' and '.join(names)}{hint}")
@@ -92,13 +85,13 @@ def _missing(match: re.Match, parser: Any, key: str) -> Reason:
 def _no_class_path(match: re.Match, parser: Any, key: str) -> Reason | None:
     known = _subclasses(_import(match[1])[1])
     is_given = match[2] == "no key" and "class_path" in match.string.rpartition("Given value: ")[2]
-    return Reason(f"class_path is missing{_nearest('', known)}") if len(known) > 1 and not is_given else None
+    return Reason(f"class_path is missing{nearest('', known)}") if len(known) > 1 and not is_given else None
 
 
 def _misspelt_class_path(match: re.Match, parser: Any, key: str) -> Reason | None:
     right = ["class_path", "init_args"]
     for word in re.findall(r"'(\w+)': ", match.string):
-        if word not in right and (suggestion := _nearest(word, right, few=0)):
+        if word not in right and (suggestion := nearest(word, right, few=0)):
             return Reason(f"no key {word!r}{suggestion}", key=word)
     return Reason(_BESIDE_CLASS_PATH) if "'class_path': " in match.string else None
 
@@ -119,7 +112,7 @@ def _unknown_class(match: re.Match, parser: Any, key: str) -> Reason:
             name, only = known.popitem()
             expected = f"the arguments of {name} ({', '.join(inspect.signature(only).parameters)})"
             return Reason(f"expected {expected}, not {given!r}", value=given)
-        return Reason(f"no class {given!r}{_nearest(given, known)}", value=given)
+        return Reason(f"no class {given!r}{nearest(given, known)}", value=given)
     lacking = re.search(r"No module named '(.+?)'", body)
     if lacking and not f"{given}.".startswith(f"{lacking[1]}."):
         return Reason(f"{given!r} cannot be imported: {lacking[0]}", value=given)
@@ -156,7 +149,7 @@ def _wrong_type(match: re.Match, parser: Any, key: str) -> Reason | None:
     if words == ["null"]:  # the message says something else of the other types
         return None
     shown = "null" if value == "None" else value[:60] or "''"
-    suggestion = _nearest(value, [word.strip("'") for word in words if word.startswith("'")], few=0)
+    suggestion = nearest(value, [word.strip("'") for word in words if word.startswith("'")], few=0)
     return Reason(f"expected {expected}, not {shown}{suggestion}", value=value)
 
 
@@ -177,7 +170,7 @@ def _config_file(match: re.Match, parser: Any, key: str) -> Reason:
     path = next((Path(p) for _, p in options(parser.args) if os.path.abspath(p) == match[1]), Path(match[1]))
     folder, wrong = (path, "is a folder, not a file") if path.is_dir() else (path.parent, "no such file")
     known = sorted(file.name for file in folder.glob("*") if file.suffix in (".yaml", ".yml"))
-    return Reason(f"{path}: {wrong}{_nearest(path.name, known, cutoff=0.75)}")
+    return Reason(f"{path}: {wrong}{nearest(path.name, known, cutoff=0.75)}")
 
 
 def _broken_config(match: re.Match, parser: Any, key: str) -> Reason:
@@ -194,7 +187,6 @@ def _broken_config(match: re.Match, parser: Any, key: str) -> Reason:
 
 _NO_CLASS = r"module '.+' has no attribute|No module named|Expected a dot import path|Unexpected import path"
 RULES: list[tuple[str, Callable[[re.Match, Any, str], Reason | None]]] = [
-    (r"subcommand: invalid choice: '(.*?)' \(|before subcommand|^expected \"subcommand\"", _no_command),
     (r"Problem with given class_path '(.+)':\s*\x02(required|no key)", _no_class_path),
     (_PACKED, lambda match, parser, key: Reason(*match.groups())),
     (r"(?:Option|accept option) '(.+)'|unrecognized arguments: --([^\s=]+)", _unknown_key),
@@ -214,7 +206,7 @@ RULES: list[tuple[str, Callable[[re.Match, Any, str], Reason | None]]] = [
 """A pattern in a message, and what makes the reason of it: from the match, the parser and the key."""
 
 
-def _nearest(word: str, known: Iterable[str], few: int = 12, least: int = 1, cutoff: float = 0.6) -> str:
+def nearest(word: str, known: Iterable[str], few: int = 12, least: int = 1, cutoff: float = 0.6) -> str:
     """ "; did you mean 'first'?", else what is known if that is little, else nothing."""
     known = list(known)
     if close := difflib.get_close_matches(word, known, n=1, cutoff=cutoff):

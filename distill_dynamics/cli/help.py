@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS
-from collections.abc import Mapping
-from typing import Any
+import sys
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any, NoReturn
 
-PROGRAM = "python -m distill_dynamics"
+from distill_dynamics.cli.reasons import nearest
+from distill_dynamics.runs.directory import PROGRAM
+
 COMMANDS = {
     "fit": "Train a student from a teacher (or, without one, a teacher), and watch its representations.",
     "validate": "Measure a student's top-1, top-5 and loss on the validation images.",
@@ -17,10 +21,10 @@ PLAIN_COMMANDS = {
     "analyze": "Profile any models on the same images, and write Profiles, tables, figures and a report.",
     "report": "Show runs, analyses and published curves on one page, and their figures as PNG and PDF.",
     "dashboard": "Make or update a W&B workspace for the runs of a project.",
-    "cache-teacher": "Run a teacher once over fixed views of each training image, and store its answers.",
     "convert": "Put an image folder into chunks, for object storage and data larger than a disk.",
+    "cache-teacher": "Run a teacher once over fixed views of each training image, and store its answers.",
 }
-"""Those that train nothing: `commands.py`, and `CacheTeacherCLI`."""
+"""Those that train nothing: `tools.py`, and `CacheTeacherCLI`."""
 GROUPS = {
     "model": "model: student, teacher, loss and optimiser",
     "data": "data: a DataModule and its settings (--data.help FashionMNISTSample lists them)",
@@ -44,10 +48,10 @@ ONLY_FOR = {
 }
 """Options that the other commands accept, since they read the config.yaml of a run, and have no use for."""
 
+DESCRIPTION = "Distil Vision Transformers, and watch why the transfer works or fails."
+
 PARSER_KWARGS = {
     "prog": PROGRAM,
-    "description": "Distil Vision Transformers, and watch why the transfer works or fails.",
-    "epilog": f"Example: {PROGRAM} fit --config configs/quickstart.yaml",
     **{
         command: {
             "description": text,
@@ -69,21 +73,8 @@ CACHE_TEACHER = {
 }
 
 
-def describe(program: Any, commands: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Give the parsers of the program and of its commands the texts above, the Trainer's options last.
-
-    `commands` are LightningCLI's; the parsers of the `plain` ones are added, with the texts they have.
-    """
-    for action in program._actions:
-        if {"--config", "--print_config"} & set(action.option_strings):
-            action.help = SUPPRESS  # they belong to the commands
-    program.usage = f"{PROGRAM} COMMAND [--OPTION VALUE ...]"
-    program._subparsers.title = "commands"
-    program._subparsers.description = f"{PROGRAM} COMMAND --help shows what it can be told."
-    for choice in program._subcommands_action._choices_actions:
-        choice.help = COMMANDS[choice.dest]
-    for command, parser in plain.items():
-        program._subcommands_action.add_subcommand(command, parser, help=PLAIN_COMMANDS[command])
+def describe(commands: Mapping[str, Any]) -> None:
+    """Give the parsers of LightningCLI's commands the texts above, the Trainer's options last."""
     for command, parser in commands.items():
         for action in parser._actions:
             for option in action.option_strings:
@@ -94,3 +85,41 @@ def describe(program: Any, commands: Mapping[str, Any], plain: Mapping[str, Any]
             parser.groups[group].title = title
             parser._action_groups.remove(parser.groups[group])
             parser._action_groups.append(parser.groups[group])
+
+
+def answer(words: Sequence[str]) -> NoReturn:
+    """Say what there is to a command line that names no command: help, the version, or what is wrong."""
+    known = {**COMMANDS, **PLAIN_COMMANDS}
+    first = words[0] if words else ""
+    if first in ("", "-h", "--help"):
+        _program(known).print_help()
+        raise SystemExit(0 if words else 2)
+    if first == "--version":
+        print(f"distill_dynamics {metadata.version('distill_dynamics')}")
+        raise SystemExit(0)
+    if first.startswith("-"):
+        line = f"the command ({', '.join(known)}) comes first, before its options"
+    else:
+        line = f"no command {first!r}{nearest(first, known)}"
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _program(commands: Mapping[str, str]) -> ArgumentParser:
+    """A parser that has the program's help, and parses nothing."""
+    program = ArgumentParser(
+        usage=f"{PROGRAM} COMMAND [--OPTION VALUE ...]",
+        description=DESCRIPTION,
+        epilog=f"Example: {PROGRAM} fit --config configs/quickstart.yaml",
+        add_help=False,
+    )
+    program.add_argument("-h", "--help", action="store_true", help="Show this help message and exit.")
+    program.add_argument("--version", action="store_true", help="Show the version and exit.")
+    listed = program.add_subparsers(
+        title="commands",
+        description=f"{PROGRAM} COMMAND --help shows what it can be told.",
+        metavar="COMMAND",
+    )
+    for command, text in commands.items():
+        listed.add_parser(command, help=text)
+    return program

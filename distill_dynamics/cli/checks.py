@@ -1,8 +1,7 @@
-"""What is settled before a command does anything: the environment, the run's name, what may be called."""
+"""What is refused before a command does anything: a run's name, the Trainer's numbers, what may be called."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import pkgutil
@@ -17,23 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distill_dynamics.errors import UserError
-
-_MAY_BE_EMPTY = ("WANDB_", "PL_", "SLURM_", "TORCHELASTIC_")
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-_LAUNCHED = (*_RANKS, "MASTER_ADDR", "MASTER_PORT")
-
-
-def drop_empty_variables() -> None:
-    """Take a variable that is set to nothing, as docker compose and job scripts do, for one that is not set.
-
-    Those that W&B, Lightning and launchers read; to others nothing is a value (CUDA_VISIBLE_DEVICES).
-    """
-    for name, value in [*os.environ.items()]:
-        if not value.strip() and (name.startswith(_MAY_BE_EMPTY) or name in _LAUNCHED):
-            del os.environ[name]
-    for name in _RANKS:
-        if not os.environ.get(name, "0").strip().isdigit():
-            raise UserError(f"the environment variable {name} is a whole number, not {os.environ[name]!r}")
 
 
 def check_name(name: str | None) -> None:
@@ -85,18 +67,3 @@ def check_trainer(trainer: Any) -> None:
     clip = trainer.gradient_clip_val
     if clip is not None and not 0 <= clip < float("inf"):
         raise UserError(f"trainer.gradient_clip_val: {clip} must be 0 or more, or null for no clipping")
-
-
-_WANDB_MODES = ("offline", "online", "disabled", "shared", "dryrun", "run")
-
-
-def wandb_mode(given: str | None) -> str:
-    """W&B's mode: as given, else as WANDB_MODE says, else offline. UserError for one that there is not."""
-    mode = given or os.environ.get("WANDB_MODE", "offline")
-    if mode not in _WANDB_MODES:
-        close = difflib.get_close_matches(mode, _WANDB_MODES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(
-            f"the environment variable WANDB_MODE is online, offline or disabled, not {mode!r}{hint}"
-        )
-    return mode

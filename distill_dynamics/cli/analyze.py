@@ -1,72 +1,30 @@
-"""The commands that train nothing, and so need no LightningCLI: analyze, report, dashboard, convert."""
+"""`analyze`: its options, and what `analysis/` is asked for."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
-import re
-import shlex
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
 from distill_dynamics import yaml_text
 from distill_dynamics.analysis.analyze import Range, Told, analyze
 from distill_dynamics.analysis.models import Model
-from distill_dynamics.cli_errors import OneLineParser
-from distill_dynamics.cli_help import PLAIN_COMMANDS, PROGRAM
-from distill_dynamics.cli_start import refuse_functions
+from distill_dynamics.cli.checks import refuse_functions
+from distill_dynamics.cli.parser import OneLineParser
+from distill_dynamics.cli.tools import tool_parser
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.page import write_report
 
 
-def run(args: Sequence[str]) -> None:
-    """Run the command that `args` begin with."""
-    command, *options = args
-    # To argparse a range such as -5,5 is an option, unless there is a space in it.
-    options = [f" {word}" if re.match(r"-[^-,]+,", word) else word for word in options]
-    settings = COMMANDS[command].parser().parse_args(options)
-    try:
-        COMMANDS[command].run(settings, shlex.join([*PROGRAM.split(), *args]))
-    except KeyboardInterrupt:
-        print(f"\nerror: {command} was stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def parsers() -> dict[str, OneLineParser]:
-    """The parser of each command, for the program's help."""
-    return {name: command.parser() for name, command in COMMANDS.items()}
-
-
-def _parser(command: str, usage: str, example: str) -> OneLineParser:
-    parser = OneLineParser(
-        prog=f"{PROGRAM} {command}",
-        usage=f"{PROGRAM} {command} {usage}",
-        description=PLAIN_COMMANDS[command],
-        epilog=f"Example: {PROGRAM} {command} {example}",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
-    )
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file that holds options")
-    for action in parser._actions:
-        if "--print_config" in action.option_strings:
-            action.help = argparse.SUPPRESS
-    return parser
-
-
-# --- analyze ----------------------------------------------------------------------------------------
-
-
-def _analyze_parser() -> OneLineParser:
-    parser = _parser(
+def make_parser() -> OneLineParser:
+    """The options."""
+    parser = tool_parser(
         "analyze",
         "--model NAME [NAME ...] [--images DIR] --out DIR [--OPTION VALUE ...]",
         "--model cait_s24_224 --pretrained --images photos --out analysis",
@@ -186,7 +144,8 @@ def _analyze_parser() -> OneLineParser:
     return parser
 
 
-def _analyze(settings: Any, command: str) -> None:
+def run(settings: Any, command: str) -> None:
+    """Analyse; `command` is the command line, for the record."""
     models = [_model(entry, settings) for entry in settings.model]
     if settings.checkpoint and not (len(models) == 1 and isinstance(settings.model[0], str)):
         raise UserError(
@@ -302,123 +261,3 @@ def _datamodule(config: str) -> ImageData:
     parsed = parser.parse_object({"data": content["data"]})
     refuse_functions(parsed)
     return parser.instantiate_classes(parsed).data
-
-
-# --- report and dashboard ---------------------------------------------------------------------------
-
-
-def _report_parser() -> OneLineParser:
-    parser = _parser(
-        "report",
-        "RUN [RUN ...] --out FILE.html [--figures DIR]",
-        "runs/softkd-1 runs/spectralkd-1 --out report.html",
-    )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="a run directory of fit, a folder of analyze, a CSV file with a published entropy evolution "
-        "(header Model/Epoch,Layer_1,...), or a folder of such files",
-    )
-    parser.add_argument("--out", required=True, metavar="FILE", help="the page: one file, no network needed")
-    parser.add_argument(
-        "--figures",
-        metavar="DIR",
-        help="folder for the figures as PNG and PDF (default: FILE_figures, beside the page)",
-    )
-    return parser
-
-
-def _report(settings: Any, command: str) -> None:
-    out = Path(settings.out)
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder; give the name of a file, such as {out / 'report.html'}")
-    figures = Path(settings.figures) if settings.figures else out.with_name(f"{out.stem}_figures")
-    write_report([Path(run) for run in settings.runs], out, figures)
-    print(f"{out}, figures in {figures}")
-
-
-def _dashboard_parser() -> OneLineParser:
-    parser = _parser("dashboard", "--entity E --project P", "--entity my-team --project distill_dynamics")
-    parser.add_argument("--entity", required=True, help="W&B user or team")
-    parser.add_argument("--project", required=True, help="W&B project of the runs")
-    parser.add_argument(
-        "--name",
-        default="Distillation dynamics",
-        help="of the workspace; one of that name is updated (default: Distillation dynamics)",
-    )
-    return parser
-
-
-def _dashboard(settings: Any, command: str) -> None:
-    from distill_dynamics.report.dashboard import write_dashboard  # needs the extra of the same name
-
-    print(write_dashboard(settings.entity, settings.project, settings.name))
-
-
-# --- convert ----------------------------------------------------------------------------------------
-
-
-def _convert_parser() -> OneLineParser:
-    parser = _parser(
-        "convert",
-        "--data-dir DIR --out DIR_OR_URL [--size N] [--OPTION VALUE ...]",
-        "--data-dir imagenet --out s3://bucket/imagenet",
-    )
-    parser.add_argument(
-        "--data-dir",
-        required=True,
-        metavar="DIR",
-        help="holds train/<class>/<image> and val/<class>/<image>, as for ImageFolder",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR_OR_URL",
-        help="a new folder, or a place in object storage (s3://, gs://)",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="N",
-        help="resize images whose shorter side is longer to N pixels, and encode them anew; smaller ones are "
-        "kept as they are (default: all files are stored as they are)",
-    )
-    parser.add_argument(
-        "--quality", type=int, default=95, metavar="N", help="of the JPEG files of --size (default: 95)"
-    )
-    parser.add_argument(
-        "--chunk-mb", type=float, default=64, metavar="X", help="size of a chunk, 10^6 bytes (default: 64)"
-    )
-    parser.add_argument(
-        "--num-workers", type=int, metavar="N", help="processes that read and resize (default: one a core)"
-    )
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
-    return parser
-
-
-def _convert(settings: Any, command: str) -> None:
-    from distill_dynamics.data.convert import convert  # needs the extra `streaming`
-
-    convert(
-        settings.data_dir,
-        settings.out,
-        size=settings.size,
-        quality=settings.quality,
-        chunk_mb=settings.chunk_mb,
-        num_workers=os.cpu_count() or 1 if settings.num_workers is None else settings.num_workers,
-        skip_unreadable=settings.skip_unreadable,
-    )
-
-
-class _Command(NamedTuple):
-    parser: Callable[[], OneLineParser]
-    run: Callable[[Any, str], None]
-
-
-COMMANDS = {
-    "analyze": _Command(_analyze_parser, _analyze),
-    "report": _Command(_report_parser, _report),
-    "dashboard": _Command(_dashboard_parser, _dashboard),
-    "convert": _Command(_convert_parser, _convert),
-}

@@ -1,0 +1,274 @@
+"""The commands that run a Trainer: fit, validate, test, predict; one YAML an experiment."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
+from distill_dynamics.cli.checks import check_name, check_trainer, refuse_functions
+from distill_dynamics.cli.errors import line_of
+from distill_dynamics.cli.help import PARSER_KWARGS, describe
+from distill_dynamics.cli.parser import OneLineParser
+from distill_dynamics.cli.predictions import write_rows, written_at_the_end
+from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
+from distill_dynamics.cli.save_config import SaveConfig
+from distill_dynamics.cli.wandb_run import WANDB_TIMEOUT_S, Wandb, wandb_loggers
+from distill_dynamics.cluster.preemption import Preempted
+from distill_dynamics.cluster.ranks import end_others, is_first_rank, watch_others
+from distill_dynamics.cluster.wandb_end import UPLOAD_S, close_wandb
+from distill_dynamics.data import ImageData
+from distill_dynamics.errors import UserError
+from distill_dynamics.runs import directory as run
+from distill_dynamics.runs import lease
+from distill_dynamics.runs.metrics_csv import RunLogger
+from distill_dynamics.train.checkpoints import WholeCheckpointIO
+from distill_dynamics.train.distiller import Distiller
+
+
+class TrainerParser(OneLineParser, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with run directories, checkpoints, probing and W&B in place."""
+
+    def __init__(self, model_class: type[Distiller] = Distiller, **kwargs: Any) -> None:
+        self.run_dir: Path | None = None
+        self.new_run = False  # whether this process made run_dir
+        self._newest = False  # whether to go on from the newest checkpoint, not from one that was named
+        self._record: RunRecord | None = None
+        super().__init__(
+            model_class,
+            ImageData,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "max_epochs": 300,
+                "enable_model_summary": False,  # Console prints a better one
+                "num_sanity_val_steps": 0,  # the teacher has just been through the validation set
+                "use_distributed_sampler": False,  # the DataModules share out images themselves
+            },
+            auto_configure_optimizers=False,
+            parser_class=TrainerParser,
+            **{"parser_kwargs": PARSER_KWARGS, **kwargs},
+        )
+
+    def setup_parser(self, *args: Any) -> None:
+        """Lightning's parsers, their help told for this program."""
+        super().setup_parser(*args)
+        describe(self._subcommand_parsers)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to the run and not to one of its parts."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="run directory; the config's name and a counter if left out",
+        )
+        parser.add_argument("--runs_dir", type=str, default="runs", help="folder of the run directories")
+        parser.add_argument(
+            "--checkpoint_every_n_epochs",
+            type=int,
+            default=30,
+            help="keep a checkpoint (epoch_0030.ckpt) every so often, beside last.ckpt and best.ckpt",
+        )
+        parser.add_argument(
+            "--predictions", type=str, default="predictions.csv", help="file that predict writes"
+        )
+        parser.add_lightning_class_args(DynamicsProbe, "probe")
+        parser.add_class_arguments(Wandb, "wandb")
+
+    def _parse_ckpt_path(self) -> None:
+        """No hyperparameters are taken from checkpoints: the configuration is the run's config.yaml."""
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint that is meant, before any work is done."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            check_name(config.name)
+        check_trainer(config.trainer)
+        refuse_functions(config)
+        config.weights_only = True
+        self.run_dir, config.ckpt_path, self._newest = find_checkpoint(config, self.subcommand)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer; for `fit` with a run directory, its files and W&B."""
+        if self.subcommand != "fit":
+            made = super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
+            watch_others(made, lambda error: None)
+            return made
+        config, trainer = self.config.fit, self.config_init.fit.trainer
+        stem = Path(str(config.config[-1])).stem if config.config else "run"
+        if self.run_dir is None:
+            # The other ranks write nothing; what they need to know of the directory is broadcast to them.
+            self.new_run = is_first_rank()
+            self.run_dir = (
+                run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
+            )
+            if self.new_run:
+                lease.hold(self.run_dir)
+        elif is_first_rank():
+            lease.hold(self.run_dir)
+            run.take_up(self.run_dir)
+        wandb_settings = self.config_init.fit.wandb
+        config.wandb.group = wandb_settings.group = wandb_settings.group or stem
+        config.name = self.run_dir.name
+        given = trainer.logger
+        loggers: list[Logger] = [RunLogger(self.run_dir)]
+        loggers += given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+        if given is not False:
+            loggers += wandb_loggers(self.config_init.fit.wandb, self.run_dir)
+        checkpoint = partial(
+            ModelCheckpoint, dirpath=self.run_dir / "checkpoints", save_on_train_epoch_end=True
+        )
+        callbacks = trainer.callbacks or []
+        self.trainer_defaults["callbacks"] = [
+            Console(),
+            *([] if trainer.enable_progress_bar is False else [ProgressBar()]),
+            # The best first and the last last: each holds what those before it have made of the epoch.
+            checkpoint(filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
+            checkpoint(
+                filename="epoch_{epoch:04.0f}",
+                auto_insert_metric_name=False,
+                save_top_k=-1,
+                every_n_epochs=config.checkpoint_every_n_epochs,
+                enable_version_counter=False,
+            ),
+            # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
+            # than the one before, where that is to keep every epoch.
+            checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
+            Preemption(),
+        ]
+        self._record = RunRecord()
+        made = super().instantiate_trainer(
+            **kwargs,
+            # First of all: it tells the loggers from where the run is continued.
+            callbacks=[self._record, *(callbacks if isinstance(callbacks, list) else [callbacks])],
+            logger=loggers,
+            default_root_dir=self.run_dir,
+        )
+        _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, RunRecord | SaveConfig))
+        watch_others(made, partial(self._record_failure, made, self._record))
+        if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
+            made.strategy.checkpoint_io = WholeCheckpointIO()
+        return made
+
+    def _record_failure(self, trainer: Trainer, written: RunRecord, error: Exception) -> None:
+        written.on_exception(trainer, self.model, error)
+        if not written.stepped:
+            self._leave_nothing()
+        close_wandb(2 if isinstance(error, UserError) else 1, UPLOAD_S)
+        lease.release()
+
+    def before_fit(self) -> None:
+        """Repeat an epoch that was begun on other devices: which images are left of it depends on them."""
+        config = self.config_init.fit
+        if self._newest:
+            config.ckpt_path = of_these_devices(config.ckpt_path, self.trainer)
+
+    def parse_arguments(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; what a module raises that is imported for a class is a line."""
+        with self._until_the_first_step():
+            super().parse_arguments(*args, **kwargs)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
+    def instantiate_classes(self) -> None:
+        """Lightning's; what a class raises is a line."""
+        with self._until_the_first_step():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; Lightning's, but for what keeps a training from its first step."""
+        if subcommand != "fit":
+            super()._run_subcommand(subcommand)
+            return
+        with self._until_the_first_step():
+            super()._run_subcommand(subcommand)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
+
+    @contextmanager
+    def _until_the_first_step(self) -> Iterator[None]:
+        """What goes wrong before the first step is a line, and nothing is left of the start."""
+        try:
+            yield
+        except BaseException as error:
+            if self._record is not None and self._record.stepped:
+                if isinstance(error, OSError):
+                    lease.check()  # that the directory is gone says more
+                raise
+            if isinstance(error, Preempted):
+                raise  # it is to be continued
+            self._leave_nothing()
+            if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+                end_others()
+                print("error: stopped before the first step", file=sys.stderr)
+                raise SystemExit(130) from None
+            if isinstance(error, Exception):
+                raise UserError(line_of(error)) from error
+            raise
+
+    def validate(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
+        """Print what the validation images say of the student, and of its teacher."""
+        self._print(self.trainer.validate(model, datamodule=datamodule, **{**kwargs, "verbose": False}))
+
+    def test(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
+        """The same of the test images."""
+        self._print(self.trainer.test(model, datamodule=datamodule, **{**kwargs, "verbose": False}))
+
+    def _print(self, results: Sequence[Mapping[str, float]]) -> None:
+        rows = [(name, f"{value:.4f}") for name, value in results[0].items()] if results else []
+        if self.trainer.is_global_zero:
+            print("\n" + "\n".join(f"  {name:<14} {value:>9}" for name, value in rows) + "\n")
+
+    def _leave_nothing(self) -> None:
+        """Take back what this start has put into its run directory; the directory, if it made that."""
+        with suppress(OSError):
+            if self.run_dir is None or not is_first_rank() or not lease.holds(self.run_dir):
+                return
+            if self.new_run:
+                close_wandb(2, WANDB_TIMEOUT_S)  # it would write on
+                shutil.rmtree(self.run_dir)
+            for callback in _callbacks_of(self.trainer) if hasattr(self, "trainer") else []:
+                if isinstance(callback, SaveConfig) and callback.written is not None:
+                    callback.written.unlink(missing_ok=True)
+
+    def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
+        """Write the student's answer for each validation image to `--predictions`."""
+        if self.trainer.world_size > 1:
+            raise UserError("predict runs on one device: set --trainer.devices 1")
+        path = Path(self.config.predict.predictions)
+        # Opened before the work: that must not be lost to a wrong path.
+        with written_at_the_end(path) as file:
+            batches: Any = self.trainer.predict(model, datamodule=datamodule, **kwargs)
+            images = write_rows(file, batches, datamodule.classes)
+        print(f"{images} predictions in {path}")
+
+
+def _callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Those of a Trainer, which has them without declaring it."""
+    return getattr(trainer, "callbacks")  # noqa: B009 (for mypy)

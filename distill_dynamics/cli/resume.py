@@ -1,0 +1,101 @@
+"""Which checkpoint a command is to read, and which run `fit` continues."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Trainer
+
+from distill_dynamics.cluster.ranks import is_first_rank
+from distill_dynamics.errors import UserError
+from distill_dynamics.train.checkpoints import PREEMPTED, newest_whole, read_whole
+
+
+class Found(NamedTuple):
+    """What `ckpt_path` of a command means."""
+
+    run_dir: Path | None
+    """The run that it is of, None where a new one begins from it."""
+    ckpt_path: str | None
+    newest: bool
+    """Whether to go on from the newest checkpoint, not from one that was named."""
+
+
+def find_checkpoint(config: Any, command: str | None) -> Found:
+    """Look for what `config.ckpt_path` says. UserError where that is not there or cannot be read."""
+    given = config.ckpt_path
+    if given is None:
+        return Found(None, None, False)
+    if given == "auto" and command != "fit":
+        raise UserError("--ckpt_path auto is for fit, which may have to begin: give last, best or a file")
+    if given in ("auto", "last", "best"):
+        return _of_run(config, given, command)
+    path = Path(given)
+    if not path.is_file():
+        raise UserError(f"--ckpt_path: no such file: {given} (or say auto, last or best)")
+    run_dir, of_run = None, path.resolve().parents[1]
+    if command == "fit" and config.name == of_run.name and _given_run_dir(config).resolve() == of_run:
+        run_dir = _given_run_dir(config)  # else a new run begins from it
+    read_whole(path)
+    return Found(run_dir, str(path), False)
+
+
+def _of_run(config: Any, given: str, command: str | None) -> Found:
+    """What auto, last or best is in a run."""
+    run_dir = _given_run_dir(config)
+    if given == "best":
+        path = run_dir / "checkpoints" / "best.ckpt"
+        if not path.is_file():
+            raise UserError(f"--ckpt_path best: there is no {path}; give the --config of a run")
+        read_whole(path)
+        return Found(run_dir, str(path), False)
+    # Others than fit want one that the record tells of.
+    newest = newest_whole(run_dir, begun=command == "fit")
+    if given == "last" and newest is None:
+        raise UserError(
+            f"--ckpt_path last: there is no whole checkpoint in {run_dir / 'checkpoints'}; "
+            "give the --config of a run"
+        )
+    # The other ranks look only for checkpoints, which the first one cannot write without them.
+    begins = given == "auto" and is_first_rank() and not run_dir.exists()
+    return Found(None if begins else run_dir, None if newest is None else str(newest), command == "fit")
+
+
+def _given_run_dir(config: Any) -> Path:
+    """The directory of the run whose config.yaml was given, wherever it has been moved to."""
+    for path in reversed(config.config or []):
+        path = Path(str(path))
+        if path.name.startswith("config") and (path.parent / "run.json").is_file():
+            return path.parent
+    if config.name is None:
+        raise UserError(
+            f"--ckpt_path {config.ckpt_path} needs to know the run: give --name, or --config RUN/config.yaml"
+        )
+    return Path(config.runs_dir) / config.name
+
+
+def of_these_devices(ckpt_path: str | None, trainer: Trainer) -> str | None:
+    """Another checkpoint, of an epoch's end, for one of an epoch that was begun on other devices."""
+    path = Path(ckpt_path or "")
+    if path.name != PREEMPTED:
+        return ckpt_path
+    content = read_whole(path)
+    was = content["distill_dynamics"]["begun_epoch"]["layout"]
+    now = {"devices": trainer.world_size, "nodes": trainer.num_nodes}
+    now = {name: number for name, number in now.items() if name in was}
+    if was == was | now:
+        return ckpt_path
+    end = newest_whole(path.parents[1], begun=False)
+    if is_first_rank():
+        print(
+            f"{path} is of the middle of epoch {content['epoch'] + 1}, begun on {_told(was)}; "
+            f"on {_told(now)} that epoch is made anew, from {end or 'the start of the run'}",
+            file=sys.stderr,
+        )
+    return None if end is None else str(end)
+
+
+def _told(layout: dict[str, Any]) -> str:
+    return f"{layout['devices']} devices" + (f" of {layout['nodes']} nodes" if "nodes" in layout else "")
