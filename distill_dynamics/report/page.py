@@ -38,8 +38,8 @@ _HEAD = f"""<meta charset="utf-8">
 
 _U = (
     "A curve is called a U where its lowest block is at neither end and both sides rise by more than "
-    "chance among the images would have it, without a second dip. ± comes from resampling the images: how "
-    "the value would differ with other images, not with another training."
+    "chance among the images would have it, and by 0.05 bits, without a second dip. ± comes from resampling "
+    "the images: how the value would differ with other images, not with another training."
 )
 _CAUTION = (
     "Entropy in the global range is counted in bins of one width for all layers, so a layer's entropy is "

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 from evidence import (
-    LEAST_DEPTH,
     RESULTS,
     Entry,
     Trained,
@@ -33,6 +32,7 @@ from rows import CONTROLS, ROWS, TEACHERS
 
 from distill_dynamics import Backbone
 from distill_dynamics.dynamics import Profile
+from distill_dynamics.dynamics.signature import LEAST_DEPTH
 
 LENGTHS = ("spectralkd_l1", "spectralkd_l1_long", "spectralkd_l1_60")
 """The same row in trainings of three lengths."""

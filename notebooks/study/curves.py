@@ -6,7 +6,6 @@ from typing import get_args
 
 import numpy as np
 from evidence import (
-    LEAST_DEPTH,
     OF_CURVES,
     Entry,
     Floats,
@@ -27,6 +26,7 @@ from rows import CONTROLS, TEACHERS
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.profiler import RangeMode
+from distill_dynamics.dynamics.signature import LEAST_DEPTH
 
 CAITS = ("teacher_cait24", *CONTROLS)
 
@@ -35,8 +35,8 @@ def shapes() -> Iterator[Entry]:
     """Question 1: entropy by block and epoch, bits, under the paper's range of the bins and each block's own.
 
     `u` counts runs whose curve is a U: by `signature`, beyond the images' errors, and `LEAST_DEPTH` deep;
-    `u_of_any_depth` counts by `signature` alone, and `deepest` is the deepest of these. `ever` counts runs
-    and epochs up to this one, without those before training, and `ever_u` the U's among them. `lowest` is
+    `u_of_any_depth` counts what was recorded, which had no least depth, and `deepest` is the deepest of
+    these. `ever` counts runs and epochs up to this one, without those before training, and `ever_u` the U's among them. `lowest` is
     the lowest block of the mean curve over runs; `lowest_min` and `_max` are of single runs. `fall` and
     `rise` are `arms`.
     """

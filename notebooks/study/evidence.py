@@ -23,9 +23,6 @@ from distill_dynamics.dynamics import Profile
 
 RESULTS = Path(__file__).parent / "results"
 
-LEAST_DEPTH = 0.05
-"""Bits that a U must have on both sides. Untrained curves, which are flat, pass `signature` with less."""
-
 Numbers = dict[str, float]
 Entry = dict[str, Any]
 """A line of a table; its first column, `name`, is its own."""
@@ -90,7 +87,9 @@ class Trained:
 
 
 def u_depth(said: Mapping[str, Any], prefix: str = "") -> float:
-    """Of a curve that is a U by `signature`, the lower side's depth, bits; 0 for any other."""
+    """The lower side's depth, bits, of a curve that was a U when it was recorded; 0 for any other.
+
+    What was recorded before `signature` had a least depth may have any."""
     return float(said[f"{prefix}depth"]) if float(said[f"{prefix}u_shaped"]) == 1 else 0.0
 
 

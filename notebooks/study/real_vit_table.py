@@ -3,10 +3,15 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from evidence import LEAST_DEPTH, OF_CURVES, Entry, Floats, by_block, over_images
+from evidence import OF_CURVES, Entry, Floats, by_block, over_images
 
 from distill_dynamics.dynamics import Profile
-from distill_dynamics.dynamics.signature import massive_activations, signature, spectrum_signature
+from distill_dynamics.dynamics.signature import (
+    LEAST_DEPTH,
+    massive_activations,
+    signature,
+    spectrum_signature,
+)
 
 PROFILES = Path(__file__).parent / "results" / "real_vit"
 

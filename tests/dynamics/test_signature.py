@@ -135,6 +135,25 @@ def test_two_dips_are_no_u(curve):
     assert signature(noisy([5, 4.5, 4, 4.3, 4.2, 4.6], noise=1e-3)).u_shaped  # a bump is no second dip
 
 
+@pytest.mark.parametrize(("depth", "u"), [(0.03, False), (0.049, False), (0.051, True)])
+@pytest.mark.parametrize("deep", ["left", "right", "neither"])
+def test_a_u_that_is_certain_and_shallow_is_none(depth, u, deep):
+    """As of an untrained student, whose curve is flat and whose images agree."""
+    curve = np.array([4 + depth, 4 + depth / 2, 4.0, 4 + depth / 2, 4 + depth])
+    curve[{"left": 0, "right": -1}.get(deep, 0)] += 0 if deep == "neither" else 0.5
+    found = signature(noisy(curve, noise=1e-5))
+    assert found.depth == pytest.approx(depth, abs=1e-4)
+    assert found.depth > 100 * found.depth_se
+    assert found.u_shaped is u
+    assert (found.compression is not None) is u
+
+
+def test_the_magnitude_has_no_least_depth():
+    """Its units are the activations': LayerNorm's are near 1, and a half of 0.01 is as deep as one of 10."""
+    small = make_profile(np.tile(U, (4, 1)), 0.01 * U)
+    assert signature(small).magnitude_agrees
+
+
 @pytest.mark.parametrize("tail", [0.025, 0.025 / 22])
 def test_students_quantile_is_scipys_or_more_careful(tail):
     for freedom in (1, 3, 10, 31, 999):

@@ -10,7 +10,7 @@ from distill_dynamics.dynamics.signature.gap import Gap, gap
 from distill_dynamics.dynamics.signature.massive import MassiveActivations, massive_activations
 from distill_dynamics.dynamics.signature.resample import bootstrap_interval, student_t
 from distill_dynamics.dynamics.signature.scalars import numbers, scalars
-from distill_dynamics.dynamics.signature.shape import Signature, signature
+from distill_dynamics.dynamics.signature.shape import LEAST_DEPTH, Signature, signature
 from distill_dynamics.dynamics.signature.spectrum import (
     SpectrumSignature,
     band_energy,
@@ -19,6 +19,7 @@ from distill_dynamics.dynamics.signature.spectrum import (
 )
 
 __all__ = [
+    "LEAST_DEPTH",
     "Evolution",
     "Gap",
     "MassiveActivations",

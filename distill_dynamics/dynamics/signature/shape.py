@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature.resample import resampled_means, student_t
 
+LEAST_DEPTH = 0.05
+"""Bits that a U of the entropy has on both sides. Untrained ViTs, whose curves are flat, pass the tests of
+chance with up to 0.033 bits (`notebooks/study`): as sure, and of no meaning."""
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -39,8 +43,8 @@ class Signature:
     depth_se: float
     """Standard error of `depth` over images, bits."""
     u_shaped: bool | None
-    """Whether the curve falls and rises again by more than chance would have it; see `signature`. None where
-    that is unknown: for fewer than two images, and where a layer's entropy is not known."""
+    """Whether the curve falls and rises again by more than chance would have it, and by `LEAST_DEPTH`; see
+    `signature`. None where that is unknown: for fewer than two images, and where a layer's entropy is not."""
     magnitude_nadir: float
     """Layer of the lowest activation magnitude; NaN where it was not measured."""
     magnitude_agrees: bool | None
@@ -56,12 +60,13 @@ class Signature:
 def signature(profile: Profile) -> Signature:
     """Describe the entropy curve of a Profile.
 
-    A curve is U-shaped if its nadir is at neither end, each side is deeper than t of its standard errors, and
-    on neither side the curve moves back by more than half of that side's depth (a second dip). For three
+    A curve is U-shaped if its nadir is at neither end, each side is deeper than t of its standard errors and
+    at least 0.05 bits deep (`LEAST_DEPTH`; the magnitude, which has other units, has no least depth), and on
+    neither side the curve moves back by more than half of that side's depth (a second dip). For three
     layers t is Student's at 2.5 %, with N - 1 degrees of freedom; with more, the nadir is the lowest of L - 2
     candidates, which noise alone makes deep, and the level is 2.5 % / (L - 2): t = 3.3 for L = 24 and N = 32.
     Of few images little is certain: two or three make hardly any curve a U, and of one the shape is unknown.
-    A curve that is monotone, flat, lost in its noise or of two dips is no U.
+    A curve that is monotone, flat, shallow, lost in its noise or of two dips is no U.
 
     Standard errors come from R = 1000 bootstrap resamples of the images, drawn with a fixed seed (equal
     Profiles, equal signatures), each with its own nadir; those of depths are scaled by √(N / (N - 1)), as the
@@ -69,8 +74,9 @@ def signature(profile: Profile) -> Signature:
     """
     count, blocks = len(profile.layers), profile.blocks
     resampled = resampled_means(np.hstack([profile.entropy_images, profile.magnitude_images]))
-    entropy = _read(profile.entropy, resampled[:, :count], len(profile.entropy_images))
-    magnitude = _read(profile.magnitude, resampled[:, count:], len(profile.entropy_images))
+    images = len(profile.entropy_images)
+    entropy = _read(profile.entropy, resampled[:, :count], images, LEAST_DEPTH)
+    magnitude = _read(profile.magnitude, resampled[:, count:], images, 0.0)
     near = abs(entropy.nadir - magnitude.nadir) <= max(1, count / 10)
     known = entropy.u_shaped is not None and magnitude.u_shaped is not None
     first, nadir, last = (int(blocks[row]) for row in (0, entropy.nadir, -1))
@@ -100,7 +106,7 @@ class _Reading(NamedTuple):
     u_shaped: bool | None
 
 
-def _read(curve: FloatArray, resampled: FloatArray, images: int) -> _Reading:
+def _read(curve: FloatArray, resampled: FloatArray, images: int, least: float) -> _Reading:
     """A curve [L] and its resamples [R, L] → where and how deep it dips; see `signature`."""
     nadir = int(curve.argmin())
     sides = float(curve[0] - curve[nadir]), float(curve[-1] - curve[nadir])
@@ -112,7 +118,8 @@ def _read(curve: FloatArray, resampled: FloatArray, images: int) -> _Reading:
     t = student_t(0.025 / max(1, len(curve) - 2), images - 1)
     back = _largest_rise(curve[: nadir + 1]), _largest_rise(curve[: nadir - len(curve) - 1 : -1])
     deep = [
-        side > t * error and side > 2 * rise for side, error, rise in zip(sides, errors, back, strict=True)
+        side > t * error and side >= least and side > 2 * rise
+        for side, error, rise in zip(sides, errors, back, strict=True)
     ]
     return _Reading(
         nadir,
