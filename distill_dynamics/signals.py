@@ -15,6 +15,10 @@ STOP = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler sends to a job that is to make room: SLURM either, Kubernetes and torchrun the first."""
 
 
+class Preempted(SystemExit):
+    """Ends a run that was asked to make room, with a status that says so."""
+
+
 @contextmanager
 def deaf_from_birth() -> Iterator[None]:
     """Processes that are started inside hold STOP back; this one hears it."""

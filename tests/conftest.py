@@ -39,7 +39,7 @@ def _ctrl_c_is_heard():
 @pytest.fixture
 def no_report(monkeypatch):
     """Neither `analyze` nor `fit` draws its report, which is most of the time that a tiny one takes."""
-    for place in ("analysis.analyze", "callbacks.console"):
+    for place in ("analysis.analyze", "cli.end"):
         monkeypatch.setattr(f"distill_dynamics.{place}.write_report", lambda *args: None)
 
 

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from distill_dynamics.runs.metrics_csv import RunLogger
+from distill_dynamics.train.run_logger import RunLogger
 
 
 def rows(path):

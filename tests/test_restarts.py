@@ -127,7 +127,7 @@ def whole(tmp_path_factory):
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill_dynamics.callbacks.console.write_report", lambda *args: None)
+        patch.setattr("distill_dynamics.cli.end.write_report", lambda *args: None)
         torch.set_num_threads(1)
         fit(write(), "--name", "whole")
     yield folder / "whole", write

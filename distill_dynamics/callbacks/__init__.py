@@ -1,10 +1,35 @@
 """When to probe, where to write, what to print."""
 
-from distill_dynamics.callbacks.conflict import GradientConflict
-from distill_dynamics.callbacks.console import Console, ProgressBar
-from distill_dynamics.callbacks.ema import EMA
-from distill_dynamics.callbacks.probe import DynamicsProbe
-from distill_dynamics.callbacks.record import RunRecord
-from distill_dynamics.cluster.preemption import Preemption
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EMA", "Console", "DynamicsProbe", "GradientConflict", "Preemption", "ProgressBar", "RunRecord"]
+if TYPE_CHECKING:
+    from distill_dynamics.callbacks.conflict import GradientConflict as GradientConflict
+    from distill_dynamics.callbacks.console import Console as Console
+    from distill_dynamics.callbacks.console import ProgressBar as ProgressBar
+    from distill_dynamics.callbacks.ema import EMA as EMA
+    from distill_dynamics.callbacks.probe import DynamicsProbe as DynamicsProbe
+    from distill_dynamics.callbacks.record import RunRecord as RunRecord
+
+_HOMES = {
+    "Console": "distill_dynamics.callbacks.console",
+    "DynamicsProbe": "distill_dynamics.callbacks.probe",
+    "EMA": "distill_dynamics.callbacks.ema",
+    "GradientConflict": "distill_dynamics.callbacks.conflict",
+    "ProgressBar": "distill_dynamics.callbacks.console",
+    "RunRecord": "distill_dynamics.callbacks.record",
+}
+"""Each name by the module that has it, which is imported when the name is first used."""
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,8 +18,8 @@ from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.isolated import isolated
-from distill_dynamics.runs.metrics_csv import log_row
 from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.train.run_logger import log_row
 
 
 def conflict(

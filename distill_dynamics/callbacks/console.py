@@ -1,24 +1,17 @@
-"""What `fit` prints: who learns what from whom at the start, what came of it at the end."""
+"""What `fit` prints while it trains: who learns what from whom, and how far it is."""
 
 from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distill_dynamics.callbacks.record import BEST_STUDENT
-from distill_dynamics.errors import first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
-from distill_dynamics.report.page import write_report
-from distill_dynamics.report.runs import load_runs
-from distill_dynamics.runs.directory import PROGRAM
-from distill_dynamics.tables import accuracy_rows, aligned, signature_rows
 from distill_dynamics.train.distiller import Distiller, datamodule
 
 REFRESH_S = 0.2
@@ -55,7 +48,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 class Console(Callback):
-    """Prints a summary of models, data and loss before training, and of the results after it."""
+    """Prints a summary of models, data and loss before training."""
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -76,33 +69,12 @@ class Console(Callback):
         rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
         rows.append(("optimiser", pl_module.optimisation.told()))
         print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n")
-        if warning := _doubt(pl_module):
-            print(framed(warning), file=sys.stderr)
-
-    @rank_zero_only
-    def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Write report.html; print accuracies, each probed epoch's signature, and where everything is.
-
-        The run has come to its end: what goes wrong here, or Ctrl-C, is a line and no end of `fit`.
-        """
-        run_dir = Path(trainer.default_root_dir)
-        lines: list[str] = []
-        try:
-            (run,) = load_runs([run_dir])
-            tables = [accuracy_rows(run.metrics), signature_rows(run.named())]
-            lines += [line for rows in tables if rows for line in [*aligned(rows), ""]]
-            write_report([run_dir], run_dir / "report.html")
-        except (Exception, KeyboardInterrupt) as error:
-            reason = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
-            again = f"{PROGRAM} report {run_dir} --out {run_dir / 'report.html'}"
-            lines += [f"no report was made ({reason}); make it with: {again}", ""]
-        lines += _files(run_dir)
-        print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
-        if warning := _doubt(pl_module):
+        if warning := doubt_of(pl_module):
             print(framed(warning), file=sys.stderr)
 
 
-def _doubt(distiller: Distiller) -> str | None:
+def doubt_of(distiller: Distiller) -> str | None:
+    """What is to be doubted of the teacher, if anything."""
     return None if distiller.teacher is None else doubt(distiller.teacher, distiller.teacher_accuracy)
 
 
@@ -123,16 +95,3 @@ def _terms(distiller: Distiller) -> list[str]:
         shown = ", ".join(f"{s}-{t}" for s, t in pairs)
         lines.append(f"{distiller.weights[name]:.2f} x {name}: {kind}, student-teacher blocks {shown}")
     return lines
-
-
-def _files(run_dir: Path) -> list[str]:
-    wanted = {
-        "metrics.csv": "every metric, one row an epoch",
-        "dynamics": "Profiles (Profile.load)",
-        BEST_STUDENT: f"best student: timm.create_model('local-dir:{run_dir}/student', pretrained=True)",
-        "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
-        "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
-        "report.html": "all of this with figures, for a browser",
-    }
-    present = {name: text for name, text in wanted.items() if (run_dir / name).exists()}
-    return ["written to " + str(run_dir), *(f"  {name:<38} {text}" for name, text in present.items())]

@@ -20,9 +20,9 @@ from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
-from distill_dynamics.runs.metrics_csv import log_row
 from distill_dynamics.runs.profiles import load_profiles, up_to
 from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.train.run_logger import log_row
 
 
 class DynamicsProbe(Callback):

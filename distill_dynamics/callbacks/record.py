@@ -12,8 +12,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from distill_dynamics.cluster.preemption import Preempted
-from distill_dynamics.cluster.ranks import end_others
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole_folder
 from distill_dynamics.models.backbone import Backbone
@@ -21,9 +19,10 @@ from distill_dynamics.models.teacher_check import doubt
 from distill_dynamics.runs import lease
 from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
-from distill_dynamics.runs.metrics_csv import RunLogger
+from distill_dynamics.signals import Preempted
 from distill_dynamics.train.checkpoints import begin_from
 from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.train.run_logger import RunLogger
 
 BEST_STUDENT = "student"
 """Folder of the best student in a run's directory, in timm's hub layout."""
@@ -143,8 +142,6 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
         """Record on which error it stopped; Ctrl-C is one, a preemption none. A recorded end stays."""
-        if not isinstance(exception, Preempted):
-            end_others()  # before they lose the connection to this process, and tell of that
         if self._started and trainer.is_global_zero:
             run_dir, preempted = Path(trainer.default_root_dir), isinstance(exception, Preempted)
             # It would take the place of the error that is recorded: a full disk is both, a lost run too.

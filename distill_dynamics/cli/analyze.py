@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from distill_dynamics import yaml_text
+from distill_dynamics import data, yaml_text
 from distill_dynamics.analysis.analyze import Range, Told, analyze
 from distill_dynamics.analysis.models import Model
-from distill_dynamics.cli.checks import refuse_functions
+from distill_dynamics.cli.checks import import_all, refuse_functions
 from distill_dynamics.cli.parser import OneLineParser
 from distill_dynamics.cli.tools import tool_parser
 from distill_dynamics.data.analysed import ImageSet
@@ -255,6 +255,7 @@ def _datamodule(config: str) -> ImageData:
         raise UserError(f"--data: {yaml_text.told(path, error)}") from error
     if not isinstance(content, dict) or "data" not in content:
         raise UserError(f"--data: {path} holds no `data:`, so it is no config of fit")
+    import_all(data)
     parser = OneLineParser()
     parser.add_subclass_arguments(ImageData, "data", required=True)
     parser.args = ["--config", str(path)]  # where a mistake is looked up

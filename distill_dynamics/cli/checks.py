@@ -7,6 +7,7 @@ import os
 import pkgutil
 import typing
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -16,6 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distill_dynamics.errors import UserError
+
+
+def import_all(*rooms: ModuleType) -> None:
+    """Import all that rooms have to offer: of what is imported, jsonargparse knows the name alone."""
+    for room in rooms:
+        for name in room.__all__:
+            getattr(room, name)
 
 
 def check_name(name: str | None) -> None:

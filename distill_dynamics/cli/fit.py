@@ -17,8 +17,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distill_dynamics.callbacks import Console, DynamicsProbe, Preemption, ProgressBar, RunRecord
-from distill_dynamics.cli.checks import check_name, check_trainer, refuse_functions
+from distill_dynamics import callbacks, data, losses
+from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
+from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions
+from distill_dynamics.cli.end import end
 from distill_dynamics.cli.errors import line_of
 from distill_dynamics.cli.help import PARSER_KWARGS, describe
 from distill_dynamics.cli.parser import OneLineParser
@@ -26,16 +28,19 @@ from distill_dynamics.cli.predictions import write_rows, written_at_the_end
 from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
 from distill_dynamics.cli.save_config import SaveConfig
 from distill_dynamics.cli.wandb_run import WANDB_TIMEOUT_S, Wandb, wandb_loggers
-from distill_dynamics.cluster.preemption import Preempted
-from distill_dynamics.cluster.ranks import end_others, is_first_rank, watch_others
+from distill_dynamics.cluster.others import OthersEnd
+from distill_dynamics.cluster.preemption import Preemption
+from distill_dynamics.cluster.ranks import end_others, watch_others
 from distill_dynamics.cluster.wandb_end import UPLOAD_S, close_wandb
 from distill_dynamics.data import ImageData
 from distill_dynamics.errors import UserError
 from distill_dynamics.runs import directory as run
 from distill_dynamics.runs import lease
-from distill_dynamics.runs.metrics_csv import RunLogger
+from distill_dynamics.signals import Preempted
 from distill_dynamics.train.checkpoints import WholeCheckpointIO
 from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.train.rank import is_first_rank
+from distill_dynamics.train.run_logger import RunLogger
 
 
 class TrainerParser(OneLineParser, LightningArgumentParser):
@@ -50,6 +55,7 @@ class DistillCLI(LightningCLI):
         self.new_run = False  # whether this process made run_dir
         self._newest = False  # whether to go on from the newest checkpoint, not from one that was named
         self._record: RunRecord | None = None
+        self._preemption = Preemption()
         super().__init__(
             model_class,
             ImageData,
@@ -69,6 +75,7 @@ class DistillCLI(LightningCLI):
 
     def setup_parser(self, *args: Any) -> None:
         """Lightning's parsers, their help told for this program."""
+        import_all(callbacks, data, losses)
         super().setup_parser(*args)
         describe(self._subcommand_parsers)
 
@@ -136,7 +143,9 @@ class DistillCLI(LightningCLI):
         checkpoint = partial(
             ModelCheckpoint, dirpath=self.run_dir / "checkpoints", save_on_train_epoch_end=True
         )
-        callbacks = trainer.callbacks or []
+        given_callbacks = trainer.callbacks or []
+        if not isinstance(given_callbacks, list):
+            given_callbacks = [given_callbacks]
         self.trainer_defaults["callbacks"] = [
             Console(),
             *([] if trainer.enable_progress_bar is False else [ProgressBar()]),
@@ -152,17 +161,18 @@ class DistillCLI(LightningCLI):
             # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
             # than the one before, where that is to keep every epoch.
             checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
-            Preemption(),
+            self._preemption,
         ]
         self._record = RunRecord()
         made = super().instantiate_trainer(
             **kwargs,
-            # First of all: it tells the loggers from where the run is continued.
-            callbacks=[self._record, *(callbacks if isinstance(callbacks, list) else [callbacks])],
+            # First of all, the record: it tells the loggers from where the run is continued.
+            callbacks=[OthersEnd(), self._record, *given_callbacks],
             logger=loggers,
             default_root_dir=self.run_dir,
         )
-        _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, RunRecord | SaveConfig))
+        first = OthersEnd, RunRecord, SaveConfig
+        _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, first))
         watch_others(made, partial(self._record_failure, made, self._record))
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
             made.strategy.checkpoint_io = WholeCheckpointIO()
@@ -180,6 +190,12 @@ class DistillCLI(LightningCLI):
         config = self.config_init.fit
         if self._newest:
             config.ckpt_path = of_these_devices(config.ckpt_path, self.trainer)
+
+    def after_fit(self) -> None:
+        """What came of it, once the run has its end."""
+        if self.trainer.is_global_zero:
+            with self._preemption.still_heard():
+                end(Path(self.trainer.default_root_dir), self.model)
 
     def parse_arguments(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's; what a module raises that is imported for a class is a line."""

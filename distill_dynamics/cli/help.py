@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any, NoReturn
 
+import distill_dynamics
 from distill_dynamics.cli.reasons import nearest
 from distill_dynamics.runs.directory import PROGRAM
 
@@ -95,7 +95,7 @@ def answer(words: Sequence[str]) -> NoReturn:
         _program(known).print_help()
         raise SystemExit(0 if words else 2)
     if first == "--version":
-        print(f"distill_dynamics {metadata.version('distill_dynamics')}")
+        print(f"distill_dynamics {distill_dynamics.__version__}")
         raise SystemExit(0)
     if first.startswith("-"):
         line = f"the command ({', '.join(known)}) comes first, before its options"

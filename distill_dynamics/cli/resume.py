@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
-from distill_dynamics.cluster.ranks import is_first_rank
 from distill_dynamics.errors import UserError
 from distill_dynamics.train.checkpoints import PREEMPTED, newest_whole, read_whole
+from distill_dynamics.train.rank import is_first_rank
 
 
 class Found(NamedTuple):

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics.cli.environment import wandb_mode
-from distill_dynamics.cluster.ranks import is_first_rank
 from distill_dynamics.cluster.wandb_steps import next_step
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.runs import directory as run
+from distill_dynamics.train.rank import is_first_rank
 
 
 @dataclass
@@ -69,6 +68,8 @@ class RunWandb(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """W&B's run, begun at the first call. UserError where W&B knows no account to write to."""
+        import wandb
+
         begins = self._experiment is None
         first = next_step(Path(str(self.save_dir))) if begins else 0
         try:
@@ -95,6 +96,8 @@ def wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
     mode = wandb_mode(settings.mode)
     if mode == "disabled" or not is_first_rank():
         return []
+    import wandb  # a second, for runs that have no use for it
+
     logger = RunWandb(
         name=run_dir.name,
         save_dir=run_dir,

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from distill_dynamics.cluster.wandb_end import close_wandb
 from distill_dynamics.runs import lease
-from distill_dynamics.signals import STOP
+from distill_dynamics.signals import STOP, Preempted
 from distill_dynamics.train.checkpoints import PREEMPTED, last_checkpoint
 from distill_dynamics.train.distiller import Distiller
 
@@ -32,10 +34,6 @@ SAME_SIGNAL_S = 5.0
 
 LAST_UPLOAD_S = 30.0
 """Seconds that W&B has to upload what it holds; what is left then is on disk, for `wandb sync`."""
-
-
-class Preempted(SystemExit):
-    """Ends a run that was asked to make room, with `EXIT_STATUS`."""
 
 
 class Preemption(Checkpoint):
@@ -79,8 +77,24 @@ class Preemption(Checkpoint):
         assert hasattr(connector, "register_signal_handlers")
         assert hasattr(loop, "_broadcast_sigterm_tensor")
         connector.register_signal_handlers = loop._broadcast_sigterm_tensor = lambda: None
+        self._listen()
+
+    def _listen(self) -> None:
         for number in STOP:
             self._before[number] = signal.signal(number, self._hear)
+
+    @contextmanager
+    def still_heard(self) -> Iterator[None]:
+        """Inside, after the training, a signal changes nothing: what there is to be continued is saved.
+
+        One that comes again later ends the process, as in training.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._listen()
+        try:
+            yield
+        finally:
+            self._put_back()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

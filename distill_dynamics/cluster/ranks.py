@@ -25,14 +25,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
-
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import subprocess_script
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from typing import TYPE_CHECKING, NamedTuple
 
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 PARENT = "DISTILL_DYNAMICS_PARENT"
 """For the others, in the environment: the first one's process id, and a folder for what they hand over."""
@@ -42,11 +41,6 @@ OWN_WORD_S = 3.0
 """How long the first process may take to fail by itself with what another has failed with."""
 LEFT_ALONE_S = 60.0
 """How long one that has failed waits to be ended before it ends by itself."""
-
-
-def is_first_rank() -> bool:
-    """Known from the launcher's environment, before the ranks have met."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 class Failure(NamedTuple):
@@ -110,6 +104,9 @@ _others: _Others | None = None
 
 def watch_others(trainer: Trainer, failed: Callable[[Exception], None]) -> None:
     """If this process is to start others: `failed` is called with the error on which one of them fails."""
+    # Here, not above: the program's help needs no Lightning, and every command goes through this module.
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
     global _others
     launcher, environment = (
         getattr(trainer.strategy, name, None) for name in ("launcher", "cluster_environment")

@@ -9,8 +9,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import wandb
-
 from distill_dynamics.runs import lease
 
 UPLOAD_S = 300.0
@@ -19,7 +17,8 @@ UPLOAD_S = 300.0
 
 def close_wandb(status: int, within: float, preempted: bool = False) -> bool:
     """Close W&B's record, if one is open. False if it still tries to be rid of it after so many seconds."""
-    if wandb.run is None:
+    wandb = sys.modules.get("wandb")  # what no run has imported has no record open
+    if wandb is None or wandb.run is None:
         return True
 
     def close() -> None:

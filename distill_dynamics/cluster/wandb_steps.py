@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from wandb.proto import wandb_internal_pb2
-
 _BLOCK, _HEADER, _START = 32768, 7, 7
 """Of the format, LevelDB's log: bytes of a block, of a record's header, and of the file's beginning."""
 
@@ -23,6 +21,8 @@ def next_step(run_dir: Path) -> int:
 
 def _last_step(path: Path) -> int:
     """Of one file; of one that was cut short, as far as it goes. -1 without any."""
+    from wandb.proto import wandb_internal_pb2
+
     last = -1
     for content in _records(path.read_bytes()):
         record = wandb_internal_pb2.Record()

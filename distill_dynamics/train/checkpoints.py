@@ -15,9 +15,9 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from distill_dynamics.cluster.ranks import is_first_rank
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import whole
+from distill_dynamics.train.rank import is_first_rank
 
 LAST = "last.ckpt"
 """Of the end of the last epoch."""

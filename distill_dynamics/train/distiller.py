@@ -34,7 +34,6 @@ from distill_dynamics.models.backbone import Backbone, Evaluation, Features
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.models.layers import pair_layers
 from distill_dynamics.models.sharding import is_sharded, shard
-from distill_dynamics.runs.metrics_csv import log_row
 from distill_dynamics.schedule import ProgressCosine
 from distill_dynamics.teacher_cache.cache import (
     TeacherCache,
@@ -52,6 +51,7 @@ from distill_dynamics.train.checks import (
     dry_run,
 )
 from distill_dynamics.train.optimise import Optimisation, decay_groups
+from distill_dynamics.train.run_logger import log_row
 from distill_dynamics.train.settings import saved_settings
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]

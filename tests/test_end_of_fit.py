@@ -21,7 +21,7 @@ def end_of(run):
 def test_a_run_whose_report_cannot_be_drawn_has_ended_well(
     experiment, tmp_path, monkeypatch, capsys, fails, reason
 ):
-    monkeypatch.setattr("distill_dynamics.callbacks.console.write_report", fails)
+    monkeypatch.setattr("distill_dynamics.cli.end.write_report", fails)
     main(["fit", "--config", str(experiment(trainer__max_epochs=1))])
     run = tmp_path / "runs" / "tiny-1"
     assert end_of(run) == {"epoch": 1, "error": None}
@@ -35,6 +35,26 @@ def test_a_run_whose_report_cannot_be_drawn_has_ended_well(
     _, command, *rest = line.partition("distill_dynamics ")[2].partition("report ")
     main([command.strip(), *rest[0].split()])
     assert "<html" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_make_room_leaves_the_report_alone(experiment, tmp_path, monkeypatch, number):
+    def signalled(*args):
+        signal.raise_signal(number)
+        (tmp_path / "went on").touch()
+
+    def not_heard(*args):
+        raise AssertionError("nobody heard the signal")
+
+    monkeypatch.setattr("distill_dynamics.cli.end.write_report", signalled)
+    before = signal.signal(number, not_heard)
+    try:
+        main(["fit", "--config", str(experiment(trainer__max_epochs=1))])
+        assert signal.getsignal(number) is not_heard
+    finally:
+        signal.signal(number, before)
+    assert (tmp_path / "went on").exists()
+    assert end_of(tmp_path / "runs" / "tiny-1") == {"epoch": 1, "error": None}
 
 
 def test_an_error_after_the_recorded_end_leaves_it(experiment, tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""The end of `fit`: its report, what came of it, and where everything is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from distill_dynamics.callbacks.console import doubt_of
+from distill_dynamics.callbacks.record import BEST_STUDENT
+from distill_dynamics.errors import first_line
+from distill_dynamics.models.teacher_check import framed
+from distill_dynamics.report.page import write_report
+from distill_dynamics.report.runs import load_runs
+from distill_dynamics.runs.directory import PROGRAM
+from distill_dynamics.tables import accuracy_rows, aligned, signature_rows
+from distill_dynamics.train.distiller import Distiller
+
+
+def end(run_dir: Path, distiller: Distiller) -> None:
+    """Write report.html; print accuracies, each probed epoch's signature, and where everything is.
+
+    The run has come to its end: what goes wrong here, or Ctrl-C, is a line and no end of `fit`.
+    """
+    lines: list[str] = []
+    try:
+        (run,) = load_runs([run_dir])
+        tables = [accuracy_rows(run.metrics), signature_rows(run.named())]
+        lines += [line for rows in tables if rows for line in [*aligned(rows), ""]]
+        write_report([run_dir], run_dir / "report.html")
+    except (Exception, KeyboardInterrupt) as error:
+        reason = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
+        again = f"{PROGRAM} report {run_dir} --out {run_dir / 'report.html'}"
+        lines += [f"no report was made ({reason}); make it with: {again}", ""]
+    lines += _files(run_dir)
+    print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
+    if warning := doubt_of(distiller):
+        print(framed(warning), file=sys.stderr)
+
+
+def _files(run_dir: Path) -> list[str]:
+    wanted = {
+        "metrics.csv": "every metric, one row an epoch",
+        "dynamics": "Profiles (Profile.load)",
+        BEST_STUDENT: f"best student: timm.create_model('local-dir:{run_dir}/student', pretrained=True)",
+        "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
+        "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
+        "report.html": "all of this with figures, for a browser",
+    }
+    present = {name: text for name, text in wanted.items() if (run_dir / name).exists()}
+    return ["written to " + str(run_dir), *(f"  {name:<38} {text}" for name, text in present.items())]
