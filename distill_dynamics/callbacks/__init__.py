@@ -4,31 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_dynamics.callbacks.conflict import GradientConflict as GradientConflict
-    from distill_dynamics.callbacks.console import Console as Console
-    from distill_dynamics.callbacks.console import ProgressBar as ProgressBar
-    from distill_dynamics.callbacks.ema import EMA as EMA
-    from distill_dynamics.callbacks.probe import DynamicsProbe as DynamicsProbe
-    from distill_dynamics.callbacks.record import RunRecord as RunRecord
+    from distill_dynamics.callbacks.conflict import GradientConflict
+    from distill_dynamics.callbacks.console import Console, ProgressBar
+    from distill_dynamics.callbacks.ema import EMA
+    from distill_dynamics.callbacks.probe import DynamicsProbe
+    from distill_dynamics.callbacks.record import RunRecord
 
-_HOMES = {
-    "Console": "distill_dynamics.callbacks.console",
-    "DynamicsProbe": "distill_dynamics.callbacks.probe",
-    "EMA": "distill_dynamics.callbacks.ema",
-    "GradientConflict": "distill_dynamics.callbacks.conflict",
-    "ProgressBar": "distill_dynamics.callbacks.console",
-    "RunRecord": "distill_dynamics.callbacks.record",
+# Loaded when they are asked for.
+_MODULES = {
+    "Console": "console",
+    "DynamicsProbe": "probe",
+    "EMA": "ema",
+    "GradientConflict": "conflict",
+    "ProgressBar": "console",
+    "RunRecord": "record",
 }
-"""Each name by the module that has it, which is imported when the name is first used."""
 
-__all__ = [*_HOMES]
+__all__ = [
+    "EMA",
+    "Console",
+    "DynamicsProbe",
+    "GradientConflict",
+    "ProgressBar",
+    "RunRecord",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

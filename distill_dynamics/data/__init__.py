@@ -4,37 +4,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_dynamics.data.cifar import CIFAR10 as CIFAR10
-    from distill_dynamics.data.cifar import CIFAR100 as CIFAR100
-    from distill_dynamics.data.fashion_mnist import FashionMNIST as FashionMNIST
-    from distill_dynamics.data.fashion_mnist import FashionMNISTSample as FashionMNISTSample
-    from distill_dynamics.data.image_folder import ImageFolder as ImageFolder
-    from distill_dynamics.data.module import ImageData as ImageData
-    from distill_dynamics.data.probe import ProbeSet as ProbeSet
-    from distill_dynamics.data.probe import draw_probe as draw_probe
-    from distill_dynamics.data.streamed import StreamedImageFolder as StreamedImageFolder
+    from distill_dynamics.data.cifar import CIFAR10, CIFAR100
+    from distill_dynamics.data.fashion_mnist import FashionMNIST, FashionMNISTSample
+    from distill_dynamics.data.image_folder import ImageFolder
+    from distill_dynamics.data.module import ImageData
+    from distill_dynamics.data.probe import ProbeSet, draw_probe
+    from distill_dynamics.data.streamed import StreamedImageFolder
 
-_HOMES = {
-    "CIFAR10": "distill_dynamics.data.cifar",
-    "CIFAR100": "distill_dynamics.data.cifar",
-    "FashionMNIST": "distill_dynamics.data.fashion_mnist",
-    "FashionMNISTSample": "distill_dynamics.data.fashion_mnist",
-    "ImageData": "distill_dynamics.data.module",
-    "ImageFolder": "distill_dynamics.data.image_folder",
-    "ProbeSet": "distill_dynamics.data.probe",
-    "StreamedImageFolder": "distill_dynamics.data.streamed",
-    "draw_probe": "distill_dynamics.data.probe",
+# Loaded when they are asked for.
+_MODULES = {
+    "CIFAR10": "cifar",
+    "CIFAR100": "cifar",
+    "FashionMNIST": "fashion_mnist",
+    "FashionMNISTSample": "fashion_mnist",
+    "ImageData": "module",
+    "ImageFolder": "image_folder",
+    "ProbeSet": "probe",
+    "StreamedImageFolder": "streamed",
+    "draw_probe": "probe",
 }
-"""Each name by the module that has it, which is imported when the name is first used."""
 
-__all__ = [*_HOMES]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "FashionMNIST",
+    "FashionMNISTSample",
+    "ImageData",
+    "ImageFolder",
+    "ProbeSet",
+    "StreamedImageFolder",
+    "draw_probe",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

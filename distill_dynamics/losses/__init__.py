@@ -7,31 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_dynamics.losses.logits import SoftKD as SoftKD
-    from distill_dynamics.losses.logits import soft_kd as soft_kd
-    from distill_dynamics.losses.projector import ProjectorKD as ProjectorKD
-    from distill_dynamics.losses.projector import projector_kd as projector_kd
-    from distill_dynamics.losses.spectral import SpectralKD as SpectralKD
-    from distill_dynamics.losses.spectral import spectral_kd as spectral_kd
+    from distill_dynamics.losses.logits import SoftKD, soft_kd
+    from distill_dynamics.losses.projector import ProjectorKD, projector_kd
+    from distill_dynamics.losses.spectral import SpectralKD, spectral_kd
 
-_HOMES = {
-    "ProjectorKD": "distill_dynamics.losses.projector",
-    "SoftKD": "distill_dynamics.losses.logits",
-    "SpectralKD": "distill_dynamics.losses.spectral",
-    "projector_kd": "distill_dynamics.losses.projector",
-    "soft_kd": "distill_dynamics.losses.logits",
-    "spectral_kd": "distill_dynamics.losses.spectral",
+# A loss is loaded when it is asked for.
+_MODULES = {
+    "ProjectorKD": "projector",
+    "SoftKD": "logits",
+    "SpectralKD": "spectral",
+    "projector_kd": "projector",
+    "soft_kd": "logits",
+    "spectral_kd": "spectral",
 }
-"""Each name by the module that has it, which is imported when the name is first used."""
 
-__all__ = [*_HOMES]
+__all__ = [
+    "ProjectorKD",
+    "SoftKD",
+    "SpectralKD",
+    "projector_kd",
+    "soft_kd",
+    "spectral_kd",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

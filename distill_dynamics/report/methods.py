@@ -1,6 +1,5 @@
 """What was tried: from configurations to methods, their seeds, and the baseline each is compared with."""
 
-import inspect
 import json
 import math
 import statistics
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill_dynamics import losses
+from distill_dynamics.report.loss_defaults import loss_defaults
 from distill_dynamics.report.records import Run, counted, listed
 
 # Keys that name a run, place it, watch it or repeat it, and do not change what it is an experiment of.
@@ -294,12 +293,11 @@ def _loss(term: dict[str, Any]) -> dict[str, Any]:
 
 def _options(loss: dict[str, Any]) -> str:
     """Arguments of a loss that are not its defaults: a method by the same name that is not the same."""
-    kind = getattr(losses, loss["class_path"].removeprefix("distill_dynamics.losses."), None)
-    defaults = inspect.signature(kind).parameters if callable(kind) else {}
+    defaults = loss_defaults(loss["class_path"])
     given = {
         name: value
         for name, value in (loss.get("init_args") or {}).items()
-        if name not in defaults or defaults[name].default != value
+        if name not in defaults or defaults[name] != value
     }
     return (
         f" [{', '.join(f'{name}: {json.dumps(value, default=str)}' for name, value in given.items())}]"
