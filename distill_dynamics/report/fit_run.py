@@ -5,6 +5,7 @@ What cannot be read, or is not there yet, costs a sentence in `Run.warnings` and
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +14,6 @@ from typing import Any
 
 from distill_dynamics.dynamics.profile import LARGEST, Profile
 from distill_dynamics.report.methods import described
-from distill_dynamics.report.reading import Unreadable, read_json, read_text, read_yaml
 from distill_dynamics.report.records import (
     Run,
     counted,
@@ -23,7 +23,9 @@ from distill_dynamics.report.records import (
     range_name,
     readable,
 )
+from distill_dynamics.runs.metrics_csv import parse
 from distill_dynamics.runs.profiles import RunProfiles, up_to
+from distill_dynamics.runs.read import Unreadable, read_json, read_text, read_yaml
 
 
 def read_fit(path: Path) -> Run:
@@ -99,22 +101,19 @@ def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     if not file.exists():
         return [], []
     try:
-        text = read_text(file).removeprefix("\ufeff")
-        header, *lines = list(csv.reader(text.splitlines())) or [[]]
+        columns, found = parse(read_text(file).removeprefix("\ufeff"))
     except Unreadable as error:
         return [], [f"metrics.csv cannot be read{error.bound}."]
     except csv.Error:
         return [], ["metrics.csv cannot be read."]
-    words = [name for place, name in enumerate(header) if _is_text(place, lines)]
+    words = [name for name in columns if _is_text(name, found)]
     rows, broken = [], 0
-    for number, cells in enumerate(lines, start=1):
-        cut = number == len(lines) and not text.endswith(("\n", "\r"))  # its last number may lack digits
+    for cells in found:
         try:
-            named = zip(header, cells, strict=True)
-            row = {name: _number(cell) for name, cell in named if cell != "" and name not in words}
+            row = {name: _number(cell) for name, cell in (cells or {}).items() if name not in words}
         except ValueError:
             row = {}
-        if 0 <= row.get("epoch", -1) <= _MOST_EPOCHS and not cut:
+        if 0 <= row.get("epoch", -1) <= _MOST_EPOCHS:
             rows.append(row)
         else:
             broken += 1
@@ -130,9 +129,9 @@ def _metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
 _MOST_EPOCHS = 20_000
 
 
-def _is_text(place: int, lines: list[list[str]]) -> bool:
+def _is_text(name: str, rows: Sequence[Mapping[str, str] | None]) -> bool:
     """Whether a column has entries, none of them a number."""
-    cells = [cells[place] for cells in lines if place < len(cells) and cells[place] != ""]
+    cells = [row[name] for row in rows if row is not None and name in row]
     for cell in cells:
         with suppress(ValueError):
             _number(cell)

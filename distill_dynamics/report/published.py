@@ -17,7 +17,7 @@ import numpy as np
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import open_regular
-from distill_dynamics.report.reading import Unreadable, read_text
+from distill_dynamics.runs.read import Unreadable, read_text
 
 
 def is_published(path: str | os.PathLike[str]) -> bool:

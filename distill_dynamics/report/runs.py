@@ -8,9 +8,9 @@ from pathlib import Path
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.fit_run import read_fit
 from distill_dynamics.report.published import is_published, read_published
-from distill_dynamics.report.reading import Unreadable, read_json
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, Run, fitting, readable
 from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.runs.read import Unreadable, read_json
 
 
 def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:

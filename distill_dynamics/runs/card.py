@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.runs.directory import starts_of
+from distill_dynamics.runs.metrics_csv import read_rows
+
+if TYPE_CHECKING:
+    from distill_dynamics.models.backbone import Backbone
 
 
 def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str:
@@ -19,7 +21,7 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str
     `acc1` is `val/acc1` after `epoch` epochs, percent. The rest is from run.json and metrics.csv; what those
     do not have, as they may be of an earlier version, is left out.
     """
-    starts = json.loads((run_dir / "run.json").read_text())["starts"]
+    starts = starts_of(run_dir)
     start = starts[-1] if starts else {}
     data, teacher = start.get("data") or {}, start.get("teacher") or {}
     head = {
@@ -102,12 +104,8 @@ def _rows(
 
 def _metric(run_dir: Path, epoch: int, name: str) -> float | None:
     path = run_dir / "metrics.csv"
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("epoch") == str(epoch) and row.get(name):
-                    return float(row[name])
-    return None
+    rows, _ = read_rows(path) if path.exists() else ([], 0)
+    return next((float(row[name]) for row in rows if float(row["epoch"]) == epoch and name in row), None)
 
 
 def _percent(value: float | None) -> str:

@@ -84,9 +84,14 @@ def _content(run_dir: Path) -> dict[str, Any]:
     raise UserError(f"{path}: cut short or altered, so no run that can be continued; give another --name")
 
 
+def starts_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What `record` has written of each start, in order. UserError for no record of a run."""
+    return _content(run_dir)["starts"]
+
+
 def has_ended(run_dir: Path) -> bool:
     """Whether the last start in `run.json` has an end; that of a process that was killed has none."""
-    starts = _content(run_dir)["starts"]
+    starts = starts_of(run_dir)
     return not starts or starts[-1]["ended"] is not None
 
 

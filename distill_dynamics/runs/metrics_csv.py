@@ -16,28 +16,44 @@ PLACE = ("epoch", "step")
 _OURS = (*PLACE, "train/", "val/", "teacher/", "dynamics/")
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
-    """The rows of a metrics.csv, cells as they are written, without empty ones; and how many are left out.
+def parse(text: str) -> tuple[list[str], list[dict[str, str] | None]]:
+    """The columns of a metrics.csv, and each row's cells by column, as they are written, without empty ones.
 
-    Those are cut short or damaged: a cell too many or too few, no epoch, a metric of ours
-    that is no number, and a last line without its end, whose last number may lack digits.
+    None stands for a row that is cut short: a cell too many or too few, or a last line without its end, whose
+    last number may lack digits. Raises csv.Error.
+    """
+    header, *lines = list(csv.reader(text.splitlines())) or [[]]
+    rows: list[dict[str, str] | None] = [
+        {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+        if len(cells) == len(header)
+        else None
+        for cells in lines
+    ]
+    if rows and not text.endswith(("\n", "\r")):
+        rows[-1] = None
+    return header, rows
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
+    """The rows of a metrics.csv as `parse` gives them, and how many are left out.
+
+    Those are cut short or damaged: they have no epoch, or a metric of ours that is no number.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        header, *lines = list(csv.reader(text.splitlines())) or [[]]
+        _, found = parse(text)
     except csv.Error:
         return [], len(text.splitlines())
-    rows: list[dict[str, str]] = []
-    for number, cells in enumerate(lines, start=1):
-        cut = number == len(lines) and not text.endswith(("\n", "\r"))
-        try:
-            row = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
-            numbers = {name: float(cell) for name, cell in row.items() if name.startswith(_OURS)}
-        except ValueError:
-            continue
-        if not cut and math.isfinite(numbers.get("epoch", math.nan)):
-            rows.append(row)
-    return rows, len(lines) - len(rows)
+    rows = [row for row in found if row is not None and _is_whole(row)]
+    return rows, len(found) - len(rows)
+
+
+def _is_whole(row: Mapping[str, str]) -> bool:
+    try:
+        numbers = {name: float(cell) for name, cell in row.items() if name.startswith(_OURS)}
+    except ValueError:
+        return False
+    return math.isfinite(numbers.get("epoch", math.nan))
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -20,8 +20,8 @@ from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.page import write_report
-from distill_dynamics.report.reading import Unreadable, read_yaml
 from distill_dynamics.report.runs import load_runs
+from distill_dynamics.runs.read import Unreadable, read_yaml
 
 
 def load(path):
