@@ -375,8 +375,10 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
         assert a.probe_id == b.probe_id
         np.testing.assert_array_equal(a.probe_indices, b.probe_indices)
         np.testing.assert_array_equal(a.peak_channel, b.peak_channel)
-        for field in ("entropy", "magnitude", "entropy_images", "magnitude_images", "peak_images"):
-            np.testing.assert_allclose(getattr(a, field), getattr(b, field), rtol=1e-5)
+        assert {"entropy", "magnitude", "effective_rank"} <= a.curves.keys() == b.curves.keys()
+        for name in a.curves:
+            np.testing.assert_allclose(a.curves[name], b.curves[name], rtol=1e-5)
+            np.testing.assert_allclose(a.curve(name), b.curve(name), rtol=1e-5)
         for x, y in zip(a.spectrum + a.spectrum_se, b.spectrum + b.spectrum_se, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8)
     assert rows(runs / "one")[0]["teacher/acc1"] == rows(runs / "two")[0]["teacher/acc1"]

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from distill_dynamics.dynamics.profile import LARGEST, Profile
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.profile_file import LARGEST
 from distill_dynamics.report.methods import described
 from distill_dynamics.report.records import (
     Run,

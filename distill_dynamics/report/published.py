@@ -103,22 +103,17 @@ def _numbers(cells: list[str]) -> list[float]:
 
 def _profile(name: str, epoch: int | None, layers: list[str], entropy: list[float]) -> Profile:
     count = len(layers)
-    unknown, no_image = np.full(count, np.nan), np.empty((0, count))
+    no_image = np.empty((0, count))
     return Profile(
         model=name,
         epoch=epoch,
         layers=layers,
-        entropy=np.array(entropy),
-        magnitude=unknown,
+        curves={"entropy": no_image, "magnitude": no_image},
+        means={"entropy": np.array(entropy)},
         spectrum=[np.empty(0)] * count,
-        entropy_images=no_image,
-        magnitude_images=no_image,
-        peak_images=no_image,
-        median_images=no_image,
-        peak_channel=np.full(count, -1),
         spectrum_se=[np.empty(0)] * count,
         value_range=np.full((count, 2), np.nan),
         range_mode="global",
-        clipped=unknown,
+        clipped=np.full(count, np.nan),
         bins=100,
     )

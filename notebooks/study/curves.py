@@ -36,9 +36,9 @@ def shapes() -> Iterator[Entry]:
 
     `u` counts runs whose curve is a U: by `signature`, beyond the images' errors, and `LEAST_DEPTH` deep;
     `u_of_any_depth` counts what was recorded, which had no least depth, and `deepest` is the deepest of
-    these. `ever` counts runs and epochs up to this one, without those before training, and `ever_u` the U's among them. `lowest` is
-    the lowest block of the mean curve over runs; `lowest_min` and `_max` are of single runs. `fall` and
-    `rise` are `arms`.
+    these. `ever` counts runs and epochs up to this one, without those before training, and `ever_u` the U's
+    among them. `lowest` is the lowest block of the mean curve over runs; `lowest_min` and `_max` are of
+    single runs. `fall` and `rise` are `arms`.
     """
     for row in (*CAITS, *students()):
         chosen: dict[tuple[str, int], list[tuple[Floats, float]]] = {}

@@ -26,6 +26,22 @@ def lower_medians(x):
     return values[:, (values.shape[1] - 1) // 2]
 
 
+def effective_rank(x):
+    """Roy & Vetterli (2007) of the tokens of all images, [N, C, H, W]."""
+    tokens = np.moveaxis(x.astype(np.float64), 1, -1).reshape(-1, x.shape[1])
+    values = np.linalg.eigvalsh(np.atleast_2d(np.cov(tokens.T)))
+    p = values[values > 0] / values[values > 0].sum()
+    return np.exp(-(p * np.log(p)).sum())
+
+
+def effective_rank_se(x, groups):
+    """Delete-a-group jackknife: image i is in group i mod G; those without images are none."""
+    group = np.arange(len(x)) % groups
+    left_out = [effective_rank(x[group != g]) for g in np.unique(group)] if len(np.unique(group)) > 1 else []
+    g = len(left_out)
+    return np.sqrt((g - 1) / g * ((left_out - np.mean(left_out)) ** 2).sum()) if g else np.nan
+
+
 def profile(maps, value_range="global", bins=100):
     """maps: a list of [N, C_l, H_l, W_l], all images at once."""
     if value_range == "global":
@@ -53,6 +69,8 @@ def profile(maps, value_range="global", bins=100):
         "median_images": np.stack([lower_medians(np.abs(x)) for x in maps], axis=1),
         "spectrum": [s.mean(axis=0) for s in spectra],
         "spectrum_se": [s.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else s[0] * np.nan for s in spectra],
+        "effective_rank": [effective_rank(x) for x in maps],
+        "effective_rank_se": [effective_rank_se(x, 8 if x.shape[1] <= 128 else 4) for x in maps],
         "clipped": np.array(
             [((x < low) | (x > high)).mean() for x, (low, high) in zip(maps, ranges, strict=True)]
         ),
@@ -67,9 +85,13 @@ def assert_profile(measured, expected):
     np.testing.assert_allclose(measured.entropy, expected["entropy_images"].mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(measured.magnitude_images, expected["magnitude_images"], rtol=1e-5)
     np.testing.assert_allclose(measured.magnitude, expected["magnitude_images"].mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(measured.peak_images, expected["peak_images"], rtol=1e-5)
+    np.testing.assert_allclose(measured.curves["peak"], expected["peak_images"], rtol=1e-5)
     np.testing.assert_array_equal(measured.peak_channel, expected["peak_channel"])
-    np.testing.assert_allclose(measured.median_images, expected["median_images"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(measured.curves["median"], expected["median_images"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(measured.curves["effective_rank"], expected["effective_rank"], rtol=1e-5)
+    np.testing.assert_allclose(
+        measured.curve_se("effective_rank"), expected["effective_rank_se"], rtol=1e-3, atol=1e-6
+    )
     np.testing.assert_allclose(measured.clipped, expected["clipped"], atol=1e-7)
     for name, rtol in {"spectrum": 1e-5, "spectrum_se": 1e-3}.items():
         for ours, theirs in zip(getattr(measured, name), expected[name], strict=True):

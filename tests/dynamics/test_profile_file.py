@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import scipy.stats
+from profiles import profile_of
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.errors import UserError
@@ -33,13 +34,16 @@ def make_profile(images=4, channels=(3, 8, 5), **changes):
         "probe_id": "1a2b",
         "probe_indices": np.arange(images) * 7,
     }
-    return Profile(**{**fields, **changes})
+    return profile_of(**{**fields, **changes})
 
 
 def assert_same(one, other):
     for field in dataclasses.fields(Profile):
         a, b = getattr(one, field.name), getattr(other, field.name)
-        if field.name.startswith("spectrum"):
+        if isinstance(a, dict):
+            assert a.keys() == b.keys()
+            assert all(np.array_equal(a[x], b[x], equal_nan=True) for x in a), field.name
+        elif field.name.startswith("spectrum"):
             assert all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
         elif isinstance(a, np.ndarray):
             assert np.array_equal(a, b, equal_nan=True), field.name
@@ -57,6 +61,8 @@ def assert_same(one, other):
         {"entropy": [1, 2, np.nan]},
         {"images": 0, "channels": (0, 0), "peak_channel": [-1, -1]},
         {"layers": ["a", "b", "c"], "blocks": [2, 7, 12]},
+        {"effective_rank": [1.0, 2.0, 3.0], "errors": {"effective_rank": [0.1, 0.2, np.nan]}},
+        {"of_a_later_version_images": np.ones((4, 3))},
     ],
 )
 def test_what_is_loaded_is_what_was_saved(tmp_path, changes):
@@ -84,6 +90,64 @@ def test_block_numbers_of_a_file_without_them(tmp_path, layers, blocks):
     with np.load(tmp_path / "p.npz", allow_pickle=False) as archive:
         np.savez(tmp_path / "old.npz", **{name: archive[name] for name in archive if name != "blocks"})
     assert Profile.load(tmp_path / "old.npz").blocks.tolist() == blocks
+
+
+def test_a_file_of_schema_2(tmp_path):
+    """What versions before 0.2 wrote: four curves with values of each image, the peak's channel by layer."""
+    rng = np.random.default_rng(3)
+    values = {f"{name}_images": rng.random((4, 3)) for name in ("entropy", "magnitude", "peak", "median")}
+    spectra = {f"spectrum{kind}_{i}": rng.random(c) for kind in ("", "_se") for i, c in enumerate((3, 8, 5))}
+    meta = {
+        "kind": "distill_dynamics.Profile", "model": "m", "epoch": 3, "layers": ["a", "b", "c"],
+        "range_mode": "global", "bins": 100, "probe_id": "p", "schema": 2,
+    }  # fmt: skip
+    others = {
+        "entropy": rng.random(3), "magnitude": rng.random(3), "peak_channel": np.array([2, 0, 7]),
+        "value_range": np.tile([-1.0, 1.0], (3, 1)), "clipped": np.zeros(3), "blocks": np.array([2, 4, 6]),
+    }  # fmt: skip
+    np.savez(tmp_path / "old.npz", meta=np.array(json.dumps(meta)), **values, **spectra, **others)
+    loaded = Profile.load(tmp_path / "old.npz")
+    for name in ("entropy", "magnitude"):
+        np.testing.assert_array_equal(loaded.curve(name), others[name])
+        np.testing.assert_allclose(loaded.curve_se(name), scipy.stats.sem(values[f"{name}_images"]))
+    for name in ("entropy", "magnitude", "peak", "median"):
+        np.testing.assert_array_equal(loaded.curves[name], values[f"{name}_images"])
+    assert loaded.peak_channel.tolist() == [2, 0, 7]
+    assert not loaded.known("effective_rank")
+    assert np.isnan(loaded.curve("effective_rank")).all()
+    np.testing.assert_array_equal(loaded.spectrum[1], spectra["spectrum_1"])
+    loaded.save(tmp_path / "new.npz")
+    assert_same(Profile.load(tmp_path / "new.npz"), loaded)
+    np.savez(
+        tmp_path / "old.npz",
+        meta=np.array(json.dumps(meta)), **values, **spectra, **{**others, "peak_channel": np.zeros(9)},
+    )  # fmt: skip
+    assert_refused(tmp_path / "old.npz", "peak_channel")
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        None,
+        ["entropy", "magnitude"],
+        {"entropy": "images"},
+        {"entropy": "images", "magnitude": "set"},
+        {"entropy": "images", "magnitude": "images", "spectrum_0": "set"},
+        {"entropy": "images", "magnitude": "images", "value_range": "set"},
+        {"entropy": "images", "magnitude": "images", "peak": "set"},
+        {"entropy": "images", "magnitude": "images", "absent": "images"},
+        {"entropy": "images", "magnitude": "images", "../x": "images"},
+        {"entropy": "images", "magnitude": "images", "peak": ["images"]},
+        {"entropy": "images", "magnitude": "images"} | {f"c{n}": "images" for n in range(500)},
+    ],
+)
+def test_curves_that_a_file_cannot_have(tmp_path, curves):
+    make_profile().save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as archive:
+        arrays = dict(archive)
+    meta = json.loads(str(arrays.pop("meta"))) | {"curves": curves}
+    np.savez(tmp_path / "p.npz", meta=np.array(json.dumps(meta)), **arrays)
+    assert_refused(tmp_path / "p.npz")
 
 
 def test_equal_profiles_give_equal_bytes(tmp_path, monkeypatch):
@@ -149,10 +213,10 @@ def test_a_changed_number_is_found_out(tmp_path):
     assert_refused(tmp_path / "p.npz", "CRC")
 
 
-@pytest.mark.parametrize("schema", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("schema", [0, 1, 4, "2", True, None])
 def test_an_unknown_schema(tmp_path, schema):
     make_profile(schema=schema).save(tmp_path / "p.npz")
-    assert_refused(tmp_path / "p.npz", f"schema {schema}", "reads schema 2")
+    assert_refused(tmp_path / "p.npz", f"schema {schema}", "reads schema 2 and 3")
 
 
 def test_arrays_that_do_not_fit_each_other(tmp_path):
@@ -177,6 +241,11 @@ def test_arrays_that_do_not_fit_each_other(tmp_path):
         {"spectrum": [np.ones(3)]},
         {"spectrum_se": [np.ones(3)] * 3},
         {"layers": ["a"]},
+        {"effective_rank_images": np.ones((3, 3))},
+        {"effective_rank": [1.0, 2.0]},
+        {"effective_rank": [1.0, 2.0, 3.0], "errors": {"effective_rank": [0.1]}},
+        {"errors": {"unheard_of": np.ones(3)}},
+        {"clipped_images": np.ones((4, 3))},
         {"probe_indices": [1, 2]},
     ],
 )

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import scipy.stats
+from profiles import profile_of
 
-from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import (
     band_energy,
     bootstrap_interval,
@@ -40,7 +40,7 @@ def make_profile(entropy_images, magnitude=None, **changes):
         "clipped": np.zeros(layers),
         "bins": 100,
     }
-    return Profile(**fields | changes)
+    return profile_of(**fields | changes)
 
 
 def published(curve, epoch=None):

@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
-
-from distill_dynamics.dynamics import Profile
+from profiles import profile_of
 
 EPOCHS = (0, 2, 4, 8, 16, 30, 60)
 RESNET = ["act1", "layer1", "layer2", "layer3", "layer4"]
@@ -34,7 +33,7 @@ def profile(
         "median_images": magnitude * 0.8,
         "peak_channel": np.zeros(depth, int),
     }
-    return Profile(
+    return profile_of(
         model=model,
         epoch=epoch,
         layers=names,

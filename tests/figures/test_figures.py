@@ -163,7 +163,7 @@ def test_stages_are_called_by_name_and_many_layers_by_number():
 def test_magnitudes_of_very_different_size_get_a_log_axis(students):
     assert figures.magnitude_evolution(students).axes[0].get_yscale() == "linear"
     massive = teacher()
-    massive.magnitude = massive.magnitude * 100
+    massive.means["magnitude"] *= 100
     ax = figures.magnitude_evolution(students, massive).axes[0]
     assert ax.get_yscale() == "log"
     assert "log" in ax.get_ylabel()

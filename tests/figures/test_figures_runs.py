@@ -38,7 +38,7 @@ def run(epochs=(0, 5, 10), layers=12, taught=True, seed=0, **changed):
     students = [profile(epoch, layers, **changed) for epoch in epochs]
     best = profile(epochs[-1], layers, **changed)
     for made in [*students, best]:
-        made.entropy += 0.01 * seed
+        made.means["entropy"] += 0.01 * seed
     return RunProfiles(students, teacher(layers) if taught else None, best)
 
 
@@ -260,7 +260,7 @@ def test_heat_maps_share_one_colour_scale(runs):
 
 def test_a_layer_without_a_number_is_a_hole_and_not_the_lowest_block():
     holes = profile(5)
-    holes.entropy[4] = np.nan
+    holes.means["entropy"][4] = np.nan
     trained = {"a": RunProfiles([profile(0), holes], None, None)}
     lowest, depth, _ = figures.signature_by_epoch(trained).axes
     for ax in (lowest, depth):

@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import yaml
-
-from distill_dynamics.dynamics import Profile
+from profiles import profile_of
 
 FALLING, U = np.array([4.4, 4.3, 4.2, 4.1]), np.array([4.4, 4.3, 4.0, 4.25])
 TEACHER = np.array([4.5, 4.1, 4.2, 4.3, 4.4, 4.45])
@@ -34,7 +33,7 @@ def profile(epoch, entropy, images=4, model="deit", magnitude=None, dead=False, 
         "bins": 100,
         "probe_id": "p1",
     }
-    return Profile(
+    return profile_of(
         model=model, epoch=epoch, layers=[f"blocks.{i}" for i in range(layers)], **{**fields, **changed}
     )
 

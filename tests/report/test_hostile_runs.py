@@ -12,8 +12,8 @@ import made
 import numpy as np
 import pytest
 import yaml
+from figures.test_training_curves import panels, render
 from matplotlib.figure import Figure
-from test_training_curves import panels, render
 
 from distill_dynamics import figures
 from distill_dynamics.cli.main import main

@@ -17,7 +17,7 @@ def probes(last, errors, images=4):
     found = []
     for epoch, value in enumerate(last, start=1):
         profile = made.profile(epoch, [3.0, 2.5, value], images=images)
-        profile.entropy_images = np.tile(profile.entropy, (images, 1))
+        profile.curves["entropy"] = np.tile(profile.entropy, (images, 1))
         found.append(profile)
     found[-1].entropy_images[:, -1] += wobble
     return found

@@ -271,7 +271,7 @@ def test_signatures():
 
 def test_the_magnitude_beside_the_entropy():
     agreeing = made.profile(0, made.U, magnitude=[4.0, 3.0, 1.0, 2.0])
-    agreeing.magnitude_images *= np.random.default_rng(0).uniform(0.99, 1.01, (4, 1))
+    agreeing.curves["magnitude"] *= np.random.default_rng(0).uniform(0.99, 1.01, (4, 1))
     unknown = made.profile(0, made.U, images=0, magnitude=[np.nan] * 4)
     rows = signature_rows([("too", agreeing), ("not", made.profile(0, made.U)), ("unknown", unknown)])
     assert [row[5] for row in rows[1:]] == ["lowest at 3, a U too", "lowest at 1", "–"]
@@ -280,8 +280,8 @@ def test_the_magnitude_beside_the_entropy():
 def test_bootstrap_intervals_of_both_sides():
     rng = np.random.default_rng(5)
     profile = made.profile(0, made.U, images=12)
-    profile.entropy_images = profile.entropy_images + rng.normal(0, 0.1, (12, 4))
-    profile.entropy = profile.entropy_images.mean(0)
+    profile.curves["entropy"] = profile.entropy_images + rng.normal(0, 0.1, (12, 4))
+    profile.means["entropy"] = profile.entropy_images.mean(0)
     (_, row) = signature_rows([("r", profile)], bootstrap=True)
     sides = profile.entropy_images[:, [0, 3]] - profile.entropy_images[:, [2]]
     for cell, side in zip(row[2:4], sides.T, strict=True):

@@ -65,6 +65,11 @@ def channel_entropy(x: Tensor, value_range: tuple[float, float], bins: int = 100
     return entropy.view(batch, height, width)
 
 
+def image_entropies(x: Tensor, value_range: tuple[float, float], bins: int = 100) -> Tensor:
+    """x [B, C, H, W] → [B]: `channel_entropy` of each image, mean over its positions, bits (Eq. 5)."""
+    return channel_entropy(x, value_range, bins).mean((1, 2))
+
+
 def _bins_of(x: Tensor, low: float, high: float, bins: int) -> Tensor:
     """x [B, C, P] → [B, C, P] int32: the bin of each value, from 0.
 

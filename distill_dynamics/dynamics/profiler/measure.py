@@ -12,11 +12,13 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.profiler.covariance import TokenCovariance
 from distill_dynamics.dynamics.profiler.moments import Moments
-from distill_dynamics.dynamics.profiler.passes import FeatureModel, Run
+from distill_dynamics.dynamics.profiler.passes import BINNED, PLAIN, FeatureModel, Look, Run
 from distill_dynamics.dynamics.profiler.ranges import ValueRange, bin_edges, given_range
 from distill_dynamics.dynamics.profiler.ranks import interleave, on_every_rank
+from distill_dynamics.dynamics.statistics import STATISTICS
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.models.layers import resolve_layers
@@ -42,7 +44,7 @@ def profile_model(
     batch_size: int = 32,
     **options: Unpack[Options],
 ) -> Profile:
-    """Measure entropy, spectrum, magnitude and massive activations of every layer over all images.
+    """Measure spectrum and all of `STATISTICS` (entropy, magnitude, ...) of every layer over all images.
 
     The result is that of the whole set in one batch, round-off aside, but the images stream: held at
     any moment are the activations of one batch, and one number an image, layer and measure.
@@ -127,11 +129,13 @@ def profile_ranges(
     modes = [
         "explicit" if limits is not None else str(r) for limits, r in zip(edges, value_ranges, strict=True)
     ]
-    run = Run(backbone, images, batch_size, numbers, bins, progress, again=len(given) < len(edges))
+    rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    again = len(given) < len(edges)
+    run = Run(backbone, images, batch_size, numbers, bins, progress, rank, world, again)
 
     with isolated(backbone):
         looks = on_every_rank(lambda: run.look(given), group)
-        counts = [len(look.values) for look in looks]
+        counts = [len(look.plain) for look in looks]
         count = sum(counts)
         if count == 0:
             raise UserError(f"{backbone.name}: there are no images to analyse")
@@ -140,26 +144,29 @@ def profile_ranges(
                 f"{backbone.name}: image i of {count} must be on rank i mod {len(counts)}, but the ranks "
                 f"have {counts} images"
             )
-        values = interleave([look.values for look in looks])
-        magnitude, median, peak, channel = np.moveaxis(values[..., :4], 2, 0)
+        plain = interleave([look.plain for look in looks])
+        curves = {one.name: plain[..., i] for i, one in enumerate(PLAIN)}
         lowest, highest = (
             np.min([look.low for look in looks], axis=0),
             np.max([look.high for look in looks], axis=0),
         )
         measured = [
-            bin_edges(lowest, highest, magnitude.mean(axis=0), mode) for mode in modes if mode != "explicit"
+            bin_edges(lowest, highest, curves["magnitude"].mean(axis=0), mode)
+            for mode in modes
+            if mode != "explicit"
         ]
         seconds = on_every_rank(lambda: run.entropies(measured), group) if measured else []
 
     if probe_indices is not None and np.shape(probe_indices) != (count,):
         raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
     spectra = [reduce(Moments.add, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
+    values, errors = _of_the_set(looks)
 
     # Each of these three has one entry a range, in the order of value_ranges.
-    first = iter([*np.moveaxis(values[..., 4 : 4 + len(given)], 2, 0)])
+    first = iter([*np.moveaxis(interleave([look.binned for look in looks]), 2, 0)])
     second = iter([*np.moveaxis(interleave(seconds), 2, 0)] if seconds else [])
-    entropies = [next(first if mode == "explicit" else second) for mode in modes]
-    outside = iter([*values[..., 4 + len(given) :].mean(axis=0).T])
+    binned = [next(first if mode == "explicit" else second) for mode in modes]
+    outside = iter([*interleave([look.outside for look in looks]).mean(axis=0).T])
     clipped = [next(outside) if mode == "explicit" else np.zeros(len(numbers)) for mode in modes]
     found = iter(measured)
     limits = [next(found) if known is None else known for known in edges]
@@ -168,14 +175,9 @@ def profile_ranges(
             model=backbone.name,
             epoch=epoch,
             layers=[backbone.layers[number - 1] for number in numbers],
-            entropy=entropies[i].mean(axis=0),
-            magnitude=magnitude.mean(axis=0),
+            curves=curves | values | {one.name: binned[i][..., j] for j, one in enumerate(BINNED)},
+            errors=errors,
             spectrum=[moments.mean for moments in spectra],
-            entropy_images=entropies[i],
-            magnitude_images=magnitude,
-            peak_images=peak,
-            peak_channel=channel[peak.argmax(axis=0), np.arange(len(numbers))],
-            median_images=median,
             spectrum_se=[moments.standard_error() for moments in spectra],
             value_range=limits[i],
             range_mode=mode,
@@ -187,3 +189,15 @@ def profile_ranges(
         )
         for i, mode in enumerate(modes)
     ]
+
+
+def _of_the_set(looks: Sequence[Look]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Statistics of all images at once by name, [L] each, and their standard errors."""
+    listed = [one for one in STATISTICS if one.kind == "set"]
+    functions = [one.load() for one in listed]
+    layers = zip(*(look.covariances for look in looks), strict=True)
+    measured = np.stack([reduce(TokenCovariance.merge, parts).measure(functions) for parts in layers])
+    values, errors = (
+        {one.name: measured[:, row, column] for row, one in enumerate(listed)} for column in (0, 1)
+    )
+    return values, errors

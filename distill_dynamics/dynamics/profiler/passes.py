@@ -3,7 +3,7 @@
 Letters: B images of one batch, n images of this process, C channels, H W grid, L layers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distill_dynamics.dynamics.measures.entropy import channel_entropy
-from distill_dynamics.dynamics.measures.magnitude import image_magnitudes
 from distill_dynamics.dynamics.measures.spectrum import image_spectra
 from distill_dynamics.dynamics.profile import FloatArray
+from distill_dynamics.dynamics.profiler.covariance import TokenCovariance
 from distill_dynamics.dynamics.profiler.moments import Moments, Rows
 from distill_dynamics.dynamics.profiler.ranges import by_range, outside_fraction, to_numpy
+from distill_dynamics.dynamics.statistics import STATISTICS
 from distill_dynamics.errors import UserError
+
+PLAIN = [one for one in STATISTICS if one.kind == "images" and not one.binned]
+BINNED = [one for one in STATISTICS if one.kind == "images" and one.binned]
 
 PADDING = -100
 """Target of an image that only fills up a batch; such an image is left out."""
@@ -53,9 +56,13 @@ class Look:
     high: FloatArray
     """[L] highest value; -inf where there is no image."""
     spectra: list[Moments]
-    values: FloatArray
-    """[n, L, 4 + 2 G]: magnitude, median, largest magnitude and its channel; for each of the G ranges
-    that were given beforehand the entropy; for each of them the fraction of values outside."""
+    covariances: list[TokenCovariance]
+    plain: FloatArray
+    """[n, L, PLAIN]: the statistics of an image that need no bins."""
+    binned: FloatArray
+    """[n, L, R, BINNED]: those that do, for each of the R ranges that were given beforehand."""
+    outside: FloatArray
+    """[n, L, R]: for each of these the fraction of values outside."""
 
 
 @dataclass
@@ -68,6 +75,9 @@ class Run:
     numbers: list[int]
     bins: int
     progress: bool
+    rank: int
+    """Image j of this process is number j · world + rank of the whole set."""
+    world: int
     again: bool
     """Whether some range has to be measured before values can be counted."""
     held: list[list[Tensor]] = field(default_factory=list)
@@ -80,9 +90,20 @@ class Run:
     def look(self, given: list[FloatArray]) -> Look:
         """First pass; entropies too, for the ranges that are known beforehand."""
         channels = [self.backbone.channels[number - 1] for number in self.numbers]
-        low, high = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
-        spectra = [Moments(0, np.zeros(c), np.zeros(c)) for c in channels]
-        values = Rows(len(channels), 4 + 2 * len(given))
+        found = Look(
+            low=np.full(len(channels), np.inf),
+            high=np.full(len(channels), -np.inf),
+            spectra=[Moments(0, np.zeros(c), np.zeros(c)) for c in channels],
+            covariances=[TokenCovariance(c) for c in channels],
+            plain=np.empty(0),
+            binned=np.empty(0),
+            outside=np.empty(0),
+        )
+        rows = (
+            Rows(len(channels), len(PLAIN)),
+            Rows(len(channels), len(given), len(BINNED)),
+            Rows(len(channels), len(given)),
+        )
         for images in self._batches("magnitude and spectrum"):
             if self.batches == 1 and self.again and isinstance(self.images, Iterator):
                 raise UserError(
@@ -92,12 +113,13 @@ class Run:
             self.batches += 1
             self.pixel_sums.add(_pixel_sums(images))
             self._forward(images)
-            self._look_at_held(given, low, high, spectra, values)
-        return Look(low, high, spectra, values.all())
+            self._look_at_held(given, found, *rows)
+        found.plain, found.binned, found.outside = (row.all() for row in rows)
+        return found
 
     def entropies(self, edges: list[FloatArray]) -> FloatArray:
-        """[n, L, edges]: from the activations at hand if these are of all images, else by a second pass."""
-        rows = Rows(len(self.numbers), len(edges))
+        """[n, L, edges, BINNED]: from the activations at hand if of all images, else by a second pass."""
+        rows = Rows(len(self.numbers), len(edges), len(BINNED))
         if self.batches == 1:
             self._count_held(edges, rows)
             return rows.all()
@@ -114,27 +136,25 @@ class Run:
     # Loops over what is held have a frame of their own: a loop variable left behind would hold it longer.
 
     def _look_at_held(
-        self,
-        given: list[FloatArray],
-        low: FloatArray,
-        high: FloatArray,
-        spectra: list[Moments],
-        values: Rows,
+        self, given: list[FloatArray], found: Look, plain: Rows, binned: Rows, outside: Rows
     ) -> None:
         """Add to the last four, in place, what the latest batch tells."""
+        first = plain.n * self.world + self.rank
         for maps in self.held:
             lowest, highest = self._extremes(maps)  # first: what is not finite must not be binned
-            np.minimum(low, lowest, out=low)
-            np.maximum(high, highest, out=high)
-            for moments, x in zip(spectra, maps, strict=True):
+            np.minimum(found.low, lowest, out=found.low)
+            np.maximum(found.high, highest, out=found.high)
+            for moments, x in zip(found.spectra, maps, strict=True):
                 moments.add(Moments.of(to_numpy(image_spectra(x))))
-            measured = to_numpy(torch.stack([image_magnitudes(x) for x in maps], dim=1))
-            entropy, outside = self._entropy(maps, given), by_range(maps, given, outside_fraction)
-            values.add(np.concatenate([measured, entropy, outside], axis=2))
+            plain.add(to_numpy(torch.stack([_plain(x) for x in maps], dim=1)))
+            binned.add(self._binned(maps, given))
+            outside.add(by_range(maps, given, outside_fraction))
+        for layer, covariance in enumerate(found.covariances):
+            covariance.add([maps[layer] for maps in self.held], first, self.world)
 
     def _count_held(self, edges: list[FloatArray], rows: Rows) -> None:
         for maps in self.held:
-            rows.add(self._entropy(maps, edges))
+            rows.add(self._binned(maps, edges))
 
     def _forward(self, images: Tensor) -> None:
         self.held = []  # before the next forward pass, so that there is never more than one batch of them
@@ -156,8 +176,13 @@ class Run:
                 )
         return found[:, 0], found[:, 1]
 
-    def _entropy(self, maps: list[Tensor], edges: list[FloatArray]) -> FloatArray:
-        return by_range(maps, edges, lambda x, limits: channel_entropy(x, limits, self.bins).mean((1, 2)))
+    def _binned(self, maps: list[Tensor], edges: list[FloatArray]) -> FloatArray:
+        """L maps → [B, L, edges, BINNED]."""
+
+        def measured_by(function: Callable[..., Tensor]) -> FloatArray:
+            return by_range(maps, edges, lambda x, limits: function(x, limits, self.bins))
+
+        return np.stack([measured_by(one.load()) for one in BINNED], axis=3)
 
     def _batches(self, description: str) -> Iterator[Tensor]:
         """The images, batch by batch, [B, C_in, H_in, W_in]; padding and empty batches left out."""
@@ -193,3 +218,18 @@ _CHANGED = (
 
 def _pixel_sums(images: Tensor) -> FloatArray:
     return images.detach().flatten(1).sum(1, dtype=torch.float64).cpu().numpy()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """x [B, C, H, W] → [B, PLAIN]; a function that gives several of them is called once."""
+    measured = {name: function(x) for name, function in _PLAIN_FUNCTIONS.items()}
+    return torch.stack(
+        [
+            measured[one.function] if one.column is None else measured[one.function][:, one.column]
+            for one in PLAIN
+        ],
+        dim=1,
+    )
+
+
+_PLAIN_FUNCTIONS = {one.function: one.load() for one in PLAIN}

@@ -25,8 +25,10 @@ def massive_activations(profile: Profile) -> MassiveActivations:
 
     A layer where more than half of an image's values are zero (after a ReLU) has no ratio and is passed over.
     """
+    if not {"peak", "median"} <= profile.curves.keys():
+        return MassiveActivations(np.nan, np.nan, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (profile.peak_images / profile.median_images).T.reshape(len(profile.layers), -1)
+        ratios = (profile.curves["peak"] / profile.curves["median"]).T.reshape(len(profile.layers), -1)
     ratios = np.array([row.mean() if len(row) and np.isfinite(row).all() else -np.inf for row in ratios])
     row = int(ratios.argmax())
     if not np.isfinite(ratios[row]):

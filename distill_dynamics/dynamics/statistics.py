@@ -1,0 +1,90 @@
+"""The list of what is measured by block. Another statistic is a function in `measures/` and a line here.
+
+It is then a curve of every Profile, a metric a block, a figure, a section of the dashboard and a table of the
+report. What is on the list is read without torch; the functions are loaded where they are called.
+Letters: B images, C channels, H W grid, L layers, N images in all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A curve by block: its function, and how it is called where it is shown."""
+
+    name: str
+    """Key of `Profile.curves`, part of metric names and file names."""
+    kind: Literal["images", "set"]
+    """Of what it is. "images": of each image, x [B, C, H, W] → [B]; the curve is [N, L]. "set": of all
+    images at once, eigenvalues [..., C] of the covariance of their tokens → [...]; the curve is [L], and has
+    a jackknife error."""
+    function: str
+    """Module in `measures/` and function, "magnitude.image_magnitudes"."""
+    column: int | None = None
+    """Which one it is of those [B, ...] that the function gives; None for a function of one."""
+    binned: bool = False
+    """Whether values are counted in bins: the function then takes their range and number, too."""
+    title: str = ""
+    """What it is called in headings: "Entropy"; "" where it is kept and not shown."""
+    heading: str = ""
+    """The title of its axes, where it has a longer name there."""
+    axis: str = ""
+    """Label of its axis: "Entropy (bits)"."""
+    unit: str = ""
+    """Behind a value: "bits"."""
+    about: str = ""
+    """What it is, for a caption: "Channel entropy (Eq. 5)"."""
+    wide: bool = False
+    """Whether its axis is logarithmic where values span more than a factor of 30."""
+
+    def load(self) -> Callable[..., Any]:
+        """The function."""
+        module, name = self.function.rsplit(".", 1)
+        return getattr(import_module(f"distill_dynamics.dynamics.measures.{module}"), name)
+
+
+STATISTICS = (
+    Statistic(
+        "entropy",
+        "images",
+        "entropy.image_entropies",
+        binned=True,
+        title="Entropy",
+        axis="Entropy (bits)",
+        unit="bits",
+        about="Channel entropy (Eq. 5)",
+    ),
+    Statistic(
+        "magnitude",
+        "images",
+        "magnitude.image_magnitudes",
+        column=0,
+        title="Magnitude",
+        heading="Activation magnitude",
+        axis="Mean |A|",
+        about="Mean activation magnitude (Eq. 6)",
+        wide=True,
+    ),
+    Statistic("median", "images", "magnitude.image_magnitudes", column=1),
+    Statistic("peak", "images", "magnitude.image_magnitudes", column=2),
+    Statistic("peak_channel", "images", "magnitude.image_magnitudes", column=3),
+    Statistic(
+        "effective_rank",
+        "set",
+        "effective_rank.effective_rank",
+        title="Effective rank",
+        axis="Effective rank",
+        about="Effective rank of the tokens' covariance (Roy & Vetterli, 2007)",
+    ),
+)
+
+SHOWN = tuple(statistic for statistic in STATISTICS if statistic.title)
+"""Those that are logged, drawn and told of."""
+
+
+def statistic(name: str) -> Statistic:
+    """The one of that name. Raises KeyError."""
+    return {one.name: one for one in STATISTICS}[name]
