@@ -13,6 +13,7 @@ from PIL import Image
 
 from distill_dynamics.analysis.models import Model
 from distill_dynamics.cli import analyze
+from distill_dynamics.cli.completion import CompletionCLI
 from distill_dynamics.cli.help import COMMANDS, PLAIN_COMMANDS
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
@@ -355,3 +356,11 @@ def test_help_of_a_command(capsys, command):
 )
 def test_a_misspelt_command(capsys, word, right):
     assert f"did you mean {right!r}" in refused(capsys, word)
+
+
+def test_a_shell_that_completes_words_is_told_of_every_command(capsys):
+    with pytest.raises(SystemExit):
+        CompletionCLI(args=["none"])
+    choices = capsys.readouterr().err
+    for command in (*COMMANDS, *PLAIN_COMMANDS):
+        assert f"'{command}'" in choices

@@ -1,5 +1,6 @@
 import json
 import signal
+import sys
 
 import pytest
 
@@ -64,4 +65,10 @@ def test_an_error_after_the_recorded_end_leaves_it(experiment, tmp_path, monkeyp
     monkeypatch.setattr(Console, "on_fit_end", fails)
     with pytest.raises(RuntimeError, match="after all is done"):
         main(["fit", "--config", str(experiment(trainer__max_epochs=1))])
+    assert end_of(tmp_path / "runs" / "tiny-1") == {"epoch": 1, "error": None}
+
+
+def test_a_run_that_is_not_recorded_by_wandb_does_without_it(experiment, tmp_path, monkeypatch, no_report):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # to import it is an ImportError
+    main(["fit", "--config", str(experiment(trainer__max_epochs=1)), "--wandb.mode", "disabled"])
     assert end_of(tmp_path / "runs" / "tiny-1") == {"epoch": 1, "error": None}

@@ -54,8 +54,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _completes(words: Sequence[str]) -> bool:
-    """Whether a shell asks what words there are: argcomplete by a variable, shtab by an option."""
-    return "_ARGCOMPLETE" in os.environ or (bool(words) and words[0].startswith("--print_shtab"))
+    """Whether a shell asks what words there are: argcomplete by a variable, others by an option."""
+    return "_ARGCOMPLETE" in os.environ or (bool(words) and words[0].startswith("--print_completion"))
 
 
 def _run(words: Sequence[str], args: list[str] | None) -> None:
