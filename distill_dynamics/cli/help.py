@@ -91,7 +91,7 @@ def answer(words: Sequence[str]) -> NoReturn:
     """Say what there is to a command line that names no command: help, the version, or what is wrong."""
     known = {**COMMANDS, **PLAIN_COMMANDS}
     first = words[0] if words else ""
-    if first in ("", "-h", "--help"):
+    if not words or first in ("-h", "--help"):
         _program(known).print_help()
         raise SystemExit(0 if words else 2)
     if first == "--version":
