@@ -17,6 +17,7 @@ from distill_dynamics.dynamics.signature import (
     signature,
     spectrum_signature,
 )
+from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.runs.profiles import RunProfiles
 
 Row = tuple[str, ...]
@@ -158,6 +159,28 @@ def spectrum_rows(named: Named) -> list[Row]:
             )
         )
     return filled(rows)
+
+
+def curve_rows(named: Named, curve: Statistic) -> list[Row]:
+    """A curve by block in a few numbers, ± standard error over images: its ends, lowest and highest block.
+
+    Profiles that lack it have no row.
+    """
+    unit = f" ({curve.unit})" if curve.unit else ""
+    rows: list[Row] = [(f"{curve.title.lower()}{unit}", "first block", "last block", "lowest", "highest")]
+    for who, profile in named:
+        values, errors = profile.curve(curve.name), profile.curve_se(curve.name)
+        if not np.isfinite(values).all():
+            continue
+        told = [with_error(f"{value:.3g}", error, 2) for value, error in zip(values, errors, strict=True)]
+        low, high = int(values.argmin()), int(values.argmax())
+        ends = (f"{told[row]} at block {profile.blocks[row]}" for row in (low, high))
+        rows.append((who, told[0], told[-1], *ends))
+    return filled(rows)
+
+
+OTHER_CURVES = tuple(curve for curve in SHOWN if curve.name not in ("entropy", "magnitude"))
+"""Those that `signature_rows` does not tell of."""
 
 
 def gap_rows(profiles: RunProfiles) -> list[Row]:

@@ -58,6 +58,7 @@ def test_every_subject_has_its_section():
         "Loss terms",
         "Entropy evolution",
         "Magnitude",
+        "Effective rank",
         "Gap to the teacher",
         "Signature of the student",
         "Spectra and large values",
@@ -73,6 +74,8 @@ def test_every_subject_has_its_section():
     assert '"dynamics/entropy_evolution"' in of["Entropy evolution"]
     assert '"^dynamics/student/entropy/block_"' in of["Entropy evolution"]
     assert '"^dynamics/student/magnitude/block_"' in of["Magnitude"]
+    assert '"^dynamics/student/effective_rank/block_"' in of["Effective rank"]
+    assert '"dynamics/effective_rank_evolution"' in of["Effective rank"]
     assert '"dynamics/gap/entropy_shape_distance"' in of["Gap to the teacher"]
     assert '"dynamics/student/signature/depth"' in of["Signature of the student"]
     assert '"dynamics/evolution/last_rebound"' in of["Evolution over epochs"]

@@ -130,7 +130,6 @@ def imports(path: Path) -> set[str]:
 LONG = {
     "analysis.analyze",
     "data.module",
-    "figures.evolution",
     "models.backbone",
     "report.gallery",
     "report.methods",

@@ -30,6 +30,7 @@ from distill_dynamics.dynamics.signature import (
     scalars,
     spectral_flatness,
 )
+from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone, Evaluation
 from distill_dynamics.models.isolated import isolated
@@ -320,18 +321,16 @@ def _table_entry(curve: Curve, bootstrap: bool) -> dict[str, Any]:
 def _blocks(curve: Curve, bootstrap: bool) -> Iterator[dict[str, Any]]:
     """Rows of curves.csv: the curve block by block, bits and activation units."""
     profile = curve.profile
+    kinds = {"": profile.curve, "_se": profile.curve_se}
     columns = {
-        "entropy": profile.entropy,
-        "entropy_se": profile.entropy_se,
-        "magnitude": profile.magnitude,
-        "magnitude_se": profile.magnitude_se,
+        **{f"{one.name}{end}": of(one.name) for one in SHOWN for end, of in kinds.items()},
         "flatness": spectral_flatness(profile),
         "clipped": profile.clipped,
     }
     if bootstrap:
-        for name in ("entropy", "magnitude"):
-            low, high = bootstrap_interval(getattr(profile, f"{name}_images"))
-            columns |= {f"{name}_low": low, f"{name}_high": high}
+        for one in (one for one in SHOWN if one.kind == "images"):
+            low, high = bootstrap_interval(profile.curves[one.name])
+            columns |= {f"{one.name}_low": low, f"{one.name}_high": high}
     for row, layer in enumerate(profile.layers):
         facts = {name: curve.facts[name] for name in ("label", "epoch", "best", "range")}
         yield {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -17,6 +18,7 @@ from distill_dynamics.data import ProbeSet
 from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
+from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
@@ -29,9 +31,9 @@ class DynamicsProbe(Callback):
     """Profiles the student on a fixed, class-balanced set of validation images, and the teacher once.
 
     Before training (epoch 0), every `every_n_epochs`, at the last epoch, and at the end for the
-    checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; entropy
-    and magnitude of each block go to every logger, with what the curves say (`dynamics/signature/`) of
-    the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Training is
+    checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; the
+    curves by block (`dynamics/statistics.py`) go to every logger, with what they say (`dynamics/signature/`)
+    of the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Training is
     not touched: weights, generators, flags and gradients are afterwards what they were.
 
     Under DDP each rank profiles its share of the images; a sharded teacher, which all ranks must call
@@ -153,11 +155,12 @@ class DynamicsProbe(Callback):
 
 
 def _measures(role: str, profile: Profile) -> dict[str, float]:
-    """One scalar a block and measure, and what the curves say."""
+    """One scalar a block and statistic, where it is known, and what the curves say."""
     blocks = {
-        f"dynamics/{role}/{measure}/block_{block:02d}": float(value)
-        for measure in ("entropy", "magnitude")
-        for block, value in enumerate(getattr(profile, measure), start=1)
+        f"dynamics/{role}/{curve.name}/block_{block:02d}": float(value)
+        for curve in SHOWN
+        for block, value in enumerate(profile.curve(curve.name), start=1)
+        if np.isfinite(value)
     }
     said = {f"dynamics/{role}/signature/{name}": value for name, value in scalars(profile).items()}
     return blocks | said

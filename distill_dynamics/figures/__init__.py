@@ -6,28 +6,19 @@ Save one with `figure.savefig(path, dpi=200)`.
 Letters: L layers, C_l channels of layer l, k frequency along the channels.
 """
 
-from distill_dynamics.figures.comparison import entropy_by_block, entropy_by_range, magnitude_by_block
-from distill_dynamics.figures.evolution import (
-    entropy_by_method,
-    entropy_evolution,
-    magnitude_by_method,
-    magnitude_evolution,
-    of_run,
-    overview,
-)
+from distill_dynamics.figures.comparison import curve_by_block, entropy_by_range
+from distill_dynamics.figures.evolution import curve_evolution, of_run, overview
 from distill_dynamics.figures.heatmaps import entropy_heatmap
+from distill_dynamics.figures.methods import curve_by_method
 from distill_dynamics.figures.spectrum import spectra
 from distill_dynamics.figures.training import signature_by_epoch, training_curves
 
 __all__ = [
-    "entropy_by_block",
-    "entropy_by_method",
+    "curve_by_block",
+    "curve_by_method",
+    "curve_evolution",
     "entropy_by_range",
-    "entropy_evolution",
     "entropy_heatmap",
-    "magnitude_by_block",
-    "magnitude_by_method",
-    "magnitude_evolution",
     "of_run",
     "overview",
     "signature_by_epoch",

@@ -9,15 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
+from distill_dynamics.dynamics.statistics import Statistic, statistic
 from distill_dynamics.figures.curves import (
     Shows,
+    curve_notes,
     draw_profile,
     draw_runs,
+    label_y,
     mean_notes,
     profile_curve,
 )
 from distill_dynamics.figures.look import (
-    MEASURES,
     STYLE,
     TEACHER,
     Looks,
@@ -25,12 +27,9 @@ from distill_dynamics.figures.look import (
     footer,
     grid_of,
     layer_labels,
-    log_y,
-    not_measured,
     notes,
     run_looks,
     ticks,
-    wide_span,
     word,
     wrapped,
 )
@@ -43,33 +42,37 @@ _RANGES = {
 
 
 @style.context(STYLE)
-def entropy_by_block(
+def curve_by_block(
+    name: str,
     profiles: Mapping[str, Profile],
     teachers: Sequence[Profile] = (),
     looks: Looks | None = None,
     bootstrap: bool = False,
 ) -> Figure:
-    """The paper's Figure 1: entropy (Eq. 5, bits) against block, one line a model or run, by name.
+    """The paper's Figures 1 and 2: a curve such as "entropy" against block, one line a model or run, by name.
 
     Teachers are dark and dash-dotted. Where depths differ, x is the relative depth: 0 the first block, 1 the
     last. Bands are ± one standard error over images, or with `bootstrap` 95 % intervals. `looks` are those of
-    `run_looks`, of these names and others. Raises `ValueError` where there is no Profile.
+    `run_looks`, of these names and others. The axis of the magnitude is logarithmic where the values span
+    more than a factor of 30. Raises `ValueError` where there is no Profile.
     """
-    return _by_block(profiles, teachers, looks, bootstrap, "entropy")
-
-
-@style.context(STYLE)
-def magnitude_by_block(
-    profiles: Mapping[str, Profile],
-    teachers: Sequence[Profile] = (),
-    looks: Looks | None = None,
-    bootstrap: bool = False,
-) -> Figure:
-    """The paper's Figure 2: magnitude (Eq. 6) against block, drawn and guarded as `entropy_by_block`.
-
-    The axis is logarithmic where the values span more than a factor of 30.
-    """
-    return _by_block(profiles, teachers, looks, bootstrap, "magnitude")
+    everything = [*profiles.values(), *teachers]
+    if not everything:
+        raise ValueError("no Profiles to draw: profiles is empty")
+    curve = statistic(name)
+    figure = Figure(figsize=(4.6, 4), layout="constrained")
+    ax = figure.subplots()
+    x_of = _Depth(everything)
+    legend = _draw(ax, profiles, looks or run_looks([*profiles]), bootstrap, x_of, curve)
+    for teacher in teachers:
+        shows = Shows("teacher")
+        legend[f"Teacher ({teacher.model})"] = draw_profile(
+            ax, x_of(teacher), teacher, curve, shows, bootstrap, **TEACHER
+        )
+    ax.set_title(f"{curve.heading or curve.title} by {x_of.name.lower() if x_of.same else 'depth'}")
+    said = curve_notes(*everything, curve=curve, bootstrap=bootstrap)
+    footer(figure, [*said, *mean_notes([ax])], legend)
+    return figure
 
 
 @style.context(STYLE)
@@ -80,7 +83,7 @@ def entropy_by_range(
 
     Takes the Profiles by range ("global", "layer", "scaled", "0,1") and by name. The panels have y
     axes of their own: it is the shapes that can be compared. Magnitude does not depend on the range. Bands
-    and looks as in `entropy_by_block`.
+    and looks as in `curve_by_block`.
 
     Raises `ValueError` where there is no Profile.
     """
@@ -92,11 +95,12 @@ def entropy_by_range(
     figure, axes = grid_of(len(ranges) + 1, width=2.9, height=3.3)
     legend: dict[str, Line2D] = {}
     for ax, (mode, profiles) in zip(axes, ranges.items(), strict=False):
-        legend |= _draw(ax, profiles, looks, bootstrap, x_of, "entropy")
+        legend |= _draw(ax, profiles, looks, bootstrap, x_of, statistic("entropy"))
         ax.set_title(wrapped(f"Entropy, {_RANGES.get(mode, f'range {mode}')}"), fontsize=9)
+    magnitude = statistic("magnitude")
     measured = {name: profile for profiles in ranges.values() for name, profile in profiles.items()}
-    _draw(axes[-1], measured, looks, bootstrap, x_of, "magnitude")
-    axes[-1].set_title(MEASURES["magnitude"][0], fontsize=9)
+    _draw(axes[-1], measured, looks, bootstrap, x_of, magnitude)
+    axes[-1].set_title(magnitude.heading, fontsize=9)
     said = [
         *notes(*everything, bins=False, bootstrap=bootstrap),
         *mean_notes(axes),
@@ -128,51 +132,21 @@ class _Depth:
             ax.set_xlabel("Relative depth (0: first layer, 1: last)")
 
 
-def _by_block(
-    profiles: Mapping[str, Profile],
-    teachers: Sequence[Profile],
-    looks: Looks | None,
-    bootstrap: bool,
-    measure: str,
-) -> Figure:
-    everything = [*profiles.values(), *teachers]
-    if not everything:
-        raise ValueError("no Profiles to draw: profiles is empty")
-    figure = Figure(figsize=(4.6, 4), layout="constrained")
-    ax = figure.subplots()
-    x_of = _Depth(everything)
-    legend = _draw(ax, profiles, looks or run_looks([*profiles]), bootstrap, x_of, measure)
-    for teacher in teachers:
-        shows = Shows("teacher")
-        legend[f"Teacher ({teacher.model})"] = draw_profile(
-            ax, x_of(teacher), teacher, measure, shows, bootstrap, **TEACHER
-        )
-    ax.set_title(f"{MEASURES[measure][0]} by {x_of.name.lower() if x_of.same else 'depth'}")
-    said = notes(*everything, bins=measure == "entropy", bootstrap=bootstrap)
-    footer(figure, [*said, *mean_notes([ax])], legend)
-    return figure
-
-
 def _draw(
     ax: Axes,
     profiles: Mapping[str, Profile],
     looks: Looks,
     bootstrap: bool,
     x_of: _Depth,
-    measure: str,
+    curve: Statistic,
 ) -> dict[str, Line2D]:
     runs = {
-        name: profile_curve(x_of(profile), profile, measure, Shows("run", run=name), bootstrap)
+        name: profile_curve(x_of(profile), profile, curve, Shows("run", run=name), bootstrap)
         for name, profile in profiles.items()
     }
     lines: dict[str, Line2D] = {**draw_runs(ax, runs, looks)}
     x_of.label(ax)
-    unit, values = MEASURES[measure][1], finite(ax)
-    if values.size == 0:
-        not_measured(ax)
+    label_y([ax], curve)
+    if finite(ax).size == 0:
         ax.set_yticks([])
-    elif measure == "magnitude" and wide_span(values):
-        log_y(ax)
-        unit += " (log scale)"
-    ax.set_ylabel(unit)
     return lines

@@ -11,7 +11,17 @@ from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.signature import bootstrap_interval
-from distill_dynamics.figures.look import Looks, in_legend, places
+from distill_dynamics.dynamics.statistics import Statistic
+from distill_dynamics.figures.look import (
+    Looks,
+    finite,
+    in_legend,
+    log_y,
+    not_measured,
+    notes,
+    places,
+    wide_span,
+)
 
 Role = Literal["student", "best", "teacher", "run"]
 
@@ -128,28 +138,46 @@ def draw_profile(
     ax: Axes,
     x: FloatArray,
     profile: Profile,
-    measure: str,
+    curve: Statistic,
     shows: Shows,
     bootstrap: bool = False,
     **look: Any,
 ) -> CurveLine:
     """Add the curve of `profile_curve`."""
-    return draw_curve(ax, profile_curve(x, profile, measure, shows, bootstrap), **look)
+    return draw_curve(ax, profile_curve(x, profile, curve, shows, bootstrap), **look)
 
 
 def profile_curve(
-    x: FloatArray, profile: Profile, measure: str, shows: Shows, bootstrap: bool = False
+    x: FloatArray, profile: Profile, curve: Statistic, shows: Shows, bootstrap: bool = False
 ) -> Curve:
-    """A Profile's entropy or magnitude against x, with its standard error over images.
+    """A Profile's curve by block against x, with its standard error over images.
 
-    With `bootstrap` it is the 95 % interval of `bootstrap_interval` instead.
+    With `bootstrap` it is the 95 % interval of `bootstrap_interval` instead, if the curve has values of
+    single images.
     """
-    shows = replace(shows, epoch=profile.epoch, measure=measure, unit="bits" if measure == "entropy" else "")
-    error = getattr(profile, f"{measure}_se")
-    if bootstrap:
-        error = np.stack(bootstrap_interval(getattr(profile, f"{measure}_images")))
+    shows = replace(shows, epoch=profile.epoch, measure=curve.title.lower(), unit=curve.unit)
+    error = profile.curve_se(curve.name)
+    if bootstrap and curve.kind == "images":
+        error = np.stack(bootstrap_interval(profile.curves[curve.name]))
     alike = (profile.probe_id, profile.bins)
-    return Curve(x, getattr(profile, measure), shows, places(profile), error, alike)
+    return Curve(x, profile.curve(curve.name), shows, places(profile), error, alike)
+
+
+def curve_notes(*profiles: Profile | None, curve: Statistic, bootstrap: bool) -> list[str]:
+    """`notes` for these Profiles' curves of one name."""
+    return notes(*profiles, bins=curve.binned, bootstrap=bootstrap and curve.kind == "images")
+
+
+def label_y(axes: Sequence[Axes], curve: Statistic) -> None:
+    """Name the y axis of panels that share it; logarithmic where the statistic and its values ask for it."""
+    values = np.concatenate([finite(ax) for ax in axes])
+    log = curve.wide and wide_span(values)
+    for ax in axes:
+        ax.set_ylabel(curve.axis + (" (log scale)" if log else ""))
+        if log:
+            log_y(ax)
+        elif not finite(ax).size:
+            not_measured(ax)
 
 
 def mean_notes(axes: Sequence[Axes]) -> list[str]:

@@ -32,7 +32,7 @@ def entropy_heatmap(runs: Mapping[str, Sequence[Profile]]) -> Figure:
     Takes the students of each run by its name: a panel a run, with one colour scale for all. Columns are
     equally wide whatever the distance of their epochs.
 
-    Raises `ValueError` where no run has a student; `UserError` as `entropy_evolution`, within one run.
+    Raises `ValueError` where no run has a student; `UserError` as `curve_evolution`, within one run.
     """
     trained = {name: ordered(students) for name, students in runs.items() if students}
     if not trained:

@@ -52,11 +52,6 @@ TEACHER: dict[str, Any] = {"color": "0.15", "linestyle": "-.", "linewidth": 1.5}
 _MARKERS = "os^Dv"
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
 
-MEASURES = {
-    "entropy": ("Entropy", "Entropy (bits)"),
-    "magnitude": ("Activation magnitude", "Mean |A|"),
-}
-
 _PUBLISHED = "Layer_"
 
 _BIN_NOTES = {
@@ -246,6 +241,11 @@ def ticks(axis: Axis, places: FloatArray, labels: Sequence[str], most: int = 12)
     if shown[-1:] != [last]:
         shown.append(last)
     axis.set_ticks(places[shown], labels=[plain(labels[row], 24) for row in shown])
+
+
+def block_places(profile: Profile) -> FloatArray:
+    """[L] where each layer is on an axis of blocks: 1 to L."""
+    return np.arange(1.0, len(profile.layers) + 1)
 
 
 def layer_labels(profile: Profile) -> list[str]:

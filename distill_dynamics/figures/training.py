@@ -98,7 +98,7 @@ def signature_by_epoch(runs: Mapping[str, RunProfiles], looks: Looks | None = No
     square at matched relative depth). Bands are ± one standard deviation over resamples of the images, in the
     first two, and ± one standard error over images in the third. `looks` as in `training_curves`.
 
-    Raises `ValueError` where no run has a student whose entropy is known; `UserError` as `entropy_evolution`,
+    Raises `ValueError` where no run has a student whose entropy is known; `UserError` as `curve_evolution`,
     within one run.
     """
     trained = {

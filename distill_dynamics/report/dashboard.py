@@ -14,6 +14,7 @@ from typing import Any
 
 import wandb
 
+from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.errors import UserError
 
 try:
@@ -68,8 +69,7 @@ def build(entity: str, project: str, name: str = "Distillation dynamics") -> ws.
     workspace.sections = [
         _section("Accuracy", TRAINING, _accuracy(), is_open=True),
         _section("Loss terms", TRAINING, _losses()),
-        _section("Entropy evolution", PROBES, _blocks("entropy", "Entropy", "bits"), is_open=True),
-        _section("Magnitude", PROBES, _blocks("magnitude", "Magnitude", "mean |A|")),
+        *(_section(_heading(curve), PROBES, _blocks(curve), is_open=curve is SHOWN[0]) for curve in SHOWN),
         _section("Gap to the teacher", PROBES, _gap()),
         _section("Signature of the student", PROBES, _signature()),
         _section("Spectra and large values", PROBES, _spectra()),
@@ -206,14 +206,19 @@ def _losses() -> list[Any]:
     ]
 
 
-def _blocks(measure: str, title: str, unit: str) -> list[Any]:
-    pictures = [_picture(f"{title} by block, a line an epoch, beside the teacher", f"{measure}_evolution")]
-    if measure == "entropy":
+def _heading(curve: Statistic) -> str:
+    return "Entropy evolution" if curve.name == "entropy" else curve.title
+
+
+def _blocks(curve: Statistic) -> list[Any]:
+    name, title, unit = curve.name, curve.title, curve.unit or curve.axis
+    pictures = [_picture(f"{title} by block, a line an epoch, beside the teacher", f"{name}_evolution")]
+    if name == "entropy":
         pictures.append(_picture("Entropy by block and epoch", "entropy_heatmap"))
     return [
         *pictures,
-        _curves(f"{title} of each block of the student", unit, f"^dynamics/student/{measure}/block_"),
-        _curve(f"{title} of the student's first block", unit, f"dynamics/student/{measure}/block_01"),
+        _curves(f"{title} of each block of the student", unit, f"^dynamics/student/{name}/block_"),
+        _curve(f"{title} of the student's first block", unit, f"dynamics/student/{name}/block_01"),
     ]
 
 

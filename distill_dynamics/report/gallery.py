@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
 from distill_dynamics import figures
 from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.errors import UserError
 from distill_dynamics.figures.look import Looks, run_looks
 from distill_dynamics.figures.order import distinct
@@ -91,8 +91,9 @@ def _of_one(run: Run) -> Iterator[Picture]:
     students, teacher, best = run.profiles
     if students:
         captions = {
-            "entropy_evolution": ("Entropy by block", f"Channel entropy (Eq. 5). {_TEACHER}"),
-            "magnitude_evolution": ("Magnitude by block", f"Mean activation magnitude (Eq. 6). {_TEACHER}"),
+            f"{curve.name}_evolution": (f"{curve.title} by block", f"{curve.about}. {_TEACHER}")
+            for curve in SHOWN
+        } | {
             "entropy_heatmap": (
                 "Entropy by block and epoch",
                 "The student's entropy again, as colour: one column a probed epoch.",
@@ -121,20 +122,18 @@ def _of_several(runs: Sequence[Run], looks: Looks) -> Iterator[Picture]:
     ranges = _by_range(trained)
     # Entropies of different ranges are different quantities, and share no axis.
     titles = {name: (f"_{name}", f", range {name}") if len(ranges) > 1 else ("", "") for name in ranges}
-    for value_range, alike in ranges.items():
-        suffix, where = titles[value_range]
-        caption = f"Channel entropy (Eq. 5): the paper's Figure 4. {_lines(alike)}"
-        drawn = figures.entropy_by_method(*_by_method(alike))
-        yield Picture(f"entropy_by_method{suffix}", f"Entropy evolution by method{where}", caption, drawn)
-    # Magnitude has no bins: once is enough for a model that was analysed in several ranges.
-    known = [*{run.label: run for run in trained if _magnitude(run.latest)}.values()]
-    if known:
-        yield Picture(
-            "magnitude_by_method",
-            "Magnitude evolution by method",
-            f"Mean activation magnitude (Eq. 6). {_lines(known)}",
-            figures.magnitude_by_method(*_by_method(known)),
-        )
+    for curve in SHOWN:
+        # What has no bins is drawn once of a model that was analysed in several ranges.
+        once = [*{run.label: run for run in trained if _known(run.latest, curve.name)}.values()]
+        for value_range, alike in ranges.items() if curve.binned else [(None, once)]:
+            suffix, where = titles[value_range] if value_range is not None else ("", "")
+            if alike:
+                yield Picture(
+                    f"{curve.name}_by_method{suffix}",
+                    f"{curve.title} evolution by method{where}",
+                    f"{_what(curve, 'by_method')}. {_lines(alike)}",
+                    figures.curve_by_method(curve.name, *_by_method(alike)),
+                )
     for value_range, alike in ranges.items():
         suffix, where = titles[value_range]
         watched = [run for run in alike if len(run.profiles.students) > 1]
@@ -220,20 +219,17 @@ def _by_block(runs: Sequence[Run], looks: Looks | None = None) -> Iterator[Pictu
     latest = next(iter(ranges.values()), {})
     if not latest and not teachers:
         return
-    yield Picture(
-        "entropy_by_block",
-        "Entropy by block",
-        f"Channel entropy (Eq. 5): the paper's Figure 1. {which}",
-        figures.entropy_by_block(latest, teachers, looks, bootstrap),
-    )
-    known = {label: profile for label, profile in latest.items() if _magnitude(profile)}
-    if known or teachers:
-        yield Picture(
-            "magnitude_by_block",
-            "Magnitude by block",
-            f"Mean activation magnitude (Eq. 6): the paper's Figure 2. {which}",
-            figures.magnitude_by_block(known, teachers, looks, bootstrap),
-        )
+    for curve in SHOWN:
+        always = curve.name == "entropy"
+        known = {label: profile for label, profile in latest.items() if always or _known(profile, curve.name)}
+        taught = [teacher for teacher in teachers if always or _known(teacher, curve.name)]
+        if known or taught:
+            yield Picture(
+                f"{curve.name}_by_block",
+                f"{curve.title} by block",
+                f"{_what(curve, 'by_block')}. {which}",
+                figures.curve_by_block(curve.name, known, taught, looks, bootstrap),
+            )
 
 
 def _signature(
@@ -283,8 +279,19 @@ def _by_range(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return ranges
 
 
-def _magnitude(profile: Profile | None) -> bool:
-    return profile is not None and bool(np.isfinite(profile.magnitude).any())
+def _known(profile: Profile | None, name: str) -> bool:
+    return profile is not None and profile.known(name)
+
+
+_PAPER = {
+    ("entropy", "by_block"): ": the paper's Figure 1",
+    ("magnitude", "by_block"): ": the paper's Figure 2",
+    ("entropy", "by_method"): ": the paper's Figure 4",
+}
+
+
+def _what(curve: Statistic, figure: str) -> str:
+    return curve.about + _PAPER.get((curve.name, figure), "")
 
 
 def _trains(run: Run) -> bool:

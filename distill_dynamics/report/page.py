@@ -21,7 +21,16 @@ from distill_dynamics.report.summary import findings
 from distill_dynamics.report.svg import draw
 from distill_dynamics.report.tables import config_rows, evolution_rows, results_rows
 from distill_dynamics.runs.directory import write_whole
-from distill_dynamics.tables import Named, Row, accuracy_rows, gap_rows, signature_rows, spectrum_rows
+from distill_dynamics.tables import (
+    OTHER_CURVES,
+    Named,
+    Row,
+    accuracy_rows,
+    curve_rows,
+    gap_rows,
+    signature_rows,
+    spectrum_rows,
+)
 
 _CSS = resources.files(__package__).joinpath("page.css").read_text(encoding="ascii")
 _JS = resources.files(__package__).joinpath("page.js").read_text(encoding="ascii")
@@ -241,6 +250,7 @@ def _numbers(runs: Sequence[Run]) -> str:
         teachers = {f"teacher, {t.model}": t for t in distinct(run.profiles.teacher for run in runs)}
         tables = {
             "Entropy signature": _signatures(_LATEST, [*latest.items(), *teachers.items()], runs),
+            **_curve_tables(_LATEST, [*spectra.items(), *teachers.items()]),
             "Spectrum": _table(_LATEST, spectrum_rows([*spectra.items(), *teachers.items()]), "numbers"),
             "Evolution": _table("Change over the probed epochs", evolution_rows(runs), "numbers"),
         }
@@ -249,7 +259,7 @@ def _numbers(runs: Sequence[Run]) -> str:
             if len(run.named()) > 1:  # else the tables above hold all of it
                 said = {"Evolution"}  # above; and a spectrum has no range
                 if run.label in [other.label for other in runs[:number]]:
-                    said.add("Spectrum")
+                    said |= {"Spectrum", *(curve.title for curve in OTHER_CURVES)}
                 every = "".join(table for name, table in _details(run).items() if name not in said)
                 numbers += f"<details><summary>{escape(run.name)}: every probe</summary>\n{every}</details>\n"
     everything = [profile for run in runs for _, profile in run.named()]
@@ -267,6 +277,7 @@ def _details(run: Run) -> dict[str, str]:
     """Every table about the Profiles of one run, those that hold something."""
     tables = {
         "Entropy signature": _signatures("Shape of the entropy curve", run.named(), [run]),
+        **_curve_tables("By block", run.named()),
         "Spectrum": _table("Channel spectra, massive activations", spectrum_rows(run.named()), "numbers"),
         "Distance to the teacher": _table(
             "Root mean square at matched relative depth", gap_rows(run.profiles), "numbers"
@@ -274,6 +285,11 @@ def _details(run: Run) -> dict[str, str]:
         "Evolution": _table("Change over the probed epochs", evolution_rows([run]), "numbers"),
     }
     return {name: table for name, table in tables.items() if table}
+
+
+def _curve_tables(caption: str, named: Named) -> dict[str, str]:
+    """Of each statistic that the signature does not tell of."""
+    return {curve.title: _table(caption, curve_rows(named, curve), "numbers") for curve in OTHER_CURVES}
 
 
 def _signatures(caption: str, named: Named, runs: Sequence[Run]) -> str:

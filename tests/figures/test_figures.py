@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -35,7 +36,10 @@ def heatmap(students):
     return figures.entropy_heatmap({"SoftKD": students})
 
 
-EVOLUTIONS = [(figures.entropy_evolution, "entropy"), (figures.magnitude_evolution, "magnitude")]
+EVOLUTIONS = [
+    (partial(figures.curve_evolution, "entropy"), "entropy"),
+    (partial(figures.curve_evolution, "magnitude"), "magnitude"),
+]
 
 
 @pytest.mark.parametrize(("draw", "measure"), EVOLUTIONS)
@@ -68,13 +72,13 @@ def test_evolution_bands_are_the_standard_error_over_images(draw, measure, stude
 
 
 def test_one_image_has_no_band():
-    figure = figures.entropy_evolution([profile(0, images=1), profile(1, images=1)])
+    figure = figures.curve_evolution("entropy", [profile(0, images=1), profile(1, images=1)])
     assert not bands(figure.axes[0])
     assert "standard error" not in notes(figure)
 
 
 def test_every_epoch_is_named_on_the_colour_bar(students):
-    ax, bar = figures.entropy_evolution(students).axes
+    ax, bar = figures.curve_evolution("entropy", students).axes
     assert tick_labels(bar.yaxis) == [str(epoch) for epoch in EPOCHS]
     assert bar.get_ylabel() == "Epoch"
     swatches = bar.collections[-1]
@@ -85,7 +89,7 @@ def test_every_epoch_is_named_on_the_colour_bar(students):
 @pytest.mark.parametrize("count", [11, 16, 31])
 def test_many_epochs_keep_the_first_and_the_last_label(count):
     run = [profile(30 * n) for n in range(count)]
-    bar = figures.entropy_evolution(run).axes[1]
+    bar = figures.curve_evolution("entropy", run).axes[1]
     heat = heatmap(run).axes[0]
     for labels in (tick_labels(bar.yaxis), tick_labels(heat.xaxis)):
         assert (labels[0], labels[-1]) == ("0", str(30 * (count - 1)))
@@ -114,14 +118,14 @@ def test_teacher_is_dash_dotted_at_matched_depth_with_its_own_blocks_on_top(draw
 
 
 def test_teacher_of_the_same_depth_shares_the_axis(students):
-    ax = figures.entropy_evolution(students, teacher(12)).axes[0]
+    ax = figures.curve_evolution("entropy", students, teacher(12)).axes[0]
     assert not ax.child_axes
     np.testing.assert_array_equal(ax.lines[-1].get_xdata(), np.arange(1, 13))
 
 
 def test_best_checkpoint_is_dashed_in_a_colour_of_its_own(students):
     best = profile(30)
-    figure = figures.entropy_evolution(students, teacher(), best)
+    figure = figures.curve_evolution("entropy", students, teacher(), best)
     lines = figure.axes[0].lines
     assert len(lines) == len(EPOCHS) + 2
     (line,) = [line for line in lines if line.get_linestyle() == "--"]
@@ -131,56 +135,58 @@ def test_best_checkpoint_is_dashed_in_a_colour_of_its_own(students):
 
 
 def test_one_epoch_is_named_in_the_legend_and_needs_no_colour_bar():
-    figure = figures.entropy_evolution([profile(0)])
+    figure = figures.curve_evolution("entropy", [profile(0)])
     assert len(figure.axes) == 1
     assert legend_labels(figure) == ["deit_tiny_patch16_224, epoch 0"]
-    assert legend_labels(figures.entropy_evolution([teacher()])) == ["cait_s24_224.fb_dist_in1k"]
+    assert legend_labels(figures.curve_evolution("entropy", [teacher()])) == ["cait_s24_224.fb_dist_in1k"]
 
 
 def test_ticks_are_block_numbers_from_one(students):
-    assert tick_labels(figures.entropy_evolution(students).axes[0].xaxis) == [str(n) for n in range(1, 13)]
-    deep = tick_labels(figures.entropy_evolution([profile(0, 24)]).axes[0].xaxis)
+    assert tick_labels(figures.curve_evolution("entropy", students).axes[0].xaxis) == [
+        str(n) for n in range(1, 13)
+    ]
+    deep = tick_labels(figures.curve_evolution("entropy", [profile(0, 24)]).axes[0].xaxis)
     assert (deep[0], deep[-1]) == ("1", "24")
     assert len(deep) <= 13
 
 
 def test_a_selection_of_blocks_keeps_its_numbers():
-    ax = figures.entropy_evolution([profile(0, ["blocks.0", "blocks.5", "blocks.11"])]).axes[0]
+    ax = figures.curve_evolution("entropy", [profile(0, ["blocks.0", "blocks.5", "blocks.11"])]).axes[0]
     assert tick_labels(ax.xaxis) == ["1", "6", "12"]
 
 
 def test_stages_are_called_by_name_and_many_layers_by_number():
-    ax = figures.entropy_evolution([profile(0, RESNET)]).axes[0]
+    ax = figures.curve_evolution("entropy", [profile(0, RESNET)]).axes[0]
     assert tick_labels(ax.xaxis) == RESNET
     assert ax.get_xlabel() == "Layer"
-    ax = figures.entropy_evolution([profile(0, [f"features.{i}" for i in range(7)])]).axes[0]
+    ax = figures.curve_evolution("entropy", [profile(0, [f"features.{i}" for i in range(7)])]).axes[0]
     assert tick_labels(ax.xaxis) == list("1234567")
     # Stages that timm calls blocks.<stage>.<block> are numbered, as in metric names.
-    ax = figures.entropy_evolution([profile(0, ["blocks.0.0", "blocks.1.2", "blocks.2.2"])]).axes[0]
+    ax = figures.curve_evolution("entropy", [profile(0, ["blocks.0.0", "blocks.1.2", "blocks.2.2"])]).axes[0]
     assert tick_labels(ax.xaxis) == list("123")
 
 
 def test_magnitudes_of_very_different_size_get_a_log_axis(students):
-    assert figures.magnitude_evolution(students).axes[0].get_yscale() == "linear"
+    assert figures.curve_evolution("magnitude", students).axes[0].get_yscale() == "linear"
     massive = teacher()
     massive.means["magnitude"] *= 100
-    ax = figures.magnitude_evolution(students, massive).axes[0]
+    ax = figures.curve_evolution("magnitude", students, massive).axes[0]
     assert ax.get_yscale() == "log"
     assert "log" in ax.get_ylabel()
 
 
 def test_note_on_bins_stands_where_it_is_true(students):
     several = "different bins"
-    assert "global per model and epoch" in notes(figures.entropy_evolution(students))
+    assert "global per model and epoch" in notes(figures.curve_evolution("entropy", students))
     assert several in notes(heatmap(students))
     assert several in notes(figures.overview(students))
-    assert several in notes(figures.entropy_evolution(students[:1], teacher()))
-    assert several not in notes(figures.entropy_evolution(students[:1]))
-    assert several not in notes(figures.magnitude_evolution(students))
+    assert several in notes(figures.curve_evolution("entropy", students[:1], teacher()))
+    assert several not in notes(figures.curve_evolution("entropy", students[:1]))
+    assert several not in notes(figures.curve_evolution("magnitude", students))
     explicit = [profile(epoch, mode="explicit") for epoch in (0, 1)]
-    assert several not in notes(figures.entropy_evolution(explicit))
+    assert several not in notes(figures.curve_evolution("entropy", explicit))
     per_layer = [profile(epoch, mode="layer") for epoch in (0, 1)]
-    assert "per layer and epoch" in notes(figures.entropy_evolution(per_layer))
+    assert "per layer and epoch" in notes(figures.curve_evolution("entropy", per_layer))
 
 
 def test_what_was_not_measured_is_said(students):
@@ -290,8 +296,8 @@ def test_the_readme_s_picture_is_made_of_the_profiles_of_a_run(students, tmp_pat
 
 
 ALL = [
-    figures.entropy_evolution,
-    figures.magnitude_evolution,
+    partial(figures.curve_evolution, "entropy"),
+    partial(figures.curve_evolution, "magnitude"),
     heatmap,
     figures.overview,
 ]
@@ -316,7 +322,7 @@ def test_students_of_different_depth_are_an_error_of_one_line_that_names_both(dr
 
 def test_best_of_another_depth_is_an_error(students):
     with pytest.raises(UserError, match=r"12 layers.* has 24"):
-        figures.entropy_evolution(students, None, profile(30, 24))
+        figures.curve_evolution("entropy", students, None, profile(30, 24))
 
 
 @pytest.mark.parametrize("epochs", [(0, 30, 30), (0, None), (None, None)])
@@ -327,12 +333,12 @@ def test_students_without_an_epoch_of_their_own_are_an_error(epochs):
 
 LONG = "vit_small_patch14_reg4_dinov2.lvd142m"
 SCENES = {
-    "evolution": lambda s: figures.entropy_evolution(s, teacher(), profile(30)),
-    "magnitude": lambda s: figures.magnitude_evolution(s, teacher(), profile(30)),
-    "alone": lambda s: figures.entropy_evolution(s),
-    "single": lambda s: figures.entropy_evolution(s[:1], teacher()),
-    "long names": lambda s: figures.entropy_evolution(
-        [profile(300, model=LONG)], profile(None, 24, model=LONG), profile(270, model=LONG)
+    "evolution": lambda s: figures.curve_evolution("entropy", s, teacher(), profile(30)),
+    "magnitude": lambda s: figures.curve_evolution("magnitude", s, teacher(), profile(30)),
+    "alone": lambda s: figures.curve_evolution("entropy", s),
+    "single": lambda s: figures.curve_evolution("entropy", s[:1], teacher()),
+    "long names": lambda s: figures.curve_evolution(
+        "entropy", [profile(300, model=LONG)], profile(None, 24, model=LONG), profile(270, model=LONG)
     ),
     "stages": lambda s: figures.overview([profile(e, RESNET) for e in (0, 5)], teacher(), title="ResNet"),
     "spectra": lambda s: figures.spectra(s[-1]),

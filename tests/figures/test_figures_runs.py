@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -51,7 +52,10 @@ def heatmap(runs):
     return figures.entropy_heatmap({name: run.students for name, run in runs.items()})
 
 
-BY_BLOCK = [(figures.entropy_by_block, "entropy"), (figures.magnitude_by_block, "magnitude")]
+BY_BLOCK = [
+    (partial(figures.curve_by_block, "entropy"), "entropy"),
+    (partial(figures.curve_by_block, "magnitude"), "magnitude"),
+]
 
 
 @pytest.mark.parametrize(("draw", "measure"), BY_BLOCK)
@@ -120,7 +124,7 @@ def test_seeds_of_one_method_share_a_colour_and_differ_in_their_dashes():
     trained = {name: run() for name in names}
     looks = run_looks(names, methods)
     for figure in (
-        figures.entropy_by_block({name: profile(n) for n, name in enumerate(names)}, looks=looks),
+        figures.curve_by_block("entropy", {name: profile(n) for n, name in enumerate(names)}, looks=looks),
         figures.entropy_by_range({"global": {name: profile(0) for name in names}}, looks),
         figures.training_curves(rows, looks),
         figures.signature_by_epoch(trained, looks),
@@ -149,7 +153,7 @@ def test_by_block_has_relative_depth_where_depths_differ(draw, measure):
 
 
 def test_by_method_is_a_panel_a_run_on_one_scale_with_the_teacher_beside_them(runs):
-    figure = figures.entropy_by_method(runs)
+    figure = figures.curve_by_method("entropy", runs)
     *panels, beside = figure.axes[:4]
     colours = set()
     for ax, (name, one) in zip(panels, runs.items(), strict=True):
@@ -174,7 +178,7 @@ def test_by_method_is_a_panel_a_run_on_one_scale_with_the_teacher_beside_them(ru
 
 def test_by_method_gives_each_different_teacher_a_panel_and_epochs_their_place_among_all(runs):
     runs["other"] = RunProfiles([profile(2), profile(5)], teacher(24), None)
-    figure = figures.entropy_by_method(runs)
+    figure = figures.curve_by_method("entropy", runs)
     titles = [ax.get_title("left") for ax in figure.axes]
     assert len([title for title in titles if title.startswith("Teacher")]) == 2
     bar = figure.axes[-1]
@@ -186,7 +190,9 @@ def test_by_method_gives_each_different_teacher_a_panel_and_epochs_their_place_a
 def test_seeds_of_a_method_share_a_panel_their_mean_thick_each_of_them_thin():
     seeds = {f"soft {seed}": run((0, 5), seed=seed) for seed in range(3)}
     seeds["soft 2"].students.append(profile(9))  # probed of this one alone
-    figure = figures.entropy_by_method({**seeds, "last": run((0, 5))}, dict.fromkeys(seeds, "SoftKD, 3 runs"))
+    figure = figures.curve_by_method(
+        "entropy", {**seeds, "last": run((0, 5))}, dict.fromkeys(seeds, "SoftKD, 3 runs")
+    )
     shared, alone, beside, _ = figure.axes
     titles = [ax.get_title("left").replace("\n", " ") for ax in figure.axes[:3]]
     assert titles == ["SoftKD, 3 runs", "last", f"Teacher ({teacher().model})"]
@@ -206,10 +212,10 @@ def test_seeds_of_a_method_share_a_panel_their_mean_thick_each_of_them_thin():
     assert to_hex(thick[0].get_color()) == to_hex(thin[0].get_color()) == to_hex(alone.lines[0].get_color())
     assert thick[2].get_linestyle() == "--"
     assert "their mean is thick" in notes(figure)
-    assert "thick" not in notes(figures.entropy_by_method(seeds))
+    assert "thick" not in notes(figures.curve_by_method("entropy", seeds))
     assert len(beside.lines) == 1
     # What differs in depth has no mean.
-    deep = figures.entropy_by_method({"a": run(), "b": run(layers=24)}, {"a": "one", "b": "one"})
+    deep = figures.curve_by_method("entropy", {"a": run(), "b": run(layers=24)}, {"a": "one", "b": "one"})
     assert [ax.get_title("left") for ax in deep.axes[:2]] == ["one", "one"]
 
 
@@ -217,10 +223,10 @@ def test_bands_are_bootstrap_intervals_where_they_were_asked_for(runs):
     one = runs["softkd"]
     rng = np.random.default_rng(0)
     for figure in (
-        figures.entropy_by_block({"a": one.best}, bootstrap=True),
+        figures.curve_by_block("entropy", {"a": one.best}, bootstrap=True),
         figures.entropy_by_range({"global": {"a": one.best}}, bootstrap=True),
-        figures.entropy_evolution([one.best], bootstrap=True),
-        figures.entropy_by_method({"a": RunProfiles([one.best], None, None)}, bootstrap=True),
+        figures.curve_evolution("entropy", [one.best], bootstrap=True),
+        figures.curve_by_method("entropy", {"a": RunProfiles([one.best], None, None)}, bootstrap=True),
     ):
         (band,) = bands(figure.axes[0])
         edges = band.get_paths()[0].vertices
@@ -239,11 +245,11 @@ def test_bands_are_bootstrap_intervals_where_they_were_asked_for(runs):
 
 def test_by_method_of_published_curves_has_no_bands_and_says_what_was_not_measured():
     curves = {"a": RunProfiles([published(30), published(60)], None, published(None))}
-    figure = figures.entropy_by_method(curves)
+    figure = figures.curve_by_method("entropy", curves)
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), curves["a"].students[0].entropy)
     assert not bands(figure.axes[0])
     assert "standard error" not in notes(figure)
-    (text,) = figures.magnitude_by_method(curves).axes[0].texts
+    (text,) = figures.curve_by_method("magnitude", curves).axes[0].texts
     assert text.get_text() == "not measured"
 
 
@@ -377,9 +383,9 @@ NOTHING = RunProfiles([], None, None)
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.entropy_by_block({}),
+        lambda: figures.curve_by_block("entropy", {}),
         lambda: figures.entropy_by_range({}),
-        lambda: figures.entropy_by_method({"a": NOTHING}),
+        lambda: figures.curve_by_method("entropy", {"a": NOTHING}),
         lambda: heatmap({"a": NOTHING}),
         lambda: figures.signature_by_epoch({"a": NOTHING}),
     ],
@@ -391,20 +397,26 @@ def test_nothing_to_draw_is_an_error(draw):
 
 def test_a_run_whose_students_differ_in_depth_is_an_error():
     with pytest.raises(UserError, match="different depth"):
-        figures.entropy_by_method({"a": RunProfiles([profile(0), profile(1, 24)], None, None)})
+        figures.curve_by_method("entropy", {"a": RunProfiles([profile(0), profile(1, 24)], None, None)})
 
 
 LONG = "spectralkd-first-and-last-six-layers-beta-0.2-seed-1"
 TEN = {f"run-{number}": run(range(0, 301, 30), seed=number) for number in range(10)}
 ROWS = [{"epoch": float(n), "train/loss_ce": 2.0 / n, "val/acc1": 50.0 + n} for n in range(1, 100)]
 SCENES = {
-    "by block": lambda r: figures.entropy_by_block({n: one.best for n, one in r.items()}, [teacher(12)]),
-    "long names": lambda r: figures.entropy_by_block({LONG: profile(0), LONG + "2": profile(1)}, [teacher()]),
-    "ten": lambda r: figures.magnitude_by_block({name: one.best for name, one in TEN.items()}),
-    "by method": lambda r: figures.entropy_by_method(r),
-    "ten by method": lambda r: figures.entropy_by_method(TEN),
-    "one by method": lambda r: figures.magnitude_by_method({LONG: run(layers=24)}),
-    "stages": lambda r: figures.entropy_by_method({"a": run(layers=RESNET), "b": run(layers=RESNET)}),
+    "by block": lambda r: figures.curve_by_block(
+        "entropy", {n: one.best for n, one in r.items()}, [teacher(12)]
+    ),
+    "long names": lambda r: figures.curve_by_block(
+        "entropy", {LONG: profile(0), LONG + "2": profile(1)}, [teacher()]
+    ),
+    "ten": lambda r: figures.curve_by_block("magnitude", {name: one.best for name, one in TEN.items()}),
+    "by method": lambda r: figures.curve_by_method("entropy", r),
+    "ten by method": lambda r: figures.curve_by_method("entropy", TEN),
+    "one by method": lambda r: figures.curve_by_method("magnitude", {LONG: run(layers=24)}),
+    "stages": lambda r: figures.curve_by_method(
+        "entropy", {"a": run(layers=RESNET), "b": run(layers=RESNET)}
+    ),
     "heat maps": lambda r: heatmap(r),
     "ten heat maps": lambda r: heatmap(TEN),
     "signature": lambda r: figures.signature_by_epoch(r),

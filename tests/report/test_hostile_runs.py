@@ -124,7 +124,7 @@ def test_a_layer_a_model_and_a_term_may_have_any_name(name):
     four = made.profile(3, made.U, model=name)
     for profile in (four, six):
         profile.layers = [f"{name}{number}" for number in range(len(profile.layers))]
-    shown = [figures.spectra(four), figures.spectra(six), figures.entropy_evolution([four])]
+    shown = [figures.spectra(four), figures.spectra(six), figures.curve_evolution("entropy", [four])]
     shown.append(figures.training_curves({name: [{"epoch": 1.0, f"train/loss_{name}": 1.0}]}))
     for figure in shown:
         render(figure)

@@ -28,7 +28,7 @@ from made import (
 from matplotlib.colors import to_hex
 
 from distill_dynamics import figures
-from distill_dynamics.callbacks import Console
+from distill_dynamics.cli.end import end
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import page as page_module
 from distill_dynamics.report.gallery import gallery
@@ -530,6 +530,21 @@ def test_a_run_of_which_no_entropy_is_known_has_a_page(tmp_path):
     assert not re.search(r"\bnan\b", page.words())
 
 
+def test_a_curve_of_the_set_has_a_figure_and_a_table(tmp_path):
+    ranks = {"effective_rank": [4.0, 3.0, 2.0, 2.5], "errors": {"effective_rank": [0.125] * 4}}
+    profiles = {**all_profiles(), "student_epoch_0003": profile(3, U, **ranks)}
+    run = write_run(tmp_path / "a", **profiles)  # its other Profiles are of an earlier version
+    page = report(tmp_path, run)
+    assert "effective_rank_evolution" in page.figures()
+    (curve,) = page.curves("effective_rank_evolution")
+    assert [point[3] for point in curve["points"]][:2] == ["4 ± 0.12", "3 ± 0.12"]
+    assert ["student, epoch 3", "4 ± 0.12", "2.5 ± 0.12", "2 ± 0.12 at block 3", "4 ± 0.12 at block 1"] in [
+        [*row] for row in page.rows
+    ]
+    several = report(tmp_path, run, write_run(tmp_path / "b", **all_profiles()))
+    assert "effective_rank_by_method" not in several.figures()  # the best of neither has it
+
+
 def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_path):
     run_dir = write_run(tmp_path / "spectral-1", **all_profiles())
     before = sorted(run_dir.rglob("*"))
@@ -540,7 +555,7 @@ def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_
 @pytest.mark.usefixtures("no_figures")
 def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys):
     run_dir = write_run(tmp_path / "r", **all_profiles())
-    Console().on_fit_end(SimpleNamespace(default_root_dir=str(run_dir)), SimpleNamespace(teacher=None))
+    end(run_dir, SimpleNamespace(teacher=None))
     page = Page(run_dir / "report.html")
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     accuracy = [row for row in page.rows if len(row) == 4]
@@ -644,7 +659,7 @@ def test_what_was_measured_in_other_bins_or_at_other_epochs_has_no_mean(tmp_path
 
 def test_a_legend_of_any_length_leaves_room_for_the_curves(tmp_path):
     models = {f"model {number}": profile(number, U) for number in range(80)}
-    figure = figures.entropy_by_block(models)
+    figure = figures.curve_by_block("entropy", models)
     figure.savefig(tmp_path / "many.png")
     (ax,) = figure.axes
     assert ax.get_window_extent().height > 2 * figure.dpi  # inches

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from distill_dynamics.dynamics.statistics import statistic
 from distill_dynamics.report.methods import baseline_warnings, labels, methods
 from distill_dynamics.report.records import Run
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
 from distill_dynamics.report.tables import config_rows, evolution_rows, results_rows
 from distill_dynamics.runs.profiles import RunProfiles
-from distill_dynamics.tables import accuracy_rows, gap_rows, signature_rows, spectrum_rows
+from distill_dynamics.tables import accuracy_rows, curve_rows, gap_rows, signature_rows, spectrum_rows
 
 
 def loaded(tmp_path, **runs):
@@ -354,6 +355,16 @@ def test_spectra_and_massive_activations():
     # k = 1, 2 of 16 are at or below a sixth, k = 6, 7, 8 above a third.
     assert row[4:7] == ("25, 38", f"{low:.0f}, {high:.0f}", "25, 38")
     assert row[7:] == ("yes", "45 at block 2, channel 3")
+
+
+def test_a_curve_in_a_few_numbers():
+    ranks = {"effective_rank": [9.123, 3.0, 4.0, 6.5], "errors": {"effective_rank": [0.5, 0.25, 0.1, np.nan]}}
+    named = [("new", made.profile(1, made.U, **ranks)), ("old", made.profile(1, made.U))]
+    assert curve_rows(named, statistic("effective_rank")) == [
+        ("effective rank", "first block", "last block", "lowest", "highest"),
+        ("new", "9.12 ± 0.50", "6.5", "3 ± 0.25 at block 2", "9.12 ± 0.50 at block 1"),
+    ]
+    assert curve_rows(named[1:], statistic("effective_rank")) == []
 
 
 def test_distance_to_the_teacher():

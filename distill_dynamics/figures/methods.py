@@ -1,0 +1,134 @@
+"""Curves by block of several methods side by side, one line an epoch (the paper's Figure 4)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.statistics import Statistic, statistic
+from distill_dynamics.figures.curves import (
+    THIN,
+    Role,
+    Shows,
+    curve_notes,
+    draw_mean,
+    draw_profile,
+    label_y,
+    mean_notes,
+    profile_curve,
+)
+from distill_dynamics.figures.look import (
+    BEST,
+    STYLE,
+    TEACHER,
+    block_places,
+    epoch_bar,
+    epoch_colours,
+    footer,
+    grid_of,
+    layer_labels,
+    share_y,
+    ticks,
+    word,
+    wrapped,
+)
+from distill_dynamics.figures.order import distinct, ordered
+from distill_dynamics.runs.profiles import RunProfiles
+
+
+@style.context(STYLE)
+def curve_by_method(
+    name: str,
+    runs: Mapping[str, RunProfiles],
+    methods: Mapping[str, str] | None = None,
+    bootstrap: bool = False,
+) -> Figure:
+    """The paper's Figure 4: a curve such as "entropy" by block, a panel a method, a line an epoch.
+
+    The best checkpoint is dashed. Runs of one method and depth share a panel, which `methods` (name of a run
+    → name of its panel) names: of several, each is thin, and their mean at the epochs at which all were
+    probed is thick. A run that is not in it has a panel of its own, with bands of ± one standard error over
+    images, or with `bootstrap` of 95 % intervals. One y axis and one colour an epoch for all; each teacher
+    has a panel of its own, after the runs'. Runs may differ in depth and in probed epochs. The axis of the
+    magnitude is logarithmic where the values span more than a factor of 30.
+
+    Raises `ValueError` where no run has a student with such a curve; `UserError` as `curve_evolution`, within one run.
+    """
+    curve, methods = statistic(name), methods or {}
+    trained = {
+        label: run._replace(
+            students=[student for student in ordered(run.students, run.best) if name in student.curves],
+            best=run.best if run.best is not None and name in run.best.curves else None,
+        )
+        for label, run in runs.items()
+        if any(name in student.curves for student in run.students)
+    }
+    if not trained:
+        raise ValueError("no Profiles to draw: no run has a student in training")
+    panels: dict[tuple[str, int], dict[str, RunProfiles]] = {}
+    for label, run in trained.items():
+        panels.setdefault((methods.get(label, label), len(run.students[0].layers)), {})[label] = run
+    teachers = [t for t in distinct(run.teacher for run in trained.values()) if name in t.curves]
+    drawn = [profile for run in trained.values() for profile in run.students]
+    epochs = sorted({profile.epoch for profile in drawn}, key=lambda epoch: -1 if epoch is None else epoch)
+    colours = dict(zip(epochs, epoch_colours(len(epochs)), strict=True))
+
+    figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1)
+    legend: dict[str, Line2D] = {}
+    for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
+        means = _means(members) if len(members) > 1 else []
+        thin = THIN if means else {}
+        for label, run in members.items():
+            for profile in run.students:
+                look = {"color": colours[profile.epoch], **(thin or {"marker": ".", "markersize": 4})}
+                _draw_alone(ax, profile, curve, Shows("student", run=label), bootstrap, **look)
+            if run.best is not None:
+                look = {**BEST, **thin}
+                shows = Shows("best", run=label)
+                legend["Best checkpoint"] = _draw_alone(ax, run.best, curve, shows, bootstrap, **look)
+        for role, profiles in means:
+            lines = {n: profile_curve(block_places(p), p, curve, Shows(role)) for n, p in profiles.items()}
+            epoch = next(iter(profiles.values())).epoch
+            draw_mean(ax, title, lines, **(BEST if role == "best" else {"color": colours[epoch]}))
+        _label_panel(ax, title, next(iter(members.values())).students[0])
+    for ax, teacher in zip(axes[len(panels) :], teachers, strict=True):
+        legend["Teacher"] = _draw_alone(ax, teacher, curve, Shows("teacher"), bootstrap, **TEACHER)
+        _label_panel(ax, f"Teacher ({teacher.model})", teacher)
+
+    label_y(axes, curve)
+    share_y(axes)
+    epoch_bar(figure, axes, epochs)
+    said = curve_notes(*drawn, *teachers, curve=curve, bootstrap=bootstrap)
+    footer(figure, [*said, *mean_notes(axes)], legend)
+    return figure
+
+
+def _draw_alone(
+    ax: Axes, profile: Profile, curve: Statistic, shows: Shows, bootstrap: bool, **look: Any
+) -> Line2D:
+    return draw_profile(ax, block_places(profile), profile, curve, shows, bootstrap, **look)
+
+
+def _means(runs: Mapping[str, RunProfiles]) -> list[tuple[Role, dict[str, Profile]]]:
+    """Of what the runs of one panel have a mean: the epochs at which all were probed, and their best."""
+    probes = {name: {profile.epoch: profile for profile in run.students} for name, run in runs.items()}
+    shared = set.intersection(*map(set, probes.values()))
+    found: list[tuple[Role, dict[str, Profile]]] = [
+        ("student", {name: probed[epoch] for name, probed in probes.items()})
+        for epoch in next(iter(probes.values()))
+        if epoch in shared
+    ]
+    bests = {name: run.best for name, run in runs.items() if run.best}
+    return [*found, ("best", bests)] if len(bests) == len(runs) else found
+
+
+def _label_panel(ax: Axes, title: str, profile: Profile) -> None:
+    ticks(ax.xaxis, block_places(profile), layer_labels(profile), most=7)
+    if word(profile) == "layer":
+        ax.tick_params("x", labelrotation=30)
+    ax.set_xlabel(word(profile).capitalize())
+    ax.set_title(wrapped(title), fontsize=9)

@@ -1,0 +1,99 @@
+"""A statistic is a file in `measures/` and a line of the list: nothing else has to know of it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+ADDED = """
+import json, sys, types
+import torch
+from distill_dynamics.dynamics import statistics
+from distill_dynamics.dynamics.statistics import Statistic
+
+negatives = types.ModuleType("negatives")
+negatives.share = lambda x: (x < 0).flatten(1).float().mean(1)
+volume = types.ModuleType("volume")
+volume.largest = lambda eigenvalues: eigenvalues[..., -1] / eigenvalues.sum(-1)
+for module in (negatives, volume):
+    sys.modules[f"distill_dynamics.dynamics.measures.{module.__name__}"] = module
+more = (
+    Statistic("negatives", "images", "negatives.share", title="Share below zero", axis="Share"),
+    Statistic("first_axis", "set", "volume.largest", title="First axis", axis="Share of variance"),
+)
+statistics.STATISTICS += more
+statistics.SHOWN += more
+
+from distill_dynamics import figures
+from distill_dynamics.callbacks import probe
+from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.report.gallery import gallery
+from distill_dynamics.report.records import Run
+from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.tables import OTHER_CURVES, curve_rows
+
+
+class Model:
+    name, layers, channels = "m", ["a", "b"], [4, 4]
+
+    def parameters(self):
+        return iter(())
+
+    def __call__(self, images, layers=(), logits=True):
+        return types.SimpleNamespace(maps=[images, images.abs()])
+
+
+images = torch.arange(-32.0, 32).view(4, 4, 2, 2)
+profile = profile_model(Model(), images, epoch=1)
+profile.save(sys.argv[1] + "/p.npz")
+profile = Profile.load(sys.argv[1] + "/p.npz")
+run = Run("r", "r", None, "fit", RunProfiles([profile], None, None))
+said = {
+    "negatives": profile.curves["negatives"].tolist(),
+    "metrics": sorted(probe._measures("student", profile)),
+    "figures": sorted(figures.of_run([profile])),
+    "pictures": [picture.title for picture in gallery([run])],
+    "tables": [curve_rows([("x", profile)], curve)[0][0] for curve in OTHER_CURVES],
+    "first_axis": [float(profile.curve("first_axis")[0]), float(profile.curve_se("first_axis")[0])],
+}
+try:
+    from distill_dynamics.report.dashboard import build
+    said["sections"] = [section.name for section in build("team", "project").sections]
+except ValueError:
+    pass
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("profile"))
+    run = subprocess.run(
+        [sys.executable, "-c", ADDED, folder], capture_output=True, text=True, check=True
+    ).stdout
+    return json.loads(run.splitlines()[-1])
+
+
+def test_it_is_measured_saved_and_read(said):
+    assert said["negatives"] == [[1, 0], [1, 0], [0, 0], [0, 0]]
+    value, error = said["first_axis"]
+    assert 0.25 < value <= 1
+    assert error >= 0
+
+
+def test_it_is_logged_by_block(said):
+    wanted = {f"dynamics/student/{name}/block_0{n}" for name in ("negatives", "first_axis") for n in (1, 2)}
+    assert wanted <= set(said["metrics"])
+    assert "dynamics/student/median/block_01" not in said["metrics"]  # kept, and not shown
+
+
+def test_it_is_drawn_and_told_of(said):
+    assert {"negatives_evolution", "first_axis_evolution", "entropy_evolution"} <= set(said["figures"])
+    assert {"Share below zero by block", "First axis by block"} <= set(said["pictures"])
+    assert said["tables"] == ["effective rank", "share below zero", "first axis"]
+
+
+def test_the_dashboard_has_a_section_of_it(said):
+    pytest.importorskip("wandb_workspaces")
+    assert {"Share below zero", "First axis"} <= set(said["sections"])
