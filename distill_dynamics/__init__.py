@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill_dynamics.errors import UserError
-    from distill_dynamics.models.backbone import Backbone, Features
-    from distill_dynamics.train.distiller import Distiller, Term
+    from distill_dynamics.models.backbone import Backbone
+    from distill_dynamics.models.features import Features
+    from distill_dynamics.train.distiller import Distiller
+    from distill_dynamics.train.terms import Term
 
 # Loaded when they are asked for: losses and measures need torch alone.
 _MODULES = {
     "Backbone": "models.backbone",
     "Distiller": "train.distiller",
-    "Features": "models.backbone",
-    "Term": "train.distiller",
+    "Features": "models.features",
+    "Term": "train.terms",
     "UserError": "errors",
 }
 

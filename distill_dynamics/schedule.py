@@ -1,5 +1,10 @@
-"""Learning-rate schedules: the default, for a training of any length, and the published one, by epochs."""
+"""What changes while training: weights and temperatures by `Schedule`, the learning rate by two others.
 
+A `Schedule` gives a number for the progress, the share of the training that is done, from 0 to 1. The rate's
+are the default, for a training of any length, and the published one, by epochs.
+"""
+
+import bisect
 import math
 from typing import Any
 
@@ -7,6 +12,90 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distill_dynamics.errors import UserError
+
+
+class Schedule:
+    """A number for each `progress`, the share of the training that is done, from 0 to 1.
+
+    A subclass of yours gives it by `__call__`. It is asked for the middle of each step, and should have no
+    state: a resumed run asks for its own steps alone.
+    """
+
+    def __call__(self, progress: float) -> float:
+        """Give the number there."""
+        raise NotImplementedError
+
+
+class Linear(Schedule):
+    """From `first` to `last` on a line."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.first, self.last = first, last
+
+    def __call__(self, progress: float) -> float:
+        """Give the number there."""
+        return self.first + (self.last - self.first) * progress
+
+
+class Cosine(Schedule):
+    """From `first` to `last` on half a cosine, flat at both ends."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.first, self.last = first, last
+
+    def __call__(self, progress: float) -> float:
+        """Give the number there."""
+        return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Steps(Schedule):
+    """`values[0]` until `at[0]`, then `values[1]` until `at[1]`, and so on; one value more than places.
+
+    `UserError` for other numbers of them, and for places that do not rise within 0 and 1.
+    """
+
+    def __init__(self, values: list[float], at: list[float]) -> None:
+        if len(values) != len(at) + 1 or [*at] != sorted({*at}) or not all(0 < place < 1 for place in at):
+            raise UserError(f"Steps: {len(at)} rising places within 0 and 1 part {len(at) + 1} values")
+        self.values, self.at = values, at
+
+    def __call__(self, progress: float) -> float:
+        """Give the number there."""
+        return self.values[bisect.bisect_right(self.at, progress)]
+
+
+class Until(Schedule):
+    """`value` until `start`, then half a cosine to 0 at `end`, and 0 from there on.
+
+    `UserError` unless 0 <= start <= end <= 1.
+    """
+
+    def __init__(self, start: float, end: float, value: float = 1.0) -> None:
+        if not 0 <= start <= end <= 1:
+            raise UserError(
+                f"{type(self).__name__}: start and end are shares of the training, 0 <= start <= end <= 1, "
+                f"not {start} and {end}"
+            )
+        self.start, self.end, self.value = start, end, value
+
+    def _share(self, progress: float) -> float:
+        if progress < self.start:
+            return 1.0
+        if progress >= self.end:
+            return 0.0
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.start) / (self.end - self.start)))
+
+    def __call__(self, progress: float) -> float:
+        """Give the number there."""
+        return self.value * self._share(progress)
+
+
+class From(Until):
+    """The mirror of `Until`: 0 until `start`, then half a cosine to `value` at `end`, and that from there."""
+
+    def __call__(self, progress: float) -> float:
+        """Give the number there."""
+        return self.value * (1 - self._share(progress))
 
 
 def warmup_then_cosine(progress: float, warmup: float = 0.1, end: float = 0.01) -> float:

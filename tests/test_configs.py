@@ -53,6 +53,11 @@ def build(monkeypatch, tmp_path, *args):
     return kept["cli"]
 
 
+def aligned(model):
+    """Pairs and weight of each term that aligns blocks."""
+    return [(term.pairs, term.weight) for term in model.terms.values() if term.pairs]
+
+
 def configs(path):
     base = path.parent / "base.yaml"
     if path == CONTROL:
@@ -75,16 +80,16 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
         assert f"{top1:.2f} %" in path.read_text()
         assert built.trainer.max_epochs == epochs
         assert sum(p.numel() for p in model.student.parameters()) == 5_717_416
-        assert (len(model.student.layers), len(model.teacher.layers)) == (12, 24)
+        assert (len(model.student.layers), len(model.teacher.backbone.layers)) == (12, 24)
         if ends is None:
-            assert not model.pairs
+            assert not aligned(model)
         else:
             first, last = ends
-            (pairs,) = model.pairs.values()
+            ((pairs, given),) = aligned(model)
             assert pairs == [(i, i) for i in range(1, first + 1)] + [
                 (13 - i, 25 - i) for i in range(last, 0, -1)
             ]
-            assert weight in model.weights.values()
+            assert given == weight
         data.setup("fit")
         images, _targets = next(iter(data.val_dataloader()))
         assert images.shape[1:] == (3, 224, 224)
@@ -94,8 +99,8 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
         _, ends, weight, epochs = PUBLISHED[row]
         assert built.trainer.max_epochs == round(epochs / 300 * 12)
         expected = [] if ends is None else [[*range(1, ends[0] + 1), *range(13 - ends[1], 13)]]
-        assert [[s for s, _ in pairs] for pairs in model.pairs.values()] == expected
-        assert weight is None or weight in model.weights.values()
+        assert [[s for s, _ in pairs] for pairs, _ in aligned(model)] == expected
+        assert weight is None or [given for _, given in aligned(model)] == [weight]
 
 
 TAUGHT_BY_CAIT = [
@@ -110,7 +115,7 @@ def test_rows_of_the_study_build_on_cifar10_too(path, monkeypatch, tmp_path):
         monkeypatch, tmp_path, "--config", base, "--config", path, "--model.teacher.checkpoint", "null"
     )
     model, data = built.model, built.datamodule
-    assert (len(model.student.layers), len(model.teacher.layers)) == (12, 24)
+    assert (len(model.student.layers), len(model.teacher.backbone.layers)) == (12, 24)
     images = torch.zeros(1, data.in_chans, data.image_size, data.image_size)
     with torch.no_grad():
         assert model.student.eval()(images).logits.shape == (1, 10)

@@ -13,8 +13,7 @@ from distill_dynamics import Backbone, Distiller
 from distill_dynamics.callbacks import EMA
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.losses import spectral
-from distill_dynamics.models.backbone import Features
-from distill_dynamics.train.distiller import _Renormalise
+from distill_dynamics.train.terms import BoundTerm
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -69,25 +68,26 @@ def test_losses_and_probes_are_float32_under_mixed_precision(experiment, tmp_pat
     fit(experiment("whole", **plain()), "--name", "whole")
 
     dtypes, logits, parts = Dtypes(), set(), []
-    compute, losses = spectral.spectral_kd, Distiller.losses
+    compute, of_term = spectral.spectral_kd, BoundTerm.forward
 
     def watched(student_map, teacher_map):
         with dtypes:
             return compute(student_map, teacher_map)
 
-    def kept(self, student, teacher, targets):
-        logits.update({student.logits.dtype, teacher.logits.dtype})
-        parts.append(losses(self, student, teacher, targets))
+    def kept(self, student, teacher, batch):
+        if self.name == "kd":
+            logits.update({student["logits", None].dtype, teacher["kd", 0, "logits"].dtype})
+        parts.append(of_term(self, student, teacher, batch))
         return parts[-1]
 
     monkeypatch.setattr(spectral, "spectral_kd", watched)
-    monkeypatch.setattr(Distiller, "losses", kept)
+    monkeypatch.setattr(BoundTerm, "forward", kept)
     fit(experiment("mixed", **plain(**HALF[half])), "--name", "mixed")
 
     assert logits == {half}
     assert {dtype for _, dtype in dtypes.seen} == {torch.float32}
     assert "aten::sum" in {name for name, _ in dtypes.seen}
-    assert {part.dtype for step in parts for part in step.values()} == {torch.float32}
+    assert {part.dtype for part in parts} == {torch.float32}
     assert all(v.dtype == torch.float32 for v in checkpoint(runs / "mixed")["state_dict"].values())
 
     for name in ("teacher", "student_epoch_0000"):
@@ -112,15 +112,16 @@ def test_losses_and_probes_are_float32_under_mixed_precision(experiment, tmp_pat
 def test_the_teacher_may_have_a_precision_of_its_own(
     experiment, tmp_path, monkeypatch, no_report, trainers, teachers, dtypes
 ):
-    seen, losses = set(), Distiller.losses
+    seen, of_term = set(), BoundTerm.forward
 
-    def kept(self, student, teacher, targets):
-        seen.add((student.logits.dtype, teacher.logits.dtype))
-        parts = losses(self, student, teacher, targets)
-        assert {part.dtype for part in parts.values()} == {torch.float32}
-        return parts
+    def kept(self, student, teacher, batch):
+        if self.name == "kd":
+            seen.add((student["logits", None].dtype, teacher["kd", 0, "logits"].dtype))
+        loss = of_term(self, student, teacher, batch)
+        assert loss.dtype == torch.float32
+        return loss
 
-    monkeypatch.setattr(Distiller, "losses", kept)
+    monkeypatch.setattr(BoundTerm, "forward", kept)
     settings = plain(trainer__precision=trainers, probe__every_n_epochs=0, trainer__max_epochs=1)
     fit(experiment("own", **settings, model__teacher_precision=teachers), "--name", "own")
     assert seen == {dtypes}
@@ -162,9 +163,9 @@ def test_soft_labels_and_targets_lose_nothing_to_half_precision():
     targets = torch.arange(64)
     distiller = Distiller(Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 1}))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        parts = distiller.losses(Features(logits, []), None, targets)
+        loss = distiller.terms["ce"]({("logits", None): logits}, {}, {"targets": targets})
     expected = torch.nn.functional.cross_entropy(logits.double(), targets, label_smoothing=0.1)
-    assert parts["ce"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_channels_last_trains_as_channels_first(experiment, tmp_path):
@@ -192,9 +193,8 @@ def test_channels_last_is_of_both_models_and_their_images():
     models = [Backbone(name, timm_kwargs={"num_classes": 10}) for name in ("test_resnet", "test_resnet")]
     distiller = Distiller(*models, channels_last=True)
     other = types.SimpleNamespace(mean=models[0].mean, std=(0.5, 0.5, 0.5))
-    distiller._renormalise_student = _Renormalise(models[0], models[0])
-    distiller._renormalise_teacher = _Renormalise(other, models[1])
-    for model, images in zip(models, (distiller.for_student, distiller.for_teacher), strict=True):
+    distiller.teacher.take_images_of(other)
+    for model, images in zip(models, (distiller.for_student, distiller.teacher.images), strict=True):
         assert model.model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
         assert images(torch.rand(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
 
@@ -213,7 +213,9 @@ def test_compiled_models_train_as_they_are_and_keep_their_names(experiment, tmp_
     finish = EMA.on_validation_epoch_end
 
     def watched(self, trainer, module):
-        compiled.add(tuple(m._compiled_call_impl is not None for m in (module.student, module.teacher)))
+        compiled.add(
+            tuple(m._compiled_call_impl is not None for m in (module.student, module.teacher.backbone))
+        )
         finish(self, trainer, module)
 
     monkeypatch.setattr(EMA, "on_validation_epoch_end", watched)

@@ -120,11 +120,9 @@ def test_the_optimiser_is_adamw_with_its_defaults(recipe):
     default = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(()))]).defaults
     assert optimizer.defaults == {**default, "lr": 5e-4, "weight_decay": 0.05, "eps": 1e-8, "fused": True}
     assert built.trainer.gradient_clip_val is None
-    assert (built.model.alpha, built.model.soft_kd.temperature, built.model.label_smoothing) == (
-        0.9,
-        1.0,
-        0.1,
-    )
+    ce, kd = built.model.terms["ce"], built.model.terms["kd"]
+    assert (ce.weight, ce[0].label_smoothing) == (pytest.approx(0.1), 0.1)
+    assert (kd.weight, kd[0].temperature) == (0.9, 1.0)
     assert not [m for m in built.model.student.modules() if getattr(m, "p", 0) or getattr(m, "drop_prob", 0)]
 
 

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import weakref
 
 import pytest
@@ -19,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from distill_dynamics import Backbone, Distiller, UserError
 from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import profile_model
-from distill_dynamics.models.sharding import is_sharded, shard
+from distill_dynamics.models.sharding import blocks, shard
+from distill_dynamics.train.checks import check_sharding
 
 NEEDS_COMPILER = pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on a CPU")
 DINO = {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 6}
@@ -71,8 +73,8 @@ def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     teacher = large_teacher()
     before = [weakref.ref(parameter) for parameter in teacher.parameters()]
-    shard(teacher, strategy_of(rank, 2))
-    shard(teacher, strategy_of(rank, 2))  # as a second fit does
+    shard(teacher, torch.device("cpu"), 2)
+    shard(teacher, torch.device("cpu"), 2)  # as a second fit does
     held = [parameter.to_local() for parameter in teacher.parameters()]
     images = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     result = {
@@ -144,7 +146,7 @@ def test_its_profile_is_that_of_the_whole(ranks, folder):
 )
 def test_blocks_are_what_timm_lists(name, inside):
     backbone = Backbone(name)
-    assert backbone.blocks() == [backbone.model.get_submodule(path) for path in inside]
+    assert blocks(backbone) == [backbone.model.get_submodule(path) for path in inside]
 
 
 def one_line(error):
@@ -154,17 +156,16 @@ def one_line(error):
 
 @pytest.mark.parametrize("other", ["one device", "no ddp"])
 def test_it_takes_ddp_and_two_devices(other):
-    teacher = large_teacher()
+    strategy = strategy_of(0, 1) if other == "one device" else SingleDeviceStrategy("cpu")
     with pytest.raises(UserError) as error:
-        shard(teacher, strategy_of(0, 1) if other == "one device" else SingleDeviceStrategy("cpu"))
+        check_sharding(types.SimpleNamespace(strategy=strategy, world_size=1))
     line = one_line(error)
     assert all(word in line for word in ["model.shard_teacher", "trainer.strategy: ddp", "trainer.devices"])
-    assert not is_sharded(teacher)
 
 
 def test_shared_parameters_are_refused():
     with pytest.raises(UserError) as error:
-        shard(Backbone("coat_lite_tiny"), strategy_of(0, 2))
+        shard(Backbone("coat_lite_tiny"), torch.device("cpu"), 2)
     assert "coat_lite_tiny share parameters" in one_line(error)
 
 
@@ -194,7 +195,7 @@ def test_only_fit_shards(experiment, capsys):
 def test_before_it_is_sharded_it_goes_to_no_device():
     student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 1, "num_classes": 6})
     distiller = Distiller(student, large_teacher(), shard_teacher=True).to("meta")
-    assert {parameter.device.type for parameter in distiller.teacher.parameters()} == {"cpu"}
+    assert {parameter.device.type for parameter in distiller.teacher.backbone.parameters()} == {"cpu"}
     assert {parameter.device.type for parameter in student.parameters()} == {"meta"}
 
 
@@ -202,7 +203,7 @@ class Tell(Callback):
     """Says on each rank how many bytes of the teacher it holds."""
 
     def on_train_end(self, trainer, module):
-        parts = [p.to_local() if isinstance(p, DTensor) else p for p in module.teacher.parameters()]
+        parts = [p.to_local() if isinstance(p, DTensor) else p for p in module.teacher.backbone.parameters()]
         os.write(1, b"holds %d bytes\n" % sum(part.untyped_storage().nbytes() for part in parts))
 
 

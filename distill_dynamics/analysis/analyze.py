@@ -32,7 +32,8 @@ from distill_dynamics.dynamics.signature import (
 )
 from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.models.backbone import Backbone, Evaluation
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
@@ -147,7 +148,7 @@ def analyze(
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is from 0 to 2^63 - 1, not {seed}")
 
-    def prepare(model: Model, weights: Weights) -> tuple[Backbone, ImageStream, Evaluation]:
+    def prepare(model: Model, weights: Weights) -> tuple[Backbone, ImageStream, EvalTransform]:
         backbone = _backbone(model, weights, seed, told)
         backbone.resolve_layers(layers)
         evaluation = _evaluation(backbone, images, told)
@@ -259,7 +260,7 @@ def _backbone(model: Model, weights: Weights, seed: int, told: Told) -> Backbone
     return backbone
 
 
-def _evaluation(backbone: Backbone, images: ImageSet, told: Told) -> Evaluation:
+def _evaluation(backbone: Backbone, images: ImageSet, told: Told) -> EvalTransform:
     """The model's own, that of the images' DataModule before it, what the user told before both."""
     size = None if told.image_size is None else (told.image_size, told.image_size)
     wanted = {"image_size": size, "crop_pct": told.crop_pct, "interpolation": told.interpolation}
@@ -295,7 +296,7 @@ def _try(backbone: Backbone, size: tuple[int, int]) -> None:
         ) from error
 
 
-def _introduction(label: str, backbone: Backbone, evaluation: Evaluation) -> str:
+def _introduction(label: str, backbone: Backbone, evaluation: EvalTransform) -> str:
     name = label if label == backbone.name else f"{label}: {backbone.name}"
     count = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     weights = "" if backbone.has_weights else ", random weights"

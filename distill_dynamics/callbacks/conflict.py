@@ -18,7 +18,9 @@ from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.isolated import isolated
-from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.progress import progress_after
 from distill_dynamics.train.run_logger import log_row
 
 
@@ -146,11 +148,14 @@ class GradientConflict(Callback):
         self._blocks: list[list[nn.Parameter]]
         self._images: Tensor
         self._targets: Tensor
+        self._index: Tensor
+        self._terms: list[str] = []  # those that align blocks
         self._probed: int | None = None  # the latest epoch that was, on every rank
 
     def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Draw the images and find each block's parameters."""
-        if not pl_module.pairs:
+        self._terms = [name for name, term in pl_module.terms.items() if term.pairs]
+        if not self._terms:
             rank_zero_warn("GradientConflict: model.terms is empty, so no gradient of a term is logged")
             return
         self._blocks = block_parameters(pl_module.student)
@@ -164,6 +169,7 @@ class GradientConflict(Callback):
         data = datamodule(trainer)
         probe_set = data.probe_set(self.n_images, self.seed, split="train")
         self._images = probe_set.normalised(data.mean, data.std)
+        self._index = torch.as_tensor(probe_set.indices)
         self._targets = torch.as_tensor(data.sources["train"].targets[probe_set.indices])
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -187,11 +193,14 @@ class GradientConflict(Callback):
         with isolated(pl_module), torch.enable_grad():
             weight = next(pl_module.student.parameters())
             images = self._images.to(device=weight.device, dtype=weight.dtype)
-            student, teacher = pl_module.student_features(images), pl_module.teacher_features(images)
-            parts = pl_module.losses(student, teacher, self._targets.to(weight.device))
-            terms = {name: parts.pop(name) for name in pl_module.pairs}
-            weighted = [pl_module.weights[name] * part for name, part in parts.items()]
-            found = conflict(terms, pl_module.weights, torch.stack(weighted).sum(), self._blocks)
+            progress = progress_after(trainer, epoch)
+            batch = {"targets": self._targets, "index": self._index, "progress": progress}
+            batch = {name: v.to(weight.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
+            parts, weights = pl_module.losses(images, batch), pl_module.weights_at(progress)
+            terms = {name: parts.pop(name) for name in self._terms}
+            weighted = [weights[name] * part for name, part in parts.items()]
+            other = torch.stack(weighted).sum() if weighted else images.new_zeros(())
+            found = conflict(terms, weights, other, self._blocks)
         self._log(trainer, epoch, found)
 
     @rank_zero_only

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
-from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.schedule import Schedule
+from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.terms import BoundTerm
 
 REFRESH_S = 0.2
 """How long the bar stands still: to show the loss is to wait for a GPU."""
@@ -56,8 +61,8 @@ class Console(Callback):
         data = datamodule(trainer)
         rows = [("run", trainer.default_root_dir)]
         if pl_module.teacher is not None:
-            rows.append(("teacher", _model(pl_module.teacher)))
-            rows.append(("", accuracy_line(pl_module.teacher, pl_module.teacher_accuracy, data)))
+            rows.append(("teacher", _model(pl_module.teacher.backbone)))
+            rows.append(("", accuracy_line(pl_module.teacher.backbone, pl_module.teacher.accuracy, data)))
         rows.append(("student", _model(pl_module.student)))
         rows.append(
             (
@@ -75,7 +80,8 @@ class Console(Callback):
 
 def doubt_of(distiller: Distiller) -> str | None:
     """What is to be doubted of the teacher, if anything."""
-    return None if distiller.teacher is None else doubt(distiller.teacher, distiller.teacher_accuracy)
+    teacher = distiller.teacher
+    return None if teacher is None else doubt(teacher.backbone, teacher.accuracy)
 
 
 def _model(backbone: Backbone) -> str:
@@ -86,12 +92,25 @@ def _model(backbone: Backbone) -> str:
 
 
 def _terms(distiller: Distiller) -> list[str]:
-    lines = [f"{distiller.weights['ce']:.2f} x cross-entropy (label smoothing {distiller.label_smoothing:g})"]
-    if distiller.alpha > 0:
-        lines.append(f"{distiller.alpha:.2f} x SoftKD (temperature {distiller.soft_kd.temperature:g})")
-    for name, pairs in distiller.pairs.items():
-        losses: Any = distiller.terms[name]
-        kind = type(losses[0]).__name__
-        shown = ", ".join(f"{s}-{t}" for s, t in pairs)
-        lines.append(f"{distiller.weights[name]:.2f} x {name}: {kind}, student-teacher blocks {shown}")
-    return lines
+    terms: Any = distiller.terms
+    return [f"{_weight(term.weight)} x {_term(name, term)}" for name, term in terms.items()]
+
+
+def _term(name: str, term: BoundTerm) -> str:
+    loss: Any = term[0]
+    if name == "ce" and isinstance(loss, CrossEntropy):
+        return f"cross-entropy (label smoothing {loss.label_smoothing:g})"
+    if name == "kd" and isinstance(loss, SoftKD):
+        return f"{type(loss).__name__} (temperature {_number(loss.temperature)})"
+    pairs = ", ".join(f"{s}-{t}" for s, t in term.pairs)
+    return f"{name}: {type(loss).__name__}" + (f", student-teacher blocks {pairs}" if pairs else "")
+
+
+def _weight(weight: float | Schedule) -> str:
+    return _number(weight) if callable(weight) else f"{weight:.2f}"
+
+
+def _number(value: float | Callable[[float], float]) -> str:
+    if not callable(value):
+        return f"{value:g}"
+    return f"{type(value).__name__} {value(0.0):g} to {value(1.0):g}"

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.train.distiller import Distiller, accuracies
+from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.train.metrics import accuracies
 
 
 class EMA(Callback):

@@ -23,7 +23,8 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
 from distill_dynamics.runs.profiles import load_profiles, up_to
-from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.run_logger import log_row
 
 
@@ -77,8 +78,8 @@ class DynamicsProbe(Callback):
         """Profile the teacher, and the student at epoch 0."""
         if not self._active(pl_module) or trainer.global_step > 0:
             return
-        if pl_module.teacher is not None and pl_module.teacher.layers:
-            teacher = self._profile(trainer, pl_module.teacher, None)
+        if pl_module.teacher is not None and pl_module.teacher.backbone.layers:
+            teacher = self._profile(trainer, pl_module.teacher.backbone, None)
             self._write(trainer, teacher, "teacher")
             pictures = {"teacher_spectra": figures.spectra(teacher)}
             self._log(trainer, 0, _measures("teacher", teacher), pictures)

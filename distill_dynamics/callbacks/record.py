@@ -21,7 +21,8 @@ from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
 from distill_dynamics.signals import Preempted
 from distill_dynamics.train.checkpoints import begin_from
-from distill_dynamics.train.distiller import Distiller, datamodule
+from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.run_logger import RunLogger
 
 BEST_STUDENT = "student"
@@ -198,9 +199,9 @@ def _keep_what_is_there(callback: ModelCheckpoint, state: dict[str, Any], epoch:
 
 def _teacher(distiller: Distiller) -> dict[str, Any] | None:
     """Who teaches, how well, and what is to be doubted of it."""
-    teacher, accuracy = distiller.teacher, distiller.teacher_accuracy
-    if teacher is None:
+    if distiller.teacher is None:
         return None
+    teacher, accuracy = distiller.teacher.backbone, distiller.teacher.accuracy
     return {
         "name": teacher.name,
         "weights": teacher.source,

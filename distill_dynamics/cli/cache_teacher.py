@@ -12,16 +12,15 @@ from distill_dynamics.cli.fit import DistillCLI
 from distill_dynamics.cli.help import CACHE_TEACHER, NOT_FOR_CACHE_TEACHER, PARSER_KWARGS
 from distill_dynamics.data import ImageData
 from distill_dynamics.errors import UserError
-from distill_dynamics.teacher_cache.build import CacheBuilder, CacheVerifier
+from distill_dynamics.train.cache_teacher import CacheTeacher
 
 
 class CacheTeacherCLI(DistillCLI):
     """LightningCLI for the command `cache-teacher`."""
 
     def __init__(self, args: list[str]) -> None:
-        verify = "--verify" in args
         super().__init__(
-            CacheVerifier if verify else CacheBuilder,
+            CacheTeacher,
             args=["predict", *args],  # Lightning's command that only runs a model
             parser_kwargs={**PARSER_KWARGS, "predict": CACHE_TEACHER},
         )
@@ -55,6 +54,7 @@ class CacheTeacherCLI(DistillCLI):
     def predict(self, model: Any, datamodule: ImageData, **kwargs: Any) -> None:
         """Build or verify."""
         model.folder, model.top_k = Path(self.config.predict.out).expanduser(), self.config.predict.top_k
+        model.verifies = self.config.predict.verify
         if model.top_k < 1:
             raise UserError(f"--top_k: {model.top_k} must be at least 1")
         bar: Any = self.trainer.progress_bar_callback

@@ -121,14 +121,20 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
 class TrainImages(Images[Key]):
     """Augmented views: every draw is a function of (seed, epoch, image, repeat) and of nothing else.
 
+    If `indexed`, a batch has the images' places in the source, "index" [B], in its third part.
+
     In the main process the global generators are put back afterwards; a worker process has no use for them.
     `finish` (random erasing) has a stream of its own, as it runs after the whole batch was normalised.
     """
 
-    def __init__(self, *args: Any, finish: Compose, seed: int):
+    def __init__(self, *args: Any, finish: Compose, seed: int, indexed: bool = False):
         super().__init__(*args)
         self.finish = finish
         self.seed = seed
+        self.indexed = indexed
+
+    def _answers(self, keys: Sequence[Key]) -> dict[str, Tensor]:
+        return {"index": torch.tensor([key.image for key in keys])} if self.indexed else {}
 
     def _stream(self, key: Key) -> tuple[int, ...]:
         """What a view's random numbers are a function of."""
@@ -181,7 +187,8 @@ class FixedViews(TrainImages):
         return (self.seed, *self._view(key))
 
     def _answers(self, keys: Sequence[Key]) -> dict[str, Tensor]:
-        return self.answers([self._view(key) for key in keys]) if self.answers else {}
+        stored = self.answers([self._view(key) for key in keys]) if self.answers else {}
+        return super()._answers(keys) | stored
 
 
 class EvalImages(Images[int]):

@@ -106,6 +106,7 @@ class ImageData(pl.LightningDataModule):
         self.crop_padding = crop_padding
         self.repeats = repeats
         self.views, self.view_seed = views, view_seed
+        self.indexed = False  # whether training batches have the images' places in the data set
         self.answers: Callable[[Sequence[View]], dict[str, torch.Tensor]] | None = None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
@@ -274,11 +275,12 @@ class ImageData(pl.LightningDataModule):
         to_pixels, finish = self._train_transforms()
         given = (self._source("train"), to_pixels, self.mean, self.std, self.unreadable)
         if self.views is None:
-            return TrainImages(*given, finish=finish, seed=seed)
+            return TrainImages(*given, finish=finish, seed=seed, indexed=self.indexed)
         return FixedViews(
             *given,
             finish=finish,
             seed=self.view_seed,
+            indexed=self.indexed,
             views=self.views,
             repeats=self.repeats,
             answers=answers,

@@ -7,12 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_dynamics.losses.logits import SoftKD, soft_kd
+    from distill_dynamics.losses.cross_entropy import CrossEntropy
+    from distill_dynamics.losses.logits import DistilledSoftKD, SoftKD, soft_kd
     from distill_dynamics.losses.projector import ProjectorKD, projector_kd
     from distill_dynamics.losses.spectral import SpectralKD, spectral_kd
 
 # A loss is loaded when it is asked for.
 _MODULES = {
+    "CrossEntropy": "cross_entropy",
+    "DistilledSoftKD": "logits",
     "ProjectorKD": "projector",
     "SoftKD": "logits",
     "SpectralKD": "spectral",
@@ -22,6 +25,8 @@ _MODULES = {
 }
 
 __all__ = [
+    "CrossEntropy",
+    "DistilledSoftKD",
     "ProjectorKD",
     "SoftKD",
     "SpectralKD",

@@ -3,6 +3,8 @@
 Of a teacher that answered earlier only the likeliest classes may be at hand: `TopClasses`.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -111,14 +113,44 @@ def soft_kd_top(student_logits: Tensor, teacher: TopClasses, temperature: float 
 
 
 class SoftKD(nn.Module):
-    """`soft_kd` at a fixed temperature; the paper's is 1."""
+    """`soft_kd` at a temperature; the paper's is 1.
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    The temperature may be a schedule, any function of `progress`, the share of the training that is done.
+    `UserError` for one that is not above 0.
+    """
+
+    takes_top_classes = True
+    """Its teacher may be `TopClasses`: what is stored of answers that were cut off."""
+
+    def __init__(self, temperature: float | Callable[[float], float] = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise UserError(f"temperature is a number above 0, not {temperature}")
+        for value in [temperature] if not callable(temperature) else [temperature(0.0), temperature(1.0)]:
+            if not (value > 0 and math.isfinite(value)):
+                raise UserError(f"temperature is a number above 0, not {value}")
         self.temperature = temperature
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    def at(self, progress: float) -> float:
+        """The temperature there."""
+        return self.temperature(progress) if callable(self.temperature) else self.temperature
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor | TopClasses, progress: float = 0.0
+    ) -> Tensor:
         """Give the scalar loss of logits [B, K]."""
-        return soft_kd(student_logits, teacher_logits, self.temperature)
+        temperature = self.at(progress)
+        if isinstance(teacher_logits, TopClasses):
+            return soft_kd_top(student_logits, teacher_logits, temperature)
+        return soft_kd(student_logits, teacher_logits, temperature)
+
+
+class DistilledSoftKD(SoftKD):
+    """`SoftKD` of the distillation token's logits, as DeiT has it (Touvron et al. 2021, Section 4).
+
+    Those of a student without that token are its logits, and this is `SoftKD` then.
+    """
+
+    def forward(
+        self, student_dist_logits: Tensor, teacher_logits: Tensor | TopClasses, progress: float = 0.0
+    ) -> Tensor:
+        """Give the scalar loss of logits [B, K]."""
+        return super().forward(student_dist_logits, teacher_logits, progress)

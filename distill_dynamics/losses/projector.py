@@ -121,7 +121,7 @@ class ProjectorKD(nn.Module):
         check_channels(student_map, teacher_map, self.channels)
         return projector_kd(student_map, teacher_map, self.projector.weight, self.projector.bias)
 
-    def teacher_part(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """All that the loss sees of the teacher's map: pooled to the smaller grid, [B, C_t, min H, min W].
 
         Of maps as `forward` takes them; only the student map's shape counts.

@@ -69,14 +69,14 @@ class SpectralKD(nn.Module):
         self.channels = (student_channels, teacher_channels)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """Give the scalar loss of two maps [B, C, H, W]; the teacher's may be its `teacher_part`."""
+        """Give the scalar loss of two maps [B, C, H, W]; the teacher's may be its `cacheable` part."""
         student_channels, teacher_channels = self.channels
         if teacher_map.shape[1:2] == student_map.shape[1:2]:
             teacher_channels = None
         check_channels(student_map, teacher_map, (student_channels, teacher_channels))
         return spectral_kd(student_map, teacher_map)
 
-    def teacher_part(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """All that the loss sees of the teacher's map: pooled to the smaller grid and the fewer channels.
 
         [B, min C, min H, min W], of maps as `forward` takes them; only the student map's shape counts.

@@ -1,51 +1,31 @@
 """A timm model as the rest of the package sees it: logits and block outputs from one call.
 
-The only file that calls `forward_intermediates`; timm's models are known here and in `models/` alone.
+The only file that calls `forward_intermediates`; timm's models are known in `models/` alone.
 Legend of letters: B batch, C channels, H W grid, L layers, K classes.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import inspect
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import safetensors.torch
 import timm.data
 import timm.models
 import torch
 from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import whole
 from distill_dynamics.models import hub
-from distill_dynamics.models.create import architecture, create
-from distill_dynamics.models.fitting import load
+from distill_dynamics.models.attention import patch_to_patch, seen_attention
+from distill_dynamics.models.eval_transform import EvalTransform, check_normalisation, per_channel
+from distill_dynamics.models.features import Features
 from distill_dynamics.models.layers import resolve_layers
-from distill_dynamics.models.weights import header, read_weights, stated_accuracy
-
-
-class Features(NamedTuple):
-    """What one forward pass gives: `logits` [B, K] or None, and `maps`, a list of [B, C, H, W]."""
-
-    logits: Tensor | None
-    maps: list[Tensor]
-
-
-class Evaluation(NamedTuple):
-    """How images are brought to a model's size for evaluation; timm's words (`data.transforms`)."""
-
-    image_size: tuple[int, int]
-    """Height and width."""
-    crop_pct: float
-    """The shorter side is resized to `image_size / crop_pct` first."""
-    interpolation: str
-    crop_mode: str = "center"
-    """What is done with the longer side: "center", "squash" or "border"."""
+from distill_dynamics.models.save import write_weights
+from distill_dynamics.models.source import make, plain
 
 
 class Backbone(nn.Module):
@@ -90,7 +70,7 @@ class Backbone(nn.Module):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    evaluation: Evaluation
+    evaluation: EvalTransform
 
     def __init__(
         self,
@@ -103,40 +83,12 @@ class Backbone(nn.Module):
         crop_pct: float | None = None,
     ) -> None:
         super().__init__()
-        if pretrained and checkpoint:
-            raise UserError(f"{name or checkpoint}: give either pretrained: true or a checkpoint, not both")
-        given, made_with = _plain(timm_kwargs or {}), {}
+        source = make(name, pretrained, checkpoint, plain(timm_kwargs or {}))
+        self.model = source.model
+        self.name, self.timm_kwargs = source.name, source.timm_kwargs
         self.has_weights = pretrained or checkpoint is not None
         self.source = "timm's published weights" if pretrained else os.fspath(checkpoint or "")
-        self.stated_accuracy: float | None = None
-        folder = Path(os.path.expanduser(checkpoint)) if checkpoint else None
-        if folder is not None and folder.is_dir():
-            config = hub.read_config(folder)
-            if name is not None and architecture(name) != config.architecture:
-                raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
-            self.model = create(f"local-dir:{folder}", True, given)
-            told = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
-            # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
-            self.name = told.get("timm_name", config.architecture)
-            self.timm_kwargs = _plain({**told.get("timm_kwargs", config.model_args), **given})
-            self.stated_accuracy = stated_accuracy(told) or hub.card_accuracy(folder)
-        else:
-            weights = read_weights(checkpoint) if checkpoint else None
-            made_with = weights.description if weights else {}
-            name = made_with.get("timm_name") if name is None else name
-            if name is None:
-                raise UserError(
-                    f"{checkpoint} does not say what it is of: give the name of the timm model"
-                    if checkpoint
-                    else "give the name of a timm model, or as checkpoint a folder in timm's hub layout"
-                )
-            same = made_with and architecture(made_with["timm_name"]) == architecture(name)
-            self.name = name
-            self.timm_kwargs = _plain({**made_with["timm_kwargs"], **given}) if same else given
-            self.model = create(name, pretrained, self.timm_kwargs)
-            if weights:
-                load(self.model, weights, name, new_head="num_classes" in given)
-                self.stated_accuracy = weights.accuracy
+        self.stated_accuracy = source.stated_accuracy
 
         has_maps = hasattr(self.model, "forward_intermediates")
         info = list(getattr(self.model, "feature_info", [])) if has_maps else []
@@ -145,34 +97,22 @@ class Backbone(nn.Module):
         self.num_classes: int = self.model.num_classes
         self.input_size: tuple[int, int, int] = timm.models.get_model_input_config(self.model)["input_size"]
         timms = timm.data.resolve_data_config({}, model=self.model)
-        self.set_normalisation(*((made_with or timms)[key] for key in ("mean", "std")))
-        with_record = bool(made_with) or pretrained or (folder is not None and folder.is_dir())
-        self.normalised_by = "weights" if with_record else "timm"
+        self.set_normalisation(*((source.description or timms)[key] for key in ("mean", "std")))
+        self.normalised_by = "weights" if source.is_recorded else "timm"
         if mean is not None and std is not None:
-            self._check_normalisation(mean, std)
+            check_normalisation(self.name, mean, std, self.input_size[0])
             self.set_normalisation(mean, std)
             self.normalised_by = "given"
         elif mean is not None or std is not None:
             raise UserError(f"{self.name}: give both mean and std, or neither")
-        own = {"image_size": self.input_size[1:], **{key: timms[key] for key in Evaluation._fields[1:]}}
-        own |= made_with.get("evaluation", {})  # files of earlier versions have none
+        own = {"image_size": self.input_size[1:], **{key: timms[key] for key in EvalTransform._fields[1:]}}
+        own |= source.description.get("evaluation", {})  # files of earlier versions have none
         self.given_crop_pct = crop_pct is not None
         if crop_pct is not None:
             if not 0 < crop_pct <= 1:
                 raise UserError(f"{self.name}: crop_pct is a share, above 0 and at most 1, not {crop_pct}")
             own["crop_pct"] = crop_pct
-        self.evaluation = Evaluation(**{**own, "image_size": tuple(own["image_size"])})
-
-    def _check_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        for key, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, self.input_size[0]):
-                raise UserError(
-                    f"{self.name}: {key} has {len(values)} numbers for {self.input_size[0]} channels"
-                )
-            if not all(map(math.isfinite, values)) or (key == "std" and min(values) <= 0):
-                raise UserError(f"{self.name}: {key} {list(values)} must be finite, and std positive")
-        if max(map(abs, mean)) > 1:
-            raise UserError(f"{self.name}: mean {list(mean)} is for pixels in 0 to 1: divide by 255")
+        self.evaluation = EvalTransform(**{**own, "image_size": tuple(own["image_size"])})
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """State what the input of this model is normalised with: one number a channel.
@@ -181,12 +121,20 @@ class Backbone(nn.Module):
         pretrained stem is, by timm, the sum of the three colours' weights).
         """
         channels = self.input_size[0]
-        self.mean, self.std = _per_channel(mean, channels), _per_channel(std, channels)
+        self.mean, self.std = per_channel(mean, channels), per_channel(std, channels)
 
     def forward(
-        self, images: Tensor, layers: Sequence[int] | Literal["all"] = (), logits: bool = True
+        self,
+        images: Tensor,
+        layers: Sequence[int] | Literal["all"] = (),
+        logits: bool = True,
+        *,
+        prefix: Sequence[int] = (),
+        attention: Sequence[int] = (),
+        pooled: bool = False,
+        dist_logits: bool = False,
     ) -> Features:
-        """Run the model once.
+        """Run the model once, as far as it takes.
 
         Args:
             images: [B, C_in, H_in, W_in], normalised with this backbone's `mean` and `std`.
@@ -194,24 +142,75 @@ class Backbone(nn.Module):
                 end, or "all"; returned in the order asked for. They are taken before the final norm,
                 with prefix tokens (class, distillation, register) left out.
             logits: False stops after the deepest layer asked for.
+            prefix: blocks whose prefix tokens to return.
+            attention: blocks whose attention to return; these run without a fused kernel.
+            pooled: return what the classifier reads.
+            dist_logits: return the distillation token's logits. In training the `logits` are then those of
+                the class token alone, as DeiT trains its distilled models; else, and in evaluation, both
+                are the mean of the two. Without that token they are the `logits`.
 
         Returns:
             Features; `logits` is None if not asked for or if the model has no head (`num_classes=0`).
 
         Raises:
-            UserError: a layer that does not exist, or a model without intermediates.
+            UserError: a layer that does not exist, or a model without what is asked for.
         """
-        wanted = [i - 1 for i in self.resolve_layers(layers)]
-        head = logits and self.num_classes > 0
-        if not wanted:
-            return Features(self.model(images) if head else None, [])
-        indices = sorted(set(wanted))
-        found = self.model.forward_intermediates(
-            images, indices=indices, norm=False, stop_early=not head, intermediates_only=not head
+        of_maps, of_prefix, of_attention = (
+            [i - 1 for i in self.resolve_layers(chosen)] for chosen in (layers, prefix, attention)
         )
-        final, maps = found if head else (None, found)
-        by_index = dict(zip(indices, maps, strict=True))
-        return Features(self.model.forward_head(final) if head else None, [by_index[i] for i in wanted])
+        head = (logits or dist_logits) and self.num_classes > 0
+        if hasattr(self.model, "set_distilled_training"):
+            self.model.set_distilled_training(dist_logits)
+        indices = sorted({*of_maps, *of_prefix, *of_attention})
+        if not indices and not pooled:
+            answer = self.model(images) if head else None
+            return _features(answer, [], logits=logits, dist_logits=dist_logits)
+        if prefix and not self._has_prefix_tokens():
+            raise UserError(f"{self.name}: its blocks have no prefix tokens that can be read")
+        to_the_end = head or pooled
+        with seen_attention(self.model, self.name, [self.layers[i] for i in of_attention]) as seen:
+            final, outputs = self._run(images, indices, to_the_end, bool(prefix))
+        by_index = dict(zip(indices, outputs, strict=True))
+        tokens = {i: output[1] for i, output in by_index.items()} if prefix else {}
+        maps = {i: output[0] for i, output in by_index.items()} if prefix else by_index
+        answer, read = self._answer(final, head, pooled)
+        return _features(
+            answer,
+            [maps[i] for i in of_maps],
+            logits=logits,
+            dist_logits=dist_logits,
+            prefix=[tokens[i] for i in of_prefix],
+            attention=[patch_to_patch(seen, self.name, self.layers[i], maps[i]) for i in of_attention],
+            pooled=read,
+        )
+
+    def _run(
+        self, images: Tensor, indices: list[int], to_the_end: bool, prefix: bool
+    ) -> tuple[Any, list[Any]]:
+        """What the head is given, None if it is not reached; and the blocks' outputs."""
+        if not indices:
+            return self.model.forward_features(images), []
+        found = self.model.forward_intermediates(
+            images,
+            indices=indices,
+            norm=False,
+            stop_early=not to_the_end,
+            intermediates_only=not to_the_end,
+            **({"return_prefix_tokens": True} if prefix else {}),
+        )
+        return found if to_the_end else (None, found)
+
+    def _answer(self, final: Tensor | None, head: bool, pooled: bool) -> tuple[Any, Tensor | None]:
+        """Logits, two where both tokens have some; and what the classifier reads."""
+        read = self.model.forward_head(final, pre_logits=True) if pooled else None
+        classifier = self.model.get_classifier() if pooled and head else None
+        if isinstance(classifier, nn.Module):
+            return classifier(read), read  # not forward_head again, which would draw its dropout anew
+        return self.model.forward_head(final) if head else None, read
+
+    def _has_prefix_tokens(self) -> bool:
+        takes = inspect.signature(self.model.forward_intermediates).parameters
+        return "return_prefix_tokens" in takes and getattr(self.model, "num_prefix_tokens", 0) > 0
 
     def resolve_layers(self, layers: Sequence[int] | Literal["all"]) -> list[int]:
         """Layer numbers as given by a user → numbers from 1; UserError where one does not exist."""
@@ -235,15 +234,6 @@ class Backbone(nn.Module):
                 f"{self.name} takes {self.input_size[1]} x {self.input_size[2]} images and the data give "
                 f"{image_size} x {image_size}; set timm_kwargs.img_size or data.image_size"
             )
-
-    def blocks(self) -> list[nn.Module]:
-        """What runs one after the other and holds most of the parameters, in the order of timm's modules.
-
-        These are the elements of timm's lists of modules (a stage's blocks, where there are stages), finer
-        than `layers` for hierarchical models; empty for a model without such lists (RegNet).
-        """
-        lists = [m for m in self.model.children() if isinstance(m, (nn.Sequential, nn.ModuleList))]
-        return [block for modules in lists for block in _blocks(modules)]
 
     def no_weight_decay(self) -> set[str]:
         """Names (as in `named_parameters`) that the architecture's authors exempt from weight decay."""
@@ -276,23 +266,15 @@ class Backbone(nn.Module):
         `resolve_data_config` its images; `Backbone(checkpoint=FOLDER)` likewise. `label_names`: of the
         classes in their order; `notes` as for `export`.
         """
-        folder = Path(folder)
-        self.export(folder / hub.WEIGHTS, notes=notes)
         size, *rest = self.evaluation
         data_config = {
             "input_size": (self.input_size[0], *size),
             "mean": self.mean,
             "std": self.std,
-            **dict(zip(Evaluation._fields[1:], rest, strict=True)),
+            **dict(zip(EvalTransform._fields[1:], rest, strict=True)),
         }
-        with whole(folder / hub.CONFIG) as partial:
-            hub.write_config(partial, self.model, self._arguments(), data_config, label_names)
-
-    def _arguments(self) -> dict[str, Any]:
-        """The keywords that make the model by its architecture, also where `name` is a folder."""
-        if ":" not in self.name:
-            return self.timm_kwargs
-        return _plain(timm.models.get_model_args(self.model, self.timm_kwargs))
+        self.export(Path(folder) / hub.WEIGHTS, notes=notes)
+        hub.write_config(Path(folder), self.model, self._arguments(), data_config, label_names)
 
     def export(
         self, path: str | os.PathLike, dtype: torch.dtype | None = None, notes: dict[str, Any] | None = None
@@ -302,48 +284,17 @@ class Backbone(nn.Module):
         The metadata hold `description()` and `notes`, each value as JSON. With `dtype` floating
         tensors are stored in it. The file appears whole or not at all.
         """
-        state = {}
-        for key, value in self.model.state_dict().items():
-            stored = dtype if dtype and value.is_floating_point() else value.dtype
-            # A copy, because safetensors refuses parameters that two modules share (CoaT has some).
-            state[key] = value.to("cpu", stored, copy=True).contiguous()
-        metadata = {key: json.dumps(value) for key, value in {**self.description(), **(notes or {})}.items()}
-        content = safetensors.torch.save(state, metadata={"format": "pt", **metadata})
-        with whole(path) as partial:
-            # safetensors' own save_file would let nobody else read the file.
-            partial.write_bytes(_in_order(content))
+        write_weights(path, self.model.state_dict(), {**self.description(), **(notes or {})}, dtype)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The keywords that make the model by its architecture, also where `name` is a folder."""
+        if ":" not in self.name:
+            return self.timm_kwargs
+        return plain(timm.models.get_model_args(self.model, self.timm_kwargs))
 
 
-def _in_order(content: bytes) -> bytes:
-    """The same safetensors file with its metadata sorted: the library writes them in another order each time.
-
-    The file begins with the length of its header in 8 bytes, and the header, JSON filled up with blanks.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return content[:8] + text.ljust(end - 8) + content[end:]
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    inner = getattr(module, "blocks", module)  # a stage has its blocks under this name
-    if isinstance(inner, (nn.Sequential, nn.ModuleList)):
-        return [block for element in inner for block in _blocks(element)]
-    return [module] if next(module.parameters(), None) is not None else []
-
-
-def _plain(timm_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords as a file will give them back: a deep copy, tuples as lists."""
-    try:
-        return json.loads(json.dumps(timm_kwargs))
-    except TypeError as error:
-        raise UserError(
-            f"timm_kwargs can be numbers, words, lists and dicts, which a file can carry: {error}"
-        ) from error
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    if len(values) == channels:
-        return tuple(float(v) for v in values)
-    return (sum(values) / len(values),) * channels
+def _features(answer: Any, maps: list[Tensor], *, logits: bool, dist_logits: bool, **others: Any) -> Features:
+    of_class, of_dist = answer if isinstance(answer, tuple) else (answer, answer)
+    return Features(
+        of_class if logits else None, maps, dist_logits=of_dist if dist_logits else None, **others
+    )

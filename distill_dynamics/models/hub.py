@@ -13,6 +13,7 @@ from timm.models._hub import save_config_for_hf  # timm.models has no name for i
 from torch import nn
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.files import whole
 from distill_dynamics.models.weights import are_numbers
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -78,7 +79,7 @@ def card_accuracy(folder: Path) -> float | None:
 
 
 def write_config(
-    path: Path,
+    folder: Path,
     model: nn.Module,
     model_args: dict[str, Any],
     data_config: dict[str, Any],
@@ -88,14 +89,15 @@ def write_config(
 
     `data_config` in timm's words: input_size (C, H, W), mean, std, crop_pct, interpolation, crop_mode.
     """
-    save_config_for_hf(
-        model,
-        str(path),
-        model_config={"label_names": list(label_names)} if label_names else None,
-        model_args=model_args,
-        data_config=data_config,
-    )
-    content = json.loads(path.read_text())
-    for key in _OF_OTHER_WEIGHTS:
-        content["pretrained_cfg"].pop(key, None)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    with whole(folder / CONFIG) as path:
+        save_config_for_hf(
+            model,
+            str(path),
+            model_config={"label_names": list(label_names)} if label_names else None,
+            model_args=model_args,
+            data_config=data_config,
+        )
+        content = json.loads(path.read_text())
+        for key in _OF_OTHER_WEIGHTS:
+            content["pretrained_cfg"].pop(key, None)
+        path.write_text(json.dumps(content, indent=2) + "\n")

@@ -5,12 +5,10 @@ Letters: B batch, C channels, H W grid, K classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_dynamics.data.sources import fingerprint
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import TopClasses
-from distill_dynamics.losses.maps import at_least_float32
-from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.teacher_cache.blocks import (
     Answers,
     Block,
@@ -33,122 +28,10 @@ from distill_dynamics.teacher_cache.blocks import (
     read_rows,
     rows_checksum,
 )
+from distill_dynamics.teacher_cache.scale import Scale
 
 SCHEMA = 2
 """Version of the files."""
-
-ANSWERS = 1
-"""To be raised when this package's views, or what it stores of an answer to one, would be others."""
-
-PIXELS_DEPEND_ON = ("torch", "torchvision", "timm", "numpy", "pillow")
-"""Packages whose versions may change a view or an answer."""
-
-
-def identity(teacher: Backbone, data: Any, precision: str) -> dict[str, Any]:
-    """Everything that a teacher's answers to a DataModule's views depend on; flat, plain values.
-
-    `data` is set up for fitting. The run's own seed is not in it: views have one of their own.
-    """
-    if not hasattr(data, "views_depend_on"):
-        raise UserError(
-            f"data: {type(data).__name__} has no fixed views for a teacher's cache; those of "
-            "distill_dynamics.data have (write yours as a subclass of ImageData)"
-        )
-    weights = hashlib.sha256()
-    for key, value in teacher.model.state_dict().items():
-        weights.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    facts = {
-        "teacher.name": teacher.name,
-        "teacher.timm_kwargs": teacher.timm_kwargs,
-        "teacher.weights": weights.hexdigest()[:16],
-        "teacher.mean": teacher.mean,
-        "teacher.std": teacher.std,
-        "teacher's precision": precision,
-        **{f"data.{name}": value for name, value in data.views_depend_on().items()},
-        "version of answers": ANSWERS,
-        # Of one version there are builds for CPUs and for GPUs, 2.6.0+cpu and so on.
-        **{f"version of {name}": metadata.version(name).split("+")[0] for name in PIXELS_DEPEND_ON},
-    }
-    return json.loads(json.dumps(facts))  # as a file gives it back: tuples are lists
-
-
-def validated_on(data: Any) -> dict[str, Any]:
-    """What, beside `identity`, the teacher's accuracy depends on; `data` has its validation images."""
-    return {
-        "images": fingerprint(data.sources["val"]),
-        "crop_pct": data.crop_pct,
-        "interpolation": data.interpolation,
-    }
-
-
-def teacher_part(loss: Any, student_shape: Sequence[int], teacher_map: Tensor) -> Tensor:
-    """What a loss sees of the teacher's map [B, C, H, W], beside a student's maps [C, H, W].
-
-    Its `teacher_part(student_map, teacher_map)` if it has one, as a loss may pool the map first.
-    """
-    if not hasattr(loss, "teacher_part"):
-        return teacher_map
-    return loss.teacher_part(teacher_map.new_empty(1).expand(len(teacher_map), *student_shape), teacher_map)
-
-
-@torch.no_grad()
-def field_of(
-    block: int, loss: Any, student_shape: Sequence[int], teacher_map: Tensor
-) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of the field of what a loss sees of a block's map [B, C, H, W]; only its shape counts.
-
-    The name changes with what the loss's `teacher_part` does, as far as one fixed input shows: whole numbers,
-    whose sums are exact in any order, and the result in half precision, so that all devices agree on it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    fixed = torch.randint(-8, 9, (2, *teacher_map.shape[1:]), generator=generator)
-    part = teacher_part(loss, student_shape, fixed.to(teacher_map.device, torch.float32))
-    digest = hashlib.sha256(part.half().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
-    how = type(loss).__name__ if hasattr(loss, "teacher_part") else "map"
-    shape = tuple(part.shape[1:])
-    return f"block_{block:02d}_{how}_{'x'.join(map(str, shape))}_{digest}", shape
-
-
-class Scale:
-    """What a field's channels are like, so that half precision holds any map: stored is how they deviate.
-
-    A channel may have a mean that is large beside its deviation, of which a loss that standardises sees the
-    deviation alone; and activations may lie beyond 65,504, where half precision ends. What is stored of x is
-    (x - centre) / spread, and its rounding is at most 1/2048 of that.
-    """
-
-    def __init__(self, centre: Sequence[float], spread: Sequence[float]) -> None:
-        self.centre, self.spread = torch.tensor(centre), torch.tensor(spread)
-
-    @classmethod
-    def of(cls, sample: Tensor) -> Scale:
-        """Each channel's mean and standard deviation in a sample [B, C, ...]."""
-        channels = sample.double().transpose(0, 1).flatten(1)
-        spread, centre = torch.std_mean(channels, dim=1, correction=0)
-        # One that is still in the sample may move elsewhere.
-        spread = spread.clamp(min=max(1e-3 * float(spread.square().mean().sqrt()), 1e-30))
-        return cls(centre.tolist(), spread.tolist())
-
-    def to_json(self) -> list[list[float]]:
-        """Plain values, to call `Scale` with."""
-        return [self.centre.tolist(), self.spread.tolist()]
-
-    def stored(self, x: Tensor) -> Tensor:
-        """[B, C, ...], as it lies in the cache once it is rounded."""
-        centre, spread = self._like(x)
-        return (at_least_float32(x) - centre) / spread
-
-    def restored(self, x: Tensor) -> Tensor:
-        """The opposite."""
-        centre, spread = self._like(x)
-        return torch.addcmul(centre, x.float(), spread)
-
-    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.centre.device != x.device:  # once
-            self.centre, self.spread = self.centre.to(x.device), self.spread.to(x.device)
-        shape = (-1, *[1] * (x.ndim - 2))
-        return self.centre.view(shape), self.spread.view(shape)
 
 
 @dataclass(frozen=True)
@@ -245,26 +128,29 @@ class TeacherCache:
         return Answers(self.folder, self.layout, fields)
 
     def logit_fields(self) -> list[str]:
-        """Those that `top` needs; none if no logits are stored."""
+        """Those that `logits` or `top` needs; none if no logits are stored."""
         return [name for name in ("log_probs", "classes", "rest") if name in self.layout.fields]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether of each answer the likeliest classes alone are stored."""
+        return "classes" in self.layout.fields
 
     def part(self, row: Mapping[str, Tensor], field: str) -> Tensor:
         """What a loss sees of a map, [B, ...] in float32, of a batch of rows."""
         return self.scales[field].restored(row[field])
 
-    def top(self, row: Mapping[str, Tensor], temperature: float) -> TopClasses:
-        """The logits' part of a batch of rows. With all classes stored, any temperature will do.
+    def logits(self, row: Mapping[str, Tensor]) -> Tensor:
+        """[B, K] of a batch of rows, each image's up to a number; of a cache that holds all classes.
 
-        Stored in half precision (rounded by up to 0.0078 nats at log p = -20, 0.001 at -2), they no longer
-        add up to 1. Scaled so that they do, their rounding matters only in the second order where the student
-        is near.
+        Stored in half precision (rounded by up to 0.0078 nats at log p = -20, 0.001 at -2), the probabilities
+        no longer add up to 1. A loss that softens these logits scales them so that they do, and then their
+        rounding matters only in the second order where the student is near.
         """
-        log_probs = row["log_probs"].float()
-        if "classes" in row:
-            rest = row["rest"].float()
-            return TopClasses(
-                log_probs.log_softmax(dim=1) + torch.log1p(-rest)[:, None], row["classes"], rest
-            )
-        log_probs = (log_probs * (self.temperature / temperature)).log_softmax(dim=1)
-        classes = torch.arange(self.classes, device=log_probs.device).expand_as(log_probs)
-        return TopClasses(log_probs, classes, log_probs.new_zeros(len(log_probs)))
+        return row["log_probs"].float() * self.temperature
+
+    def top(self, row: Mapping[str, Tensor]) -> TopClasses:
+        """The likeliest classes of a batch of rows, at the cache's temperature; scaled as `logits` says."""
+        rest = row["rest"].float()
+        log_probs = row["log_probs"].float().log_softmax(dim=1) + torch.log1p(-rest)[:, None]
+        return TopClasses(log_probs, row["classes"], rest)

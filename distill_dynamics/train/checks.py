@@ -1,22 +1,23 @@
-"""What is looked at before the first step, so that a mistake costs a line: settings, shapes, resuming."""
+"""What is looked at before the first step, so that a mistake costs a line: settings, data, resuming."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from torch import Tensor, nn
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.models.isolated import isolated
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.eval_transform import EvalTransform
+from distill_dynamics.models.teacher import Precision
 
 if TYPE_CHECKING:
-    from distill_dynamics.models.backbone import Backbone
     from distill_dynamics.train.distiller import Distiller
 
 
@@ -30,10 +31,48 @@ def check_number(key: str, value: Any, least: float = 0, most: float = math.inf,
 
 def check_name_of_term(name: str) -> None:
     """UserError for a term's name that cannot be a module's, or a metric's."""
-    taken = name in ("ce", "kd") or hasattr(nn.ModuleDict, name)
+    taken = hasattr(nn.ModuleDict, name)
     if taken or not name.strip() or any(c in "./" or not c.isprintable() for c in name):
         why = "is taken" if taken else "is no name of a metric"
         raise UserError(f"model.terms: the name {name!r} {why}, choose another, of letters, digits and _")
+
+
+def check_schedule(key: str, value: Any, least: float = 0, above: bool = False) -> None:
+    """`check_number` for a number, or for what a schedule gives at some places of the training."""
+    for number in [value(place / 16) for place in range(17)] if callable(value) else [value]:
+        check_number(key, number, least=least, above=above)
+
+
+def check_arguments(
+    teacher: Backbone | None,
+    alpha: float,
+    temperature: Any,
+    label_smoothing: float,
+    lr_images: int | None,
+    teacher_precision: str | None,
+    channels_last: bool,
+    shard_teacher: bool,
+    teacher_cache: str | None,
+) -> None:
+    """UserError for arguments of a Distiller that are none, or do not go together."""
+    if teacher is None and alpha:
+        raise UserError("model: without a teacher no terms can read one, and alpha must be 0 (or left out)")
+    if (shard_teacher or teacher_cache or teacher_precision) and teacher is None:
+        raise UserError(
+            "model: without a teacher shard_teacher, teacher_cache and teacher_precision have no meaning"
+        )
+    if teacher_precision not in (None, *get_args(Precision)):
+        raise UserError(
+            f"model.teacher_precision is {' or '.join(get_args(Precision))}, not {teacher_precision!r}"
+        )
+    if shard_teacher and channels_last:
+        raise UserError("model: a teacher cannot be sharded with its channels last; choose one of the two")
+    if not 0 <= alpha <= 1:
+        raise UserError(f"model.alpha is a share, between 0 and 1, not {alpha}")
+    check_schedule("temperature", temperature, above=True)
+    check_number("label_smoothing", label_smoothing, most=1)
+    if lr_images is not None:
+        check_number("lr_images", lr_images, least=1)
 
 
 def checked(key: str, make: Callable[[Any], Any], what: Any) -> Any:
@@ -54,111 +93,87 @@ def check_optimizer(optimizer: Any) -> None:
                 raise UserError(f"model.optimizer: {name} must be a finite number, not {value}")
 
 
-# --- one dry image ------------------------------------------------------------------------------------
+# --- data and trainer ---------------------------------------------------------------------------------
 
 
-def dry_run(distiller: Distiller, data: Any, stage: str) -> None:
-    """Send an image through both models and every term, as training will; nothing is changed by it.
-
-    It is a batch of one where batches are of one image, else of two: batch norm asks for no more. For other
-    stages than "fit" only the student is asked, in eval mode.
-
-    Raises:
-        UserError: one of them cannot take what it is given, or gives what cannot be taken.
-    """
-    images = _ramp(2 if stage == "fit" and data.batch_size > 1 else 1, len(data.mean), data.image_size)
-    size = f"{data.image_size} x {data.image_size} images"
-    with _unchanged(distiller):
-        student = _asked("student", distiller.student, distiller.student_layers, images, size, stage == "fit")
-        if student.logits.shape != (len(images), distiller.student.num_classes):
+def check_length(trainer: Trainer) -> None:
+    """UserError for a trainer that trains nothing; a warning for one that would not measure it."""
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
             raise UserError(
-                f"model.student: {distiller.student.name} answers {len(images)} images with "
-                f"{_shape(student.logits)}, not with one number a class ({distiller.student.num_classes})"
+                f"trainer.{name} is 0: nothing would be trained (validate measures a model as it is)"
             )
-        if distiller.teacher is None or stage != "fit":
-            return
-        teacher = _asked("teacher", distiller.teacher, distiller.teacher_layers, images, size, False)
-        of_student = dict(zip(distiller.student_layers, student.maps, strict=True))
-        of_teacher = dict(zip(distiller.teacher_layers, teacher.maps, strict=True))
-        for name, pairs in distiller.pairs.items():
-            losses: Any = distiller.terms[name]
-            for loss, (s, t) in zip(losses, pairs, strict=True):
-                _term(name, loss, (s, of_student[s]), (t, of_teacher[t]))
+    if trainer.limit_val_batches == 0:
+        rank_zero_warn(
+            "trainer.limit_val_batches is 0: no accuracy is measured, so there is no best.ckpt and no "
+            "exported student"
+        )
+    if trainer.val_check_interval != 1.0:
+        rank_zero_warn(
+            "trainer.val_check_interval: what is measured within an epoch is for callbacks and the bar; "
+            "metrics.csv and best.ckpt have what is measured at its end"
+        )
 
 
-def _ramp(n: int, channels: int, size: int) -> Tensor:
-    return torch.linspace(-1, 1, n * channels * size * size).view(n, channels, size, size)
+def check_data(distiller: Distiller, data: Any, stage: str) -> None:
+    """UserError where the data do not fit the models. A student without weights takes their normalisation."""
+    wanted = ("mean", "std", "num_classes", "image_size", "batch_size")
+    if lacking := [name for name in wanted if not hasattr(data, name)]:
+        raise UserError(
+            f"data: the DataModule has no {lacking[0]}; Distiller needs mean, std, num_classes, "
+            "image_size and batch_size (those of distill_dynamics.data have them)"
+        )
+    student, teacher, trainer = distiller.student, distiller.teacher, distiller.trainer
+    if teacher is not None and teacher.precision and trainer.precision not in get_args(Precision):
+        raise UserError(
+            f"model.teacher_precision: with trainer.precision {trainer.precision} the teacher's "
+            f"weights have that one too; leave it out, or set there {' or '.join(get_args(Precision))}"
+        )
+    if not student.has_weights and student.normalised_by != "given":
+        student.set_normalisation(data.mean, data.std)
+        student.normalised_by = "data"
+    crop = getattr(data, "crop_pct", student.evaluation.crop_pct)
+    if student.given_crop_pct and student.evaluation.crop_pct != crop:
+        raise UserError(
+            f"model.student.crop_pct is {student.evaluation.crop_pct:g} and data.crop_pct {crop:g}: "
+            "it is trained and validated on the data's images; set data.init_args.crop_pct"
+        )
+    size = (data.image_size, data.image_size)
+    interpolation = getattr(data, "interpolation", student.evaluation.interpolation)
+    student.evaluation = EvalTransform(size, crop, interpolation)
+    if student.num_classes != data.num_classes:
+        raise UserError(
+            f"model.student has {student.num_classes} classes and the data {data.num_classes}; "
+            f"set model.student.timm_kwargs.num_classes: {data.num_classes}"
+        )
+    reads_logits = any(wanted.word in ("logits", "dist_logits") for wanted in distiller.wanted)
+    if teacher is not None and reads_logits and teacher.backbone.num_classes != student.num_classes:
+        raise UserError(
+            f"model.teacher has {teacher.backbone.num_classes} classes and the student "
+            f"{student.num_classes}: SoftKD needs the same classes (or model.alpha: 0)"
+        )
+    for role, backbone in (("student", student), ("teacher", teacher.backbone if teacher else None)):
+        if backbone is not None:
+            try:
+                backbone.check_input(len(data.mean), data.image_size)
+            except UserError as error:
+                raise UserError(f"model.{role}: {error}") from error
+    if any(word in distiller.reads_of_batch() for word in ("index",)) and not hasattr(data, "indexed"):
+        raise UserError(
+            "data: the DataModule gives no place in the data set, which a term reads as index (those of "
+            "distill_dynamics.data do)"
+        )
+    if stage == "fit" and teacher is not None and teacher.sharded:
+        check_sharding(trainer)
 
 
-def _asked(role: str, backbone: Backbone, layers: list[int], images: Tensor, size: str, train: bool) -> Any:
-    device = next(backbone.parameters()).device
-    with isolated(backbone), torch.enable_grad() if train else torch.no_grad():
-        backbone.train(train)
-        try:
-            return backbone(images.to(device), layers)
-        except Exception as error:  # whatever a model stumbles over
-            if "more than 1 value per channel" in str(error):
-                raise UserError(
-                    f"model.{role}: {backbone.name} has batch norm, which cannot be trained with "
-                    f"{len(images)} of these {size} a batch: set a larger "
-                    "data.init_args.batch_size, or larger images"
-                ) from error
-            raise UserError(
-                f"model.{role}: {backbone.name} cannot take {size}: {_said(error)}. Set data.image_size, or "
-                "another model"
-            ) from error
-
-
-def _term(name: str, loss: nn.Module, student: tuple[int, Tensor], teacher: tuple[int, Tensor]) -> None:
-    (s, student_map), (t, teacher_map) = student, teacher
-    place = (
-        f"model.terms.{name}: {type(loss).__name__}, between the student's block {s} ({_shape(student_map)}) "
-        f"and the teacher's block {t} ({_shape(teacher_map)})"
-    )
-    weight = next(loss.parameters(), student_map)
-    with suppress(Exception):  # one that cannot be copied
-        loss = deepcopy(loss)  # it may count its calls, or remember what it saw
-    loss.train()
-    try:
-        value = loss(student_map.to(weight.device), teacher_map.to(weight.device))
-    except Exception as error:  # a user's own
-        raise UserError(f"{place}: {_said(error)}") from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        given = _shape(value) if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{place}: gives {given}, not one number")
-
-
-def _said(error: Exception) -> str:
-    text = first_line(error)[:200]
-    return text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
-
-
-def _shape(values: Tensor) -> str:
-    return "x".join(str(n) for n in values.shape)
-
-
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Buffers (batch norm's averages, a term's memory) and random states are afterwards what they were."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with isolated(module):
-        try:
-            with _alone():
-                yield
-        finally:
-            for buffer, value in before:
-                buffer.copy_(value)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """As if there were no other ranks: none then waits for another that has failed."""
-    before = torch.distributed.is_initialized
-    torch.distributed.is_initialized = lambda: False
-    try:
-        yield
-    finally:
-        torch.distributed.is_initialized = before
+def check_sharding(trainer: Trainer) -> None:
+    """UserError unless there are several devices to share a teacher out over."""
+    if not isinstance(trainer.strategy, DDPStrategy) or trainer.world_size < 2:
+        raise UserError(
+            "model.shard_teacher shares the teacher out over several devices: set trainer.strategy: ddp and "
+            "trainer.devices or trainer.num_nodes to 2 or more, or model.shard_teacher: false"
+        )
 
 
 # --- resuming -----------------------------------------------------------------------------------------

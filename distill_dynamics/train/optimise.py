@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from distill_dynamics.errors import UserError
 from distill_dynamics.schedule import ProgressCosine, WarmupCosine
 from distill_dynamics.train.checks import check_optimizer, checked
+from distill_dynamics.train.progress import progress_at, steps_an_epoch
 from distill_dynamics.train.rates import (
     MakeScheduler,
     Rates,
@@ -137,7 +138,7 @@ class Optimisation:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             return None
         if isinstance(self.scheduler, ProgressCosine):
-            return rates_by_step(self.scheduler, self._lrs()[0], self._epochs(), self._steps_an_epoch())
+            return rates_by_step(self.scheduler, self._lrs()[0], self._epochs(), steps_an_epoch(self.trainer))
         return rates_by_epoch(self._make_scheduler, self._lrs(), self._epochs())
 
     def told(self) -> str:
@@ -164,11 +165,8 @@ class Optimisation:
         trainer = self.trainer
         epochs = math.inf if trainer.max_epochs in (-1, None) else float(trainer.max_epochs)
         if trainer.max_steps != -1 and math.isfinite(trainer.num_training_batches):
-            epochs = min(epochs, trainer.max_steps / max(self._steps_an_epoch(), 1))
+            epochs = min(epochs, trainer.max_steps / max(steps_an_epoch(self.trainer), 1))
         return epochs
-
-    def _steps_an_epoch(self) -> int:
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     # --- while training ---------------------------------------------------------------------------
 
@@ -218,23 +216,11 @@ class Optimisation:
         return max(math.ceil(epochs), 1)
 
     def begin_step(self, batch_idx: int) -> None:
-        """Set the rate of the optimiser's step that this batch belongs to, if it is one for a step.
-
-        The training that is done is counted in epochs, or in the steps of `max_steps` where these end it
-        first: a run that goes on with other batches keeps its place.
-        """
+        """Set the rate of the optimiser's step that this batch belongs to, if it is one for a step."""
         scheduler, trainer = self.scheduler, self.trainer
         if not isinstance(scheduler, ProgressCosine):
             return
-        progress = 0.0
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            within = 0.0
-            if math.isfinite(trainer.num_training_batches):
-                within = (batch_idx // trainer.accumulate_grad_batches + 0.5) / self._steps_an_epoch()
-            progress = (trainer.current_epoch + within) / trainer.max_epochs
-        if trainer.max_steps > 0:
-            progress = max(progress, (trainer.global_step + 0.5) / trainer.max_steps)
-        scheduler.progress = progress
+        scheduler.progress = progress_at(trainer, batch_idx)
         scheduler.last_epoch = trainer.global_step - 1
         _step(scheduler)
 

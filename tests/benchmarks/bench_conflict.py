@@ -9,7 +9,7 @@ from turns import by_turns
 
 from distill_dynamics import Backbone, Distiller, Term
 from distill_dynamics.callbacks.conflict import block_parameters, conflict
-from distill_dynamics.losses import ProjectorKD, SpectralKD
+from distill_dynamics.losses import ProjectorKD, SoftKD, SpectralKD
 
 TERMS = {"one term": (SpectralKD,), "two terms": (SpectralKD, ProjectorKD)}
 """On the last block, each."""
@@ -33,26 +33,27 @@ def _probe_and_step(size: Size, losses: tuple[type, ...]) -> tuple:
     optimizer = torch.optim.AdamW((p for p in distiller.parameters() if p.requires_grad), lr=LR, fused=True)
     blocks = block_parameters(student)
     ((images, targets),) = size.batches(1)
+    names, weights = [loss.__name__ for loss in losses], distiller.weights_at(0.0)
 
     def parts() -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            taught = teacher(images, distiller.teacher_layers)
-        learnt = student(images, distiller.student_layers)
+            taught = teacher(images, [-1])
+        learnt = student(images, [-1])
         found = {
             "ce": torch.nn.functional.cross_entropy(learnt.logits, targets),
-            "kd": distiller.soft_kd(learnt.logits, taught.logits),
+            "kd": SoftKD()(learnt.logits, taught.logits),
         }
-        for name, (loss,) in distiller.terms.items():  # type: ignore[misc]
-            found[name] = loss(learnt.maps[0], taught.maps[0])
+        for name in names:
+            found[name] = distiller.terms[name][0](learnt.maps[0], taught.maps[0])
         return found
 
     def weighted(found: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.stack([distiller.weights[name] * value for name, value in found.items()]).sum()
+        return torch.stack([weights[name] * value for name, value in found.items()]).sum()
 
     def probe() -> None:
         found = parts()
-        terms = {name: found.pop(name) for name in distiller.pairs}
-        conflict(terms, distiller.weights, weighted(found), blocks)
+        terms = {name: found.pop(name) for name in names}
+        conflict(terms, weights, weighted(found), blocks)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -240,7 +240,7 @@ class Look(pl.Callback):
                 [p.detach().clone() for p in module.parameters()],
                 [p.grad.clone() for p in module.parameters() if p.grad is not None],
                 [b.clone() for b in module.buffers()],
-                [m.training for m in [*module.modules(), *module.teacher.modules()]],
+                [m.training for m in [*module.modules(), *module.teacher.backbone.modules()]],
                 random.getstate(),
                 torch.is_grad_enabled(),
             )

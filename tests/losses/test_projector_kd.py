@@ -167,7 +167,7 @@ def test_the_teachers_part_is_all_the_loss_sees(student_shape, teacher_shape):
     torch.manual_seed(0)
     student, teacher = torch.randn(student_shape), torch.randn(teacher_shape)
     loss = ProjectorKD(student_shape[1], teacher_shape[1])
-    part = loss.teacher_part(torch.zeros_like(student), teacher)
+    part = loss.cacheable(torch.zeros_like(student), teacher)
     assert list(part.shape[2:]) == np.minimum(student_shape[2:], teacher_shape[2:]).tolist()
     expected = published_loss(student, teacher, loss.projector.weight, loss.projector.bias)
     torch.testing.assert_close(loss(student, part), expected)

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys, time
 from distill_dynamics.cli.main import main
-from distill_dynamics.teacher_cache import blocks, build
+from distill_dynamics.teacher_cache import blocks, plan
 
 least, pause = int(sys.argv[1]), float(sys.argv[2])
 blocks.LEAST_ROWS = least
-build.CacheBuilder._operations = lambda self, layers, logits: layers[-1]
+plan.operations = lambda views, layers, logits: layers[-1]
 write = blocks.Writer.write
 
 def slowly(self, rows):

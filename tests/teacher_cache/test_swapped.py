@@ -10,9 +10,10 @@ import torch
 from test_blocks import IMAGES, layout, order, written  # noqa: F401
 
 from distill_dynamics import Backbone, UserError
+from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.blocks import record_of, rows_checksum, view_file
-from distill_dynamics.teacher_cache.build import CacheBuilder
 from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.plan import cheap_depth, operations
 
 
 @pytest.fixture
@@ -89,13 +90,12 @@ def test_a_tenth_of_the_teacher_is_counted_in_blocks_and_not_timed(depth, cheap)
         "embed_dim": 32,
         "num_heads": 2,
     }
-    builder = CacheBuilder(
-        Backbone("deit_tiny_patch16_224", timm_kwargs={**kwargs, "depth": 2}),
-        Backbone("deit_tiny_patch16_224", timm_kwargs={**kwargs, "depth": depth}),
+    views = types.SimpleNamespace(
+        teacher=Teacher(Backbone("deit_tiny_patch16_224", timm_kwargs={**kwargs, "depth": depth})),
+        data=types.SimpleNamespace(image_size=28, mean=(0.5,)),
     )
-    builder.data = types.SimpleNamespace(image_size=28, mean=(0.5,))
-    assert {builder._cheap_depth() for _ in range(3)} == {cheap}
-    one, two = (builder._operations([n], logits=False) for n in (1, 2))
+    assert {cheap_depth(views) for _ in range(3)} == {cheap}
+    one, two = (operations(views, [n], logits=False) for n in (1, 2))
     # 16 patches and a class token of 32 channels: qkv, attention, projection and MLP, two operations each.
     tokens, width = 17, 32
     assert two - one == 2 * (tokens * 12 * width**2 + 2 * tokens**2 * width)

@@ -16,7 +16,7 @@ from distill_dynamics.cli.main import main
 from distill_dynamics.data import ImageFolder
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.runs import lease
-from distill_dynamics.teacher_cache import blocks, build
+from distill_dynamics.teacher_cache import blocks, plan
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -104,9 +104,7 @@ def _no_lease_of_the_test_before():
 @pytest.fixture(autouse=True)
 def _work_goes_with_depth(monkeypatch):
     """As it does for models that are not tiny."""
-    monkeypatch.setattr(
-        build.CacheBuilder, "_operations", lambda self, layers, logits: layers[-1] if layers else 12
-    )
+    monkeypatch.setattr(plan, "operations", lambda views, layers, logits: layers[-1] if layers else 12)
 
 
 @pytest.fixture
@@ -126,10 +124,10 @@ def test_a_run_with_the_cache_is_a_run_with_the_teacher(config, tmp_path, monkey
     asked = []
     forward = Backbone.forward
 
-    def watched(self, images, layers=(), logits=True):
+    def watched(self, images, layers=(), logits=True, **others):
         if self.name.startswith("cait"):
             asked.append((len(images), tuple(layers), logits))
-        return forward(self, images, layers, logits)
+        return forward(self, images, layers, logits, **others)
 
     monkeypatch.setattr(Backbone, "forward", watched)
     fit(config(), "--name", "cached", "--model.teacher_cache", str(tmp_path / "cache"))
@@ -338,7 +336,7 @@ def test_a_cache_serves_fewer_terms_and_is_verified_as_far_as_they_go(config, tm
 
 def test_a_disk_too_small_is_known_before(config, tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
     fails(capsys, lambda: cache_teacher(config(), tmp_path / "cache"), "--out", "1 kB free")
     assert not (tmp_path / "cache").exists()
 

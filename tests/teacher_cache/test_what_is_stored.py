@@ -22,11 +22,11 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
 )
 
 from distill_dynamics.data.sources import FileSource
-from distill_dynamics.losses.logits import TopClasses, soft_kd
+from distill_dynamics.losses.logits import SoftKD, TopClasses, soft_kd
 from distill_dynamics.losses.projector import standardise
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.teacher_cache.cache import Scale
-from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.teacher_cache.scale import Scale
+from distill_dynamics.teacher_cache.teacher import CachedTeacher
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -47,7 +47,7 @@ class FirstChannels(torch.nn.Module):
     def __init__(self, student_channels, teacher_channels):
         super().__init__()
 
-    def teacher_part(self, student_map, teacher_map):
+    def cacheable(self, student_map, teacher_map):
         return teacher_map[:, : student_map.shape[1]]
 
     def forward(self, student_map, teacher_map):
@@ -79,8 +79,8 @@ def teacher_maps(monkeypatch):
     def change(how):
         forward = Backbone.forward
 
-        def changed(self, images, layers=(), logits=True):
-            found = forward(self, images, layers, logits)
+        def changed(self, images, layers=(), logits=True, **others):
+            found = forward(self, images, layers, logits, **others)
             if not self.name.startswith("cait"):
                 return found
             return found._replace(maps=[how(x) for x in found.maps])
@@ -202,36 +202,34 @@ def test_the_likeliest_classes_keep_their_documented_distance(config, tmp_path, 
     cache = tmp_path / "cache"
     given = config(model__temperature=2.0, model__terms={})
     cache_teacher(given, cache, "--top_k", "3")
-    seen, losses, answer = [], Distiller.losses, Distiller.teacher_features
+    seen, whole, forward, answer = [], [], SoftKD.forward, CachedTeacher.__call__
 
-    def both(self, images, row=None):
-        self.whole = answer(self, images)
-        return answer(self, images, row)
+    def both(self, batch, wanted, stored=None):
+        whole.append(self.teacher.logits(batch))
+        return answer(self, batch, wanted, stored)
 
-    def watched(self, student, teacher, targets):
-        parts = losses(self, student, teacher, targets)
-        top = teacher.logits
-        assert isinstance(top, TopClasses)
-        t, b, n = self.soft_kd.temperature, len(targets), 10 - 3
-        full = soft_kd(student.logits, self.whole.logits, t)
-        q = (student.logits / t).log_softmax(1).scatter(1, top.classes.long(), torch.nan)
+    def watched(self, student_logits, teacher_logits, progress=0.0):
+        loss = forward(self, student_logits, teacher_logits, progress)
+        if not isinstance(teacher_logits, TopClasses):  # the dry image
+            return loss
+        top, t, b, n = teacher_logits, self.temperature, len(student_logits), 10 - 3
+        full = soft_kd(student_logits, whole[-1], t)
+        q = (student_logits / t).log_softmax(1).scatter(1, top.classes.long(), torch.nan)
         apart = q.nan_to_num(-torch.inf).amax(1) - q.nan_to_num(torch.inf).amin(1)
         bound = (top.rest * (np.log(n) + apart)).mean() * t**2
-        of_cut, of_full = (
-            torch.autograd.grad(x, student.logits, retain_graph=True)[0] for x in (parts["kd"], full)
-        )
+        of_cut, of_full = (torch.autograd.grad(x, student_logits, retain_graph=True)[0] for x in (loss, full))
         off = (of_cut - of_full).abs().sum(1)
         seen.append(
             (
-                float(parts["kd"].detach() - full.detach()),
+                float(loss.detach() - full.detach()),
                 bound.item(),
                 float((off / (2 * top.rest * (1 - 1 / n) * t / b)).max()),
             )
         )
-        return parts
+        return loss
 
-    monkeypatch.setattr(Distiller, "teacher_features", both)
-    monkeypatch.setattr(Distiller, "losses", watched)
+    monkeypatch.setattr(CachedTeacher, "__call__", both)
+    monkeypatch.setattr(SoftKD, "forward", watched)
     fit(config(model__temperature=2.0, model__terms={}), "--name", "cut", "--model.teacher_cache", str(cache))
     off, bound, gradient = np.array(seen).T
     assert len(seen) == 15

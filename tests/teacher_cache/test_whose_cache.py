@@ -24,12 +24,14 @@ from distill_dynamics.cli.main import main
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
 from distill_dynamics.data.convert import convert
 from distill_dynamics.errors import UserError
-from distill_dynamics.losses.logits import soft_kd, soft_kd_top
+from distill_dynamics.losses.logits import soft_kd
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.teacher_cache import build
+from distill_dynamics.teacher_cache import plan
 from distill_dynamics.teacher_cache.blocks import Field, Layout
-from distill_dynamics.teacher_cache.cache import TeacherCache, identity, validated_on
-from distill_dynamics.train.distiller import Distiller
+from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.identity import identity, validated_on
+from distill_dynamics.train import cache_teacher as cache_teacher_module
+from distill_dynamics.train import distiller
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -63,9 +65,9 @@ def test_the_room_is_looked_at_again_when_a_build_goes_on(
     for path in gone:
         path.unlink()
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 20_000))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 20_000))
     fails(capsys, lambda: cache_teacher(config(), cache), "takes 25.5 kB", "20 kB free")
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 30_000))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 30_000))
     cache_teacher(config(), cache)
     assert all(path.exists() for path in gone)
 
@@ -83,11 +85,12 @@ def test_a_run_that_is_over_needs_its_cache_no_more(config, tmp_path, monkeypatc
 def test_the_teachers_accuracy_is_measured_anew_on_other_images(config, tmp_path, monkeypatch):
     measured = []
 
-    def measure(self):
-        measured.append(self.trainer.datamodule.crop_pct)
+    def measure(teacher, trainer, classes):
+        measured.append(trainer.datamodule.crop_pct)
         return {"acc1": 12.5, "acc5": 50.0}
 
-    monkeypatch.setattr(Distiller, "_measure_teacher", measure)
+    for module in (distiller, cache_teacher_module):
+        monkeypatch.setattr(module, "measure", measure)
     cache = tmp_path / "cache"
     cache_teacher(config(), cache)
     given = config(**ONE_STEP)
@@ -139,7 +142,7 @@ def test_with_all_classes_stored_any_temperature_will_do():
     stored = TeacherCache("", {}, layout, {}, 10, 2.0, 0, {}, {})
     row = {"log_probs": (teacher / 2.0).log_softmax(1).half()}
     for temperature in (1.0, 2.0, 5.0):
-        found = soft_kd_top(student, stored.top(row, temperature), temperature)
+        found = soft_kd(student, stored.logits(row), temperature)
         assert found.item() == pytest.approx(soft_kd(student, teacher, temperature).item(), rel=1e-3)
 
 

@@ -13,12 +13,14 @@ from conftest import VIT
 from torch import nn
 
 from distill_dynamics import Backbone, Distiller, Term
+from distill_dynamics.callbacks.epoch_rows import EpochRows
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.losses.logits import soft_kd_top, top_classes
 from distill_dynamics.teacher_cache.blocks import Field, Layout
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.train.optimise import Optimisation
+from distill_dynamics.train.step import Step
 
 
 def student(**kwargs):
@@ -39,15 +41,20 @@ class Apart(nn.Module):
         return student_map.mean() * 0 + self.value
 
 
-def at(distiller, epoch, batch, rank=0, world=1):
+def standing(distiller, epoch, rank=0, world=1):
     """The module as if it stood there in a training; what a stand-in for the Trainer can say."""
     distiller._seed = 3
     trainer = types.SimpleNamespace(
-        current_epoch=epoch, global_rank=rank, world_size=world, global_step=0,
+        current_epoch=epoch, global_rank=rank, world_size=world, global_step=0, max_epochs=5, max_steps=-1,
+        num_training_batches=10, accumulate_grad_batches=1,
         strategy=types.SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
     object.__setattr__(distiller, "_trainer", trainer)
-    with distiller._keyed_dropout(batch):
+
+
+def at(distiller, epoch, batch, rank=0, world=1):
+    standing(distiller, epoch, rank, world)
+    with distiller._draws(batch):
         return torch.rand(4)
 
 
@@ -72,9 +79,7 @@ def test_a_second_terms_weight_counts():
     Apart.count = 0
     distiller = Distiller(student(), student(), terms, alpha=0.0)
     images, targets = torch.randn(4, 1, 28, 28), torch.arange(4)
-    distiller.for_student = distiller.for_teacher = lambda x: x
-    distiller._watch = lambda *args: None
-    distiller._keyed_dropout = lambda *args: torch.no_grad()
+    standing(distiller, 0)
     total = distiller.training_step((images, targets), 0)
     logits = distiller.student(images).logits
     wanted = F.cross_entropy(logits, targets, label_smoothing=0.1) + 0.5 * 1 + 0.25 * (2 + 3) / 2
@@ -91,7 +96,7 @@ def test_a_stored_top_k_and_the_rest_sum_to_one():
     }
     cache = TeacherCache(None, {}, Layout(2, 1, 2, fields), {}, 10, 1.0, 0, {}, {})
     row = {"log_probs": top.log_probs.half(), "classes": top.classes, "rest": top.rest}
-    stored = cache.top(row, 1.0)
+    stored = cache.top(row)
     sums = stored.log_probs.exp().sum(dim=1) + stored.rest
     torch.testing.assert_close(sums, torch.ones(2), rtol=0, atol=1e-6)
     mine = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
@@ -114,26 +119,30 @@ def test_the_rate_is_scaled_by_the_global_batch_once(world):
 
 
 def test_an_epochs_row_is_of_all_ranks(monkeypatch):
-    distiller = Distiller(student())
-    logged = []
+    logged, callback = [], EpochRows()
     reduced = lambda tensor, reduce_op: tensor + 1 if reduce_op == "mean" else tensor  # noqa: E731
     trainer = types.SimpleNamespace(
         world_size=4, strategy=types.SimpleNamespace(reduce=reduced), current_epoch=0, global_step=5,
         optimizers=[types.SimpleNamespace(param_groups=[{"lr": 0.1}])], callback_metrics={}, loggers=[],
     )  # fmt: skip
-    object.__setattr__(distiller, "_trainer", trainer)
-    distiller.optimisation = types.SimpleNamespace(end_epoch=lambda metrics: None)
-    distiller._log_row = lambda epoch, row: logged.append((epoch, row))
-    distiller.log = lambda *args, **kwargs: None
-    monkeypatch.setattr("distill_dynamics.train.distiller.time.perf_counter", lambda: 12.0)
-    distiller._part_names = ["ce"]
-    distiller._epoch_sum, distiller._epoch_steps, distiller._epoch_images = torch.tensor([4.0, 2.0]), 2, 30
-    distiller._epoch_seconds, distiller._clock = 1.0, 10.0
-    distiller.on_train_epoch_end()
+    module = types.SimpleNamespace(
+        optimisation=types.SimpleNamespace(end_epoch=lambda metrics: None), log=lambda *args, **kwargs: None
+    )
+    place = "distill_dynamics.callbacks.epoch_rows"
+    monkeypatch.setattr(f"{place}.log_row", lambda loggers, epoch, row, step: logged.append((epoch, row)))
+    for clock, values in ((10.0, [1.0, 0.5]), (11.0, [3.0, 1.5])):
+        monkeypatch.setattr(f"{place}.time.perf_counter", lambda clock=clock: clock)
+        if clock == 10.0:
+            callback.on_train_epoch_start(trainer, module)
+        module.latest = Step(["ce"], torch.tensor(values), {"ce": values[1]}, 15, 0)
+        callback.on_before_backward(trainer, module, None)
+    monkeypatch.setattr(f"{place}.time.perf_counter", lambda: 13.0)
+    callback.on_train_epoch_end(trainer, module)
     ((epoch, row),) = logged
     assert epoch == 1
     assert (row["train/loss"], row["train/loss_ce"]) == (3.0, 2.0)  # each rank's mean is one lower here
-    assert row["train/images_per_s"] == 30 * 4 / (1.0 + 2.0)
+    assert row["train/weight_ce"] == 1.0
+    assert row["train/images_per_s"] == 30 * 4 / 3.0
 
 
 @pytest.mark.parametrize("seed", [1, 2])

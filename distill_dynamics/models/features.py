@@ -1,0 +1,81 @@
+"""What one forward pass can give of a model, by name: the words that a loss may read.
+
+Letters: B batch, C channels, H W grid, K classes, P prefix tokens, N = H W patches, D pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from distill_dynamics.models.backbone import Backbone
+
+BY_BLOCK = ("map", "prefix", "attention")
+BY_IMAGE = ("logits", "pooled", "dist_logits")
+
+Read = tuple[str, int | None]
+"""A word and a block, from 1: ("map", 12); without a block for what a model gives once: ("logits", None)."""
+
+
+class Features(NamedTuple):
+    """What a forward pass gave of what was asked for; each list in the order asked for."""
+
+    logits: Tensor | None
+    """[B, K], or None."""
+    maps: Sequence[Tensor]
+    """[B, C, H, W] each."""
+    prefix: Sequence[Tensor] = ()
+    """[B, P, C] each: class, distillation and register tokens."""
+    attention: Sequence[Tensor] = ()
+    """[B, heads, N, N] each, from patch to patch, every row with the sum 1."""
+    pooled: Tensor | None = None
+    """[B, D], what the classifier reads."""
+    dist_logits: Tensor | None = None
+    """[B, K] of the distillation token in training; the logits where there is none, and in evaluation."""
+
+
+def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:
+    """Everything in `reads` from one forward pass of a batch normalised for this backbone."""
+    blocks = {word: sorted(block for w, block in reads if w == word and block) for word in BY_BLOCK}
+    features = backbone(
+        images,
+        blocks["map"],
+        logits=("logits", None) in reads,
+        prefix=blocks["prefix"],
+        attention=blocks["attention"],
+        pooled=("pooled", None) in reads,
+        dist_logits=("dist_logits", None) in reads,
+    )
+    lists = {"map": features.maps, "prefix": features.prefix, "attention": features.attention}
+    found: dict[Read, Tensor] = {
+        (word, block): value
+        for word in BY_BLOCK
+        for block, value in zip(blocks[word], lists[word], strict=True)
+    }
+    return found | {(word, None): getattr(features, word) for word in BY_IMAGE if (word, None) in reads}
+
+
+def width(backbone: Backbone, word: str, block: int | None) -> int:
+    """How many numbers describe one position of what is read: C, D or K."""
+    if block is not None:
+        return backbone.channels[block - 1]
+    if word == "pooled":
+        return int(getattr(backbone.model, "head_hidden_size", backbone.model.num_features))
+    return backbone.num_classes
+
+
+class Wanted(NamedTuple):
+    """One thing that a term's loss reads of the teacher."""
+
+    term: str
+    pair: int
+    """Which of the term's losses, from 0."""
+    word: str
+    block: int | None
+
+
+TeacherOutputs = dict[tuple[str, int, str], Any]
+"""By term, pair and word: what a loss is given of the teacher, a tensor or `TopClasses`."""

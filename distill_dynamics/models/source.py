@@ -1,0 +1,75 @@
+"""A model from what a config says of it: timm's name, a file, a folder in timm's hub layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.models import hub
+from distill_dynamics.models.create import architecture, create
+from distill_dynamics.models.fitting import load
+from distill_dynamics.models.weights import header, read_weights, stated_accuracy
+
+
+class Source(NamedTuple):
+    """A timm model, and where it is from."""
+
+    model: Any
+    name: str
+    timm_kwargs: dict[str, Any]
+    description: dict[str, Any]
+    """`Backbone.description()` of the model that the weights were written from, where their file tells."""
+    stated_accuracy: float | None
+    is_recorded: bool
+    """Whether its mean and std are those of its weights: by their file, or by timm's record of them."""
+
+
+def make(
+    name: str | None, pretrained: bool, checkpoint: str | os.PathLike | None, given: dict[str, Any]
+) -> Source:
+    """Make the model with the keywords `given`, and load its weights. UserError where that cannot be done."""
+    if pretrained and checkpoint:
+        raise UserError(f"{name or checkpoint}: give either pretrained: true or a checkpoint, not both")
+    if checkpoint and Path(os.path.expanduser(checkpoint)).is_dir():
+        return _of_folder(name, Path(os.path.expanduser(checkpoint)), given)
+    weights = read_weights(checkpoint) if checkpoint else None
+    description = weights.description if weights else {}
+    name = description.get("timm_name") if name is None else name
+    if name is None:
+        raise UserError(
+            f"{checkpoint} does not say what it is of: give the name of the timm model"
+            if checkpoint
+            else "give the name of a timm model, or as checkpoint a folder in timm's hub layout"
+        )
+    same = description and architecture(description["timm_name"]) == architecture(name)
+    timm_kwargs = plain({**description["timm_kwargs"], **given}) if same else given
+    model = create(name, pretrained, timm_kwargs)
+    if weights:
+        load(model, weights, name, new_head="num_classes" in given)
+    accuracy = weights.accuracy if weights else None
+    return Source(model, name, timm_kwargs, description, accuracy, bool(description) or pretrained)
+
+
+def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
+    config = hub.read_config(folder)
+    if name is not None and architecture(name) != config.architecture:
+        raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
+    model = create(f"local-dir:{folder}", True, given)
+    told = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
+    # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
+    timm_kwargs = plain({**told.get("timm_kwargs", config.model_args), **given})
+    accuracy = stated_accuracy(told) or hub.card_accuracy(folder)
+    return Source(model, told.get("timm_name", config.architecture), timm_kwargs, {}, accuracy, True)
+
+
+def plain(timm_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords as a file will give them back: a deep copy, tuples as lists."""
+    try:
+        return json.loads(json.dumps(timm_kwargs))
+    except TypeError as error:
+        raise UserError(
+            f"timm_kwargs can be numbers, words, lists and dicts, which a file can carry: {error}"
+        ) from error

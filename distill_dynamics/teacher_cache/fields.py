@@ -1,0 +1,101 @@
+"""What a cache stores of the teacher for each loss, and under which name.
+
+Letters: B batch, C channels, H W grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distill_dynamics.models.features import Wanted
+
+LOGITS = ("logits", "dist_logits")
+"""Words that the stored classes serve: a teacher in eval mode has one answer for both."""
+
+Key = tuple[str, int, str]
+"""Term, pair and word, as in `TeacherOutputs`."""
+
+
+class Part(NamedTuple):
+    """What a loss sees of the teacher: its field in a row of the cache, and its shape without B."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Reader(NamedTuple):
+    """A loss beside what it reads of the teacher, and the shape, without B, of the student's side of it."""
+
+    wanted: Wanted
+    loss: nn.Module
+    student_block: int | None
+    student_shape: tuple[int, ...]
+
+    @property
+    def key(self) -> Key:
+        """As in `TeacherOutputs`."""
+        return self.wanted.term, self.wanted.pair, self.wanted.word
+
+    @property
+    def place(self) -> str:
+        """ "student block 2 with teacher block 3", or what is read once."""
+        if self.wanted.block is None:
+            return f"the teacher's {self.wanted.word}"
+        return f"student block {self.student_block} with teacher block {self.wanted.block}"
+
+    @property
+    def narrows(self) -> bool:
+        """Whether the loss says that it sees a part of this alone."""
+        return f"teacher_{self.wanted.word}" in _parameters(self.loss)
+
+
+def _parameters(loss: nn.Module) -> list[str]:
+    cacheable: Any = getattr(loss, "cacheable", None)
+    return [] if cacheable is None else [*inspect.signature(cacheable).parameters]
+
+
+def part_of(reader: Reader, value: Tensor) -> Tensor:
+    """What a loss sees of what it reads of the teacher, [B, ...]; all of it, unless it has `cacheable`.
+
+    `cacheable` takes it by its name, and may take the student's of the same word, of which the shape counts:
+    a loss may pool the teacher's map first to the student's grid.
+    """
+    if not reader.narrows:
+        return value
+    given = {f"teacher_{reader.wanted.word}": value}
+    if f"student_{reader.wanted.word}" in _parameters(reader.loss):
+        shape = (len(value), *reader.student_shape)
+        given[f"student_{reader.wanted.word}"] = value.new_empty(1).expand(shape)
+    return reader.loss.cacheable(**given)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def field_of(reader: Reader, value: Tensor) -> Part:
+    """Name and shape of the field of what a loss sees of the teacher's value [B, ...]; only its shape counts.
+
+    The name changes with what the loss's `cacheable` does, as far as one fixed input shows: whole numbers,
+    whose sums are exact in any order, and the result in half precision, so that all devices agree on it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    fixed = torch.randint(-8, 9, (2, *value.shape[1:]), generator=generator)
+    part = part_of(reader, fixed.to(value.device, torch.float32))
+    digest = hashlib.sha256(part.half().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+    how = type(reader.loss).__name__ if reader.narrows else reader.wanted.word
+    where = "teacher" if reader.wanted.block is None else f"block_{reader.wanted.block:02d}"
+    shape = tuple(part.shape[1:])
+    return Part(f"{where}_{how}_{'x'.join(map(str, shape))}_{digest}", shape)
+
+
+def parts_of(readers: list[Reader], values: Mapping[tuple[str, int | None], Tensor]) -> dict[Key, Part]:
+    """Of each reader but those of logits, from one batch of the teacher's answers."""
+    return {
+        reader.key: field_of(reader, values[reader.wanted.word, reader.wanted.block])
+        for reader in readers
+        if reader.wanted.word not in LOGITS
+    }

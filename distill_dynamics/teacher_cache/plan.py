@@ -1,0 +1,159 @@
+"""What a build will store and what it will take, before it begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.teacher_cache.blocks import Field, Layout
+from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.fields import LOGITS
+from distill_dynamics.teacher_cache.rows import rows_of
+from distill_dynamics.teacher_cache.scale import Scale
+from distill_dynamics.teacher_cache.views import Views
+
+CHEAP = 0.1
+"""Share of the teacher's work up to which its first blocks are run while training, and not stored."""
+
+
+def plan(views: Views, top_k: int) -> TeacherCache:
+    """Which answers are stored and which computed while training.
+
+    Raises UserError where that is nothing, where the losses need all classes, and for a disk too small.
+    """
+    teacher, data = views.teacher.backbone, views.data
+    online = cheap_depth(views)
+    fields: dict[str, Field] = {}
+    temperature = 1.0
+    if views.reads_logits:
+        kept = min(top_k, teacher.num_classes)
+        temperature = _temperature(views, kept < teacher.num_classes)
+        fields["log_probs"] = Field((kept,), "float16")
+        if kept < teacher.num_classes:
+            fields["classes"] = Field((kept,), "uint16" if teacher.num_classes <= 2**16 else "int32")
+            fields["rest"] = Field((), "float32")
+    stored = {
+        part.name: Field(part.shape, "float16")
+        for reader in views.readers
+        if (part := views.parts.get(reader.key))
+        and (reader.wanted.block is None or reader.wanted.block > online)
+    }
+    if not (fields | stored):
+        raise UserError(
+            "cache-teacher: nothing to store: alpha is 0, and the blocks that the terms look at are "
+            "cheap to run while training"
+        )
+    layout = Layout.of(len(data.sources["train"].targets), data.views, fields | stored)
+    check_room(views, layout.bytes)
+    _, answers = views.answers(views.sample().images, stored, logits=False)
+    scales = {name: Scale.of(values.cpu()) for name, values in answers.items()}
+    return TeacherCache(
+        views.folder, views.made_by, layout, scales, teacher.num_classes, temperature, online, {}, {}
+    )
+
+
+def _temperature(views: Views, cut: bool) -> float:
+    """At which the likeliest classes are stored: that of the losses that can do with them."""
+    losses = {r.wanted.term: r.loss for r in views.readers if r.wanted.word in LOGITS}
+    found = {name: getattr(loss, "temperature", None) for name, loss in losses.items()}
+    able = {t for name, t in found.items() if getattr(losses[name], "takes_top_classes", False)}
+    if cut:
+        needs = [name for name in losses if not getattr(losses[name], "takes_top_classes", False)]
+        if needs or len(able) > 1 or any(callable(t) for t in able):
+            why = f"term {needs[0]} reads" if needs else "temperatures that differ or change need"
+            raise UserError(
+                f"--top_k: {why} the logits of all classes: give {views.teacher.backbone.num_classes} or more"
+            )
+    numbers = [t for t in able if isinstance(t, (int, float))]
+    return float(numbers[0]) if len(numbers) == 1 else 1.0
+
+
+def cheap_depth(views: Views) -> int:
+    """How many of the teacher's first blocks take `CHEAP` of its floating-point operations at most.
+
+    Counted and not timed, so that the same command makes the same files.
+    """
+    teacher = views.teacher.backbone
+    blocks = len(teacher.layers)
+    all_of_it = operations(views, [blocks] if blocks else [], logits=teacher.num_classes > 0)
+    most, beyond = 0, blocks + 1
+    while beyond - most > 1:
+        middle = (most + beyond) // 2
+        if operations(views, [middle], logits=False) <= CHEAP * all_of_it:
+            most = middle
+        else:
+            beyond = middle
+    return most
+
+
+def operations(views: Views, layers: list[int], logits: bool) -> int:
+    """Of matrix products and convolutions, for an image, up to these layers or the teacher's end."""
+    teacher, side = views.teacher.backbone, views.data.image_size
+    weight = next(teacher.parameters())
+    image = torch.zeros(1, len(views.data.mean), side, side, device=weight.device, dtype=weight.dtype)
+    counter = FlopCounterMode(display=False)
+    # One kind of attention and no compiled code: the count is that of every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        teacher.forward(image, layers, logits=logits)
+    return counter.get_total_flops()
+
+
+def expected_seconds(views: Views, stored: TeacherCache, fields: list[str], count: int) -> float:
+    """For so many views, shared by all ranks: loading as well as the teacher."""
+    images, loading = views.sample()
+    answer = partial(views.answers, images, fields, bool(stored.logit_fields()))
+    with views.trainer.precision_plugin.forward_context():
+        computing = _seconds(lambda: rows_of(stored, *answer())) / len(images)
+    workers = min(views.data.num_workers, os.cpu_count() or 1)
+    each = max(loading / workers, computing) if workers else loading + computing
+    return count * each / views.trainer.world_size
+
+
+def check_room(views: Views, lacking: int) -> None:
+    """UserError for a disk that so many bytes do not fit on."""
+    folder = views.folder
+    parent = next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
+    free = shutil.disk_usage(parent).free
+    if lacking > 0.99 * free:
+        raise UserError(
+            f"--out: the cache takes {size_text(lacking)} and {parent} has {size_text(free)} free: fewer "
+            "views, a smaller --top_k, or another disk"
+        )
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """The shortest of three, after one to warm up."""
+    times = []
+    for _ in range(4):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def size_text(number: float) -> str:
+    """Bytes, with three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,181 @@
+"""One image through both models and every term, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.features import Read, read
+from distill_dynamics.models.isolated import isolated
+
+if TYPE_CHECKING:
+    from distill_dynamics.train.distiller import Distiller
+
+
+def dry_run(distiller: Distiller, data: Any, stage: str) -> None:
+    """Send an image through both models and every term, as training will; nothing is changed by it.
+
+    It is a batch of one where batches are of one image, else of two: batch norm asks for no more. For other
+    stages than "fit" only the student is asked for its logits, in eval mode.
+
+    Raises:
+        UserError: one of them cannot take what it is given, or gives what cannot be taken.
+    """
+    images = _ramp(2 if stage == "fit" and data.batch_size > 1 else 1, len(data.mean), data.image_size)
+    size = f"{data.image_size} x {data.image_size} images"
+    logits: Read = ("logits", None)
+    reads = distiller.student_reads if stage == "fit" else {logits}
+    with _unchanged(distiller):
+        learnt = _asked("student", distiller.student, {*reads, logits}, images, size, stage == "fit")
+        if learnt[logits].shape != (len(images), distiller.student.num_classes):
+            raise UserError(
+                f"model.student: {distiller.student.name} answers {len(images)} images with "
+                f"{_shape(learnt[logits])}, not with one number a class ({distiller.student.num_classes})"
+            )
+        if stage != "fit":
+            return
+        of_teacher = {}
+        if distiller.teacher is not None and distiller.wanted:
+            teacher = distiller.teacher.backbone
+            wanted = {(w.word, w.block) for w in distiller.wanted}
+            of_teacher = _asked("teacher", teacher, wanted, images, size, False)
+        for name, term in distiller.terms.items():
+            _term(name, term, learnt, of_teacher, len(images))
+
+
+def outputs_on_one_image(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
+    """What the terms read of student and teacher, [1, ...] each, of an image of zeros; for their shapes."""
+    assert distiller.teacher is not None
+    found = []
+    models = (
+        (distiller.student, distiller.student_reads),
+        (
+            distiller.teacher.backbone,
+            {(w.word, w.block) for w in distiller.wanted},
+        ),
+    )
+    for backbone, reads in models:
+        weight = next(backbone.parameters())
+        shape = (1, len(data.mean), data.image_size, data.image_size)
+        with isolated(backbone):
+            found.append(read(backbone, weight.new_zeros(shape, dtype=torch.float32), reads))
+    return found[0], found[1]
+
+
+def _ramp(n: int, channels: int, size: int) -> Tensor:
+    return torch.linspace(-1, 1, n * channels * size * size).view(n, channels, size, size)
+
+
+def _asked(
+    role: str, backbone: Backbone, reads: set[Read], images: Tensor, size: str, train: bool
+) -> dict[Read, Tensor]:
+    device = next(backbone.parameters()).device
+    with isolated(backbone), torch.enable_grad() if train else torch.no_grad():
+        backbone.train(train)
+        try:
+            found = read(backbone, images.to(device), reads)
+        except UserError as error:  # it has not what a term reads
+            raise UserError(f"model.{role}: {error}") from error
+        except Exception as error:  # whatever a model stumbles over
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    f"model.{role}: {backbone.name} has batch norm, which cannot be trained with "
+                    f"{len(images)} of these {size} a batch: set a larger "
+                    "data.init_args.batch_size, or larger images"
+                ) from error
+            raise UserError(
+                f"model.{role}: {backbone.name} cannot take {size}: {_said(error)}. Set data.image_size, or "
+                "another model"
+            ) from error
+        if ("pooled", None) in reads and backbone.num_classes > 0:
+            backbone.eval()
+            both = read(backbone, images.to(device), {("pooled", None), ("logits", None)})
+            if not torch.allclose(both["logits", None], backbone(images.to(device)).logits, atol=1e-4):
+                raise UserError(
+                    f"model.{role}: the logits of {backbone.name} do not follow from its pooled features, "
+                    "which a term reads"
+                )
+    return found
+
+
+def _term(
+    name: str, term: Any, student: dict[Read, Tensor], teacher: dict[Read, Tensor], images: int
+) -> None:
+    for pair, (loss, inputs) in enumerate(zip(term, term.inputs, strict=True)):
+        given: dict[str, Any] = {"targets": torch.zeros(images, dtype=torch.long), "progress": 0.0}
+        given["index"] = torch.arange(images)
+        values, shown = {}, []
+        for parameter, who, word, block in inputs:
+            values[parameter] = (
+                given[word] if who == "batch" else (student, teacher)[who == "teacher"][word, block]
+            )
+            if who != "batch":
+                at = "" if block is None else f" of block {block}"
+                shown.append(f"the {who}'s {word}{at} ({_shape(values[parameter])})")
+        _loss(f"model.terms.{name}: {type(loss).__name__}, of {' and '.join(shown)}", loss, values)
+        _check_attention(name, pair, inputs, values)
+
+
+def _check_attention(name: str, pair: int, inputs: Any, values: dict[str, Any]) -> None:
+    sizes = {who: values[p].shape[-1] for p, who, word, _ in inputs if word == "attention"}
+    if len(set(sizes.values())) > 1:
+        raise UserError(
+            f"model.terms.{name}: the student's attention is between {sizes['student']} patches, the "
+            f"teacher's between {sizes['teacher']}: their grids have to be equal"
+        )
+
+
+def _loss(place: str, loss: nn.Module, values: dict[str, Any]) -> None:
+    tensors = [value for value in values.values() if isinstance(value, Tensor)]
+    weight = next(loss.parameters(), tensors[0] if tensors else torch.zeros(()))
+    with suppress(Exception):  # one that cannot be copied
+        loss = deepcopy(loss)  # it may count its calls, or remember what it saw
+    loss.train()
+    moved = {name: v.to(weight.device) if isinstance(v, Tensor) else v for name, v in values.items()}
+    try:
+        value = loss(**moved)
+    except Exception as error:  # a user's own
+        raise UserError(f"{place}: {_said(error)}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = _shape(value) if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{place}: gives {given}, not one number")
+
+
+def _said(error: Exception) -> str:
+    text = first_line(error)[:200]
+    return text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+
+
+def _shape(values: Tensor) -> str:
+    return "x".join(str(n) for n in values.shape)
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Buffers (batch norm's averages, a term's memory) and random states are afterwards what they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with isolated(module):
+        try:
+            with _alone():
+                yield
+        finally:
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """As if there were no other ranks: none then waits for another that has failed."""
+    before = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = before

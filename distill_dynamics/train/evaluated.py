@@ -1,0 +1,100 @@
+"""A student as it is measured: forward, validation, prediction, with its teacher beside it.
+
+Legend of letters: B batch, C channels, H W grid, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from distill_dynamics.data.images import IGNORED
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.normalise import Renormalise
+from distill_dynamics.models.teacher import Teacher
+from distill_dynamics.train.metrics import accuracies
+
+
+class Evaluated(LightningModule):
+    """A student that is validated, tested and asked for predictions; `Distiller` trains it."""
+
+    student: Backbone
+    teacher: Teacher | None
+
+    def __init__(self, student: Backbone, teacher: Teacher | None, channels_last: bool = False) -> None:
+        super().__init__()
+        self.student = student
+        # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
+        object.__setattr__(self, "teacher", teacher)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
+        self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
+        self.val_loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W].
+
+        Without a Trainer there is no DataModule: images are then normalised for the student.
+        """
+        return self.student(self.for_student(images)).logits
+
+    def for_student(self, images: Tensor) -> Tensor:
+        """A batch as the DataModule gives it, normalised and laid out as the student takes it."""
+        return self.renormalise(images).contiguous(memory_format=self.memory_format)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Top-1, top-5 and plain cross-entropy of the student; padding items count nowhere."""
+        images, targets = batch
+        logits = self(images)
+        self.val_metrics.update(logits, targets)
+        counted = (targets != IGNORED).sum()
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+        self.val_loss.update(loss / counted.clamp(min=1), weight=counted)
+        if self.trainer.state.fn != "fit" and self.teacher is not None and self._teacher_answers:
+            self.teacher_metrics.update(self.teacher.logits(images), targets)
+
+    test_step = validation_step
+
+    @property
+    def _teacher_answers(self) -> bool:
+        """Whether the teacher can be measured beside the student, when no training goes on."""
+        teacher = self.teacher
+        same = teacher is not None and teacher.backbone.num_classes == self.student.num_classes
+        return same and teacher is not None and not teacher.sharded
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Class probabilities [B, K] and targets [B]."""
+        images, targets = batch
+        return self(images).softmax(dim=1), targets
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish `val/*`; in `fit` the epoch's row has it."""
+        self._publish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Publish `test/*`."""
+        self._publish("test")
+
+    def _publish(self, split: str) -> None:
+        values = {**self.val_metrics.compute(), "loss": self.val_loss.compute()}
+        self.val_metrics.reset()
+        self.val_loss.reset()
+        fitting = self.trainer.state.fn == "fit"
+        if not fitting and self._teacher_answers:
+            for name, value in self.teacher_metrics.compute().items():
+                self.log(f"teacher/{name}", value)
+            self.teacher_metrics.reset()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Evaluated:
+        """Moves to a device or dtype take the teacher along, though it is no submodule."""
+        if (teacher := self.__dict__.get("teacher")) is not None:
+            teacher.move(fn)
+        return super()._apply(fn, *args, **kwargs)

@@ -1,0 +1,66 @@
+"""Losses that fit something to the teacher's answers before training: a basis, a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from distill_dynamics.models.isolated import isolated
+from distill_dynamics.train.metrics import datamodule
+
+if TYPE_CHECKING:
+    from distill_dynamics.train.distiller import Distiller
+    from distill_dynamics.train.terms import BoundTerm
+
+IMAGES = 1024
+"""Of the first epoch, that losses are fitted to; fewer where a device has fewer."""
+
+
+class Answers:
+    """What one loss reads of the teacher and of the batch, a dict a batch; can be gone through repeatedly.
+
+    The images are the first of the training's own, augmented, that this rank gets; the teacher runs anew.
+    """
+
+    def __init__(self, distiller: Distiller, term: BoundTerm, pair: int) -> None:
+        self.distiller = distiller
+        self.wanted = [wanted for wanted in term.of_teacher() if wanted.pair == pair]
+        self.inputs = term.inputs[pair]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        distiller = self.distiller
+        data, teacher = datamodule(distiller.trainer), distiller.teacher
+        assert teacher is not None
+        plugin = distiller.trainer.precision_plugin
+        batches = -(-IMAGES // data.batch_size)
+        with plugin.forward_context():
+            for images, targets, *_ in islice(data.train_dataloader(), batches):
+                found = teacher(plugin.convert_input(images).to(distiller.device), self.wanted)
+                batch = {"targets": targets.to(distiller.device)}
+                yield {
+                    parameter: found[self.wanted[0].term, self.wanted[0].pair, word]
+                    if who == "teacher"
+                    else batch[word]
+                    for parameter, who, word, _ in self.inputs
+                    if who == "teacher" or word in batch
+                }
+
+
+def fit_losses(distiller: Distiller) -> None:
+    """Call `fit(batches)` of every loss that has it, once, and give all ranks the buffers of the first.
+
+    All ranks do the work, as a sharded teacher answers to all or none.
+    """
+    terms: Any = distiller.terms
+    for term in terms.values():
+        for pair, loss in enumerate(term):
+            if not hasattr(loss, "fit") or getattr(distiller.answers, "has_fitted", False):
+                continue
+            with isolated(distiller), torch.no_grad():
+                loss.fit(Answers(distiller, term, pair))
+            for buffer in loss.buffers():
+                buffer.copy_(distiller.trainer.strategy.broadcast(buffer))

@@ -1,0 +1,49 @@
+"""What is measured on the validation images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from tqdm import tqdm
+
+from distill_dynamics.data.images import IGNORED
+from distill_dynamics.models.teacher import Teacher
+
+
+def datamodule(trainer: Trainer) -> Any:
+    """The DataModule of a run; Lightning's Trainer has it without declaring it."""
+    return getattr(trainer, "datamodule", None)
+
+
+def accuracies(classes: int) -> MetricCollection:
+    """`acc1` and `acc5` in percent; padding counts nowhere, and few classes have no fifth guess."""
+    classes = max(classes, 2)
+    return MetricCollection(
+        {
+            f"acc{k}": 100.0
+            * MulticlassAccuracy(
+                classes,
+                top_k=min(k, classes),
+                average="micro",
+                ignore_index=IGNORED,
+                validate_args=False,  # it would ask a GPU for the targets of every batch
+            )
+            for k in (1, 5)
+        }
+    )
+
+
+def measure(teacher: Teacher, trainer: Trainer, classes: int) -> dict[str, float]:
+    """The teacher's acc1 and acc5 on the validation images of a trainer that is about to begin."""
+    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
+    metrics = accuracies(classes).to(device)
+    loader = datamodule(trainer).val_dataloader()
+    with plugin.forward_context():
+        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        for batch in tqdm(loader, "Teacher", leave=False, disable=not shown):
+            images, targets = (part.to(device) for part in plugin.convert_input(batch)[:2])
+            metrics.update(teacher.logits(images), targets)
+    return {name: value.item() for name, value in metrics.compute().items()}

@@ -1,0 +1,247 @@
+"""The terms of the loss. A term's losses say by the names of `forward`'s parameters what they read.
+
+Letters: B batch, C channels, H W grid, N patches, K classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.losses import CrossEntropy, DistilledSoftKD, SoftKD
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.features import BY_BLOCK, BY_IMAGE, Read, TeacherOutputs, Wanted, width
+from distill_dynamics.models.layers import pair_layers
+from distill_dynamics.schedule import Schedule
+from distill_dynamics.train.checks import check_name_of_term, check_schedule, checked
+
+OF_MODELS = {f"{who}_{word}": (who, word) for who in ("student", "teacher") for word in BY_BLOCK + BY_IMAGE}
+OF_BATCH = ("targets", "index", "progress")
+WIDTHS = ("student_channels", "teacher_channels")
+
+
+class MakeLoss(Protocol):
+    """Makes a loss: a class, or what a config makes of one."""
+
+    def __call__(self, *, student_channels: int, teacher_channels: int) -> nn.Module:
+        """Make the loss of one pair; a class that names no such parameters is not given them."""
+
+
+@dataclass
+class Term:
+    """One part of the loss: what is compared, where, and how much it weighs.
+
+    Args:
+        loss: the class of the loss, in YAML `{class_path: distill_dynamics.losses.SpectralKD}`, or yours. It
+            says what it reads by the names of `forward`'s parameters: `student_` or `teacher_` before `map`
+            [B, C, H, W], `prefix` [B, P, C] or `attention` [B, heads, N, N], each at the pairs' blocks, or
+            before `logits` [B, K], `pooled` [B, D] or `dist_logits` [B, K]; `targets` [B], `index` [B] (place
+            in the data set), `progress` (share of the training done). If its `__init__` begins with
+            student_channels and teacher_channels, it gets the widths of what it reads first of each.
+        weight: β, a number or a schedule of `progress`; multiplies the mean of the loss over the pairs.
+        first: align the first so many student blocks with the teacher's of the same number.
+        last: align the last so many with the teacher's of the same rank from the end.
+        pairs: or these [student block, teacher block] pairs, numbered from 1, negative from the end; or
+            "all", for models equally deep. A loss that reads nothing of blocks takes no pairs.
+    """
+
+    loss: MakeLoss
+    weight: float | Schedule = 0.2
+    first: int = 0
+    last: int = 0
+    pairs: list[tuple[int, int]] | Literal["all"] | None = None
+
+
+def with_standard(
+    terms: Mapping[str, Term | None],
+    alpha: float,
+    temperature: float | Schedule,
+    label_smoothing: float,
+    student: Backbone,
+) -> dict[str, Term]:
+    """The terms of a config after `ce` and `kd`, which α writes; one of that name replaces it, None removes.
+
+    Without classes neither is written, with α = 0 no `kd`. That of a student with a distillation token is on
+    the token, as DeiT's.
+    """
+    written: dict[str, Term | None] = {}
+    if student.num_classes > 0:
+        written["ce"] = Term(partial(CrossEntropy, label_smoothing), 1 - alpha)
+    if student.num_classes > 0 and alpha > 0:
+        kind = DistilledSoftKD if hasattr(student.model, "set_distilled_training") else SoftKD
+        written["kd"] = Term(partial(kind, temperature), alpha)
+    return {name: term for name, term in (written | dict(terms)).items() if term is not None}
+
+
+class _Input(NamedTuple):
+    parameter: str
+    who: str
+    word: str
+    block: int | None
+
+
+class BoundTerm(nn.ModuleList):
+    """A term between two models: a loss for each pair, or one, and what each reads.
+
+    Raises UserError for a word that no loss can read, pairs where none are taken, and what `__init__` raises.
+    """
+
+    def __init__(self, name: str, term: Term, student: Backbone, teacher: Backbone | None) -> None:
+        super().__init__()
+        check_name_of_term(name)
+        check_schedule(f"terms.{name}.weight", term.weight)
+        self.name, self.weight = name, term.weight
+        made_of = _class_of(term.loss)
+        words = None if made_of is None else words_of(name, made_of)
+        if teacher is None and any(who == "teacher" for who, _ in (words or {}).values()):
+            raise UserError(
+                f"model.terms.{name}: its loss reads the teacher, and there is none: without one, terms read "
+                "the student and the batch alone, and alpha must be 0 (or left out)"
+            )
+        by_block = any(word in BY_BLOCK for _, word in (words or {}).values())
+        if words is None:  # a function: what it reads is seen when it has made a loss
+            by_block = bool(term.first or term.last or term.pairs)
+        self.pairs = _pairs(name, term, student, teacher or student, by_block)
+        self.inputs: list[list[_Input]] = []
+        once: list[tuple[int, int] | None] = [None]
+        for pair in self.pairs or once:
+            self.append(self._make(term.loss, words, pair, student, teacher))
+            read = words or words_of(name, type(self[-1]))
+            self.inputs.append(
+                [
+                    _Input(parameter, who, word, _block(who, word, pair))
+                    for parameter, (who, word) in read.items()
+                ]
+            )
+
+    def _make(
+        self,
+        make: Any,
+        words: dict[str, tuple[str, str]] | None,
+        pair: tuple[int, int] | None,
+        student: Backbone,
+        teacher: Backbone | None,
+    ) -> nn.Module:
+        key = f"terms.{self.name}.loss"
+        if words is None:
+            widths = [_width("student", "map", pair, student), _width("teacher", "map", pair, teacher)]
+            return checked(key, lambda given: make(*given), widths)
+        if not takes_widths(make):
+            return checked(key, lambda _: make(), None)
+        first = dict(reversed([*words.values()]))
+        models = {"student": student, "teacher": teacher}
+        given = {
+            f"{who}_channels": _width(who, first.get(who, "logits"), pair, model)
+            for who, model in models.items()
+        }
+        return checked(key, lambda given: make(**given), given)
+
+    def weight_at(self, progress: float) -> float:
+        """β there."""
+        return self.weight(progress) if callable(self.weight) else self.weight
+
+    def of_student(self) -> set[Read]:
+        """What its losses read of the student."""
+        return {(i.word, i.block) for inputs in self.inputs for i in inputs if i.who == "student"}
+
+    def of_teacher(self) -> list[Wanted]:
+        """What its losses read of the teacher."""
+        return [
+            Wanted(self.name, pair, i.word, i.block)
+            for pair, inputs in enumerate(self.inputs)
+            for i in inputs
+            if i.who == "teacher"
+        ]
+
+    def forward(
+        self, student: Mapping[Read, Tensor], teacher: TeacherOutputs, batch: Mapping[str, Any]
+    ) -> Tensor:
+        """The mean of its losses, unweighted."""
+        values = []
+        for pair, (loss, inputs) in enumerate(zip(self, self.inputs, strict=True)):
+            given = {
+                parameter: student[word, block]
+                if who == "student"
+                else teacher[self.name, pair, word]
+                if who == "teacher"
+                else batch[word]
+                for parameter, who, word, block in inputs
+            }
+            values.append(loss(**given))
+        return sum(values) / len(values)
+
+
+def words_of(term: str, loss: type) -> dict[str, tuple[str, str]]:
+    """By parameter of `forward`: whose, "student", "teacher" or "batch", and what. UserError for others."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in [*inspect.signature(loss.forward).parameters][1:]:  # type: ignore[attr-defined]
+        if name in OF_MODELS:
+            found[name] = OF_MODELS[name]
+        elif name in OF_BATCH:
+            found[name] = ("batch", name)
+        else:
+            known = [*OF_MODELS, *OF_BATCH]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"model.terms.{term}: {loss.__name__}.forward reads {name!r}; a loss can read student_ and "
+                f"teacher_ {', '.join(BY_BLOCK + BY_IMAGE)}, and {', '.join(OF_BATCH)}.{hint}"
+            )
+    if not found:
+        raise UserError(f"model.terms.{term}: {loss.__name__}.forward reads nothing")
+    return found
+
+
+def takes_widths(make: Any) -> bool:
+    """Whether the class that this makes objects of begins with the widths of what its objects read."""
+    made_of = _class_of(make)
+    return made_of is not None and tuple(inspect.signature(made_of).parameters)[:2] == WIDTHS
+
+
+def _class_of(make: Any) -> type | None:
+    """The class that this makes objects of; None for a function."""
+    if isinstance(make, partial):  # a config's has the class among its arguments
+        return next((part for part in (make.func, *make.args) if inspect.isclass(part)), None)
+    return make if inspect.isclass(make) else None
+
+
+def _block(who: str, word: str, pair: tuple[int, int] | None) -> int | None:
+    return pair[who == "teacher"] if pair is not None and word in BY_BLOCK else None
+
+
+def _width(who: str, word: str, pair: tuple[int, int] | None, model: Backbone | None) -> int | None:
+    return None if model is None else width(model, word, _block(who, word, pair))
+
+
+def _pairs(
+    name: str, term: Term, student: Backbone, teacher: Backbone, by_block: bool
+) -> list[tuple[int, int]]:
+    if not by_block:
+        if term.first or term.last or term.pairs:
+            raise UserError(
+                f"model.terms.{name}: its loss reads nothing of blocks, so it takes no first, last or pairs"
+            )
+        return []
+    for backbone in (student, teacher):
+        backbone.resolve_layers("all")  # refuses a model without intermediates
+    try:
+        return pair_layers(len(student.layers), len(teacher.layers), term.first, term.last, term.pairs)
+    except UserError as error:
+        raise UserError(f"model.terms.{name}: {error}") from error
+
+
+def of_student(terms: Sequence[BoundTerm]) -> set[Read]:
+    """What these terms read of the student."""
+    return set().union(*(term.of_student() for term in terms))
+
+
+def of_teacher(terms: Sequence[BoundTerm]) -> list[Wanted]:
+    """What these terms read of the teacher."""
+    return [wanted for term in terms for wanted in term.of_teacher()]

@@ -1,0 +1,335 @@
+"""A loss says what it reads by the names of `forward`'s parameters: what it then gets, and what it may do."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import own_losses
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, VIT
+from test_fit import assert_same_run, checkpoint, fit, rows
+from torch import nn
+
+from distill_dynamics import Backbone, Distiller, Term, UserError
+from distill_dynamics.losses import CrossEntropy, DistilledSoftKD, SoftKD, SpectralKD
+from distill_dynamics.models.features import read
+from distill_dynamics.schedule import Cosine, From, Linear, Schedule, Steps, Until
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+TOKENS = {**VIT, "depth": 2}
+
+
+def deit(name="deit_tiny_patch16_224", **kwargs):
+    torch.manual_seed(0)
+    return Backbone(name, timm_kwargs={**TOKENS, **kwargs})
+
+
+def images(n=3):
+    return torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+# --- what there is to read ----------------------------------------------------------------------------
+
+
+def plain(backbone, name, **kwargs):
+    model = timm.create_model(name, **{**TOKENS, **kwargs}).eval()
+    model.load_state_dict(backbone.model.state_dict())
+    return model
+
+
+def test_every_word_is_what_timm_gives():
+    name = "deit_tiny_distilled_patch16_224"
+    backbone = deit(name).eval()
+    model = plain(backbone, name)
+    words = {("map", 1), ("map", 2), ("prefix", 2), ("logits", None), ("pooled", None), ("dist_logits", None)}
+    found = read(backbone, images(), words)
+    final, blocks = model.forward_intermediates(images(), return_prefix_tokens=True, norm=False)
+    assert found.keys() == words
+    for block in (1, 2):
+        torch.testing.assert_close(found["map", block], blocks[block - 1][0])
+    torch.testing.assert_close(found["prefix", 2], blocks[1][1])
+    assert found["prefix", 2].shape == (3, 2, VIT["embed_dim"])
+    torch.testing.assert_close(found["pooled", None], model.forward_head(final, pre_logits=True))
+    torch.testing.assert_close(found["logits", None], model(images()))
+    torch.testing.assert_close(found["dist_logits", None], model(images()))  # the mean, in evaluation
+
+
+def test_the_distillation_token_answers_by_itself_in_training_and_only_if_it_is_read():
+    name = "deit_tiny_distilled_patch16_224"
+    backbone = deit(name).train()
+    model = plain(backbone, name).train()
+    both = read(backbone, images(), {("logits", None), ("dist_logits", None), ("map", 1)})
+    alone = read(backbone, images(), {("logits", None)})
+    model.set_distilled_training(True)
+    of_class, of_token = model(images())
+    torch.testing.assert_close(both["logits", None], of_class)
+    torch.testing.assert_close(both["dist_logits", None], of_token)
+    torch.testing.assert_close(alone["logits", None], (of_class + of_token) / 2)
+    # Without the token it is the model's answer.
+    other = deit().train()
+    same = read(other, images(), {("dist_logits", None)})
+    torch.testing.assert_close(same["dist_logits", None], other.model(images()))
+
+
+def by_hand(block, tokens, prefix):
+    """Attention of a block of timm's ViT: softmax(q kᵀ / √d), patches alone, in numpy."""
+    attention = block.attn
+    normed = block.norm1(tokens)
+    qkv = F.linear(normed, attention.qkv.weight, attention.qkv.bias).detach().numpy()
+    batch, n, _ = qkv.shape
+    q, k, _ = qkv.reshape(batch, n, 3, attention.num_heads, -1).transpose(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    weights = weights[:, :, prefix:, prefix:]
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def test_attention_is_softmax_of_qk_between_patches_with_rows_of_sum_one():
+    backbone = deit().eval()
+    seen = []
+    backbone.model.blocks[1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    fused = backbone.model.blocks[1].attn.fused_attn
+    found = read(backbone, images(), {("attention", 2)})["attention", 2]
+    expected = by_hand(backbone.model.blocks[1], seen[0], prefix=1)
+    assert found.shape == (3, VIT["num_heads"], 4, 4)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1).detach().numpy(), 1, rtol=1e-5)
+    assert backbone.model.blocks[1].attn.fused_attn == fused
+    assert not backbone.model.blocks[1].attn.attn_drop._forward_pre_hooks
+
+
+def test_cait_has_attention_and_no_prefix():
+    cait = Backbone("cait_xxs24_224", timm_kwargs={**VIT, "depth": 2})
+    attention = read(cait, images(), {("attention", 1)})["attention", 1]
+    np.testing.assert_allclose(attention.sum(-1).detach().numpy(), 1, rtol=1e-5)
+    assert (attention >= 0).all()
+    with pytest.raises(UserError, match="no prefix tokens"):
+        read(cait, images(), {("prefix", 1)})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224"])
+def test_a_model_without_attention_between_its_patches_is_one_line(name):
+    backbone = Backbone(name)
+    with pytest.raises(UserError, match=r"has no attention"):
+        read(backbone, torch.randn(1, *backbone.input_size), {("attention", 2)})
+
+
+@pytest.mark.parametrize(
+    "name", ["test_convnext", "test_resnet", "test_efficientnet", "vit_base_patch16_siglip_224"]
+)
+def test_logits_are_the_classifiers_of_the_pooled_features(name):
+    backbone = Backbone(name, timm_kwargs={"num_classes": 7}).eval()
+    given = torch.randn(2, *backbone.input_size)
+    found = read(backbone, given, {("pooled", None), ("logits", None)})
+    classifier = backbone.model.get_classifier()
+    torch.testing.assert_close(classifier(found["pooled", None]), backbone.model(given))
+    torch.testing.assert_close(found["logits", None], backbone.model(given))
+
+
+def test_nothing_is_computed_that_no_term_reads(monkeypatch):
+    """Blocks that ran: up to the deepest that a term reads where no term reads the logits."""
+    student, teacher = deit(depth=4), deit(depth=4)
+    ran = []
+    for i, block in enumerate(teacher.model.blocks):
+        block.register_forward_hook(lambda *args, i=i: ran.append(i + 1))
+    distiller = Distiller(student, teacher, {"s": Term(SpectralKD, pairs=[(4, 2)])}, alpha=0.0)
+    parts = distiller.losses(images(), {"targets": torch.arange(3), "progress": 0.0, "index": None})
+    assert ran == [1, 2]
+    assert parts.keys() == {"ce", "s"}
+
+
+# --- terms --------------------------------------------------------------------------------------------
+
+
+def test_alpha_writes_two_terms_and_a_config_may_write_its_own():
+    named = lambda distiller: {k: (type(t[0]), t.weight) for k, t in distiller.terms.items()}  # noqa: E731
+    student, teacher = deit(), deit()
+    assert named(Distiller(student, teacher)) == {
+        "ce": (CrossEntropy, pytest.approx(0.1)),
+        "kd": (SoftKD, 0.9),
+    }
+    assert named(Distiller(student)) == {"ce": (CrossEntropy, 1.0)}
+    assert named(Distiller(student, teacher, alpha=0.0)) == {"ce": (CrossEntropy, 1.0)}
+    replaced = Distiller(student, teacher, {"kd": Term(own_losses.Targets, weight=2.0), "ce": None})
+    assert named(replaced) == {"kd": (own_losses.Targets, 2.0)}
+    token = Distiller(deit("deit_tiny_distilled_patch16_224"), teacher)
+    assert named(token)["kd"] == (DistilledSoftKD, 0.9)
+    with pytest.raises(UserError, match="no term is left"):
+        Distiller(student, terms={"ce": None})
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        (Term(own_losses.Unknown, last=1), ["'teacher_maps'", "Did you mean 'teacher_map'", "progress"]),
+        (Term(own_losses.Silent), ["reads nothing"]),
+        (Term(own_losses.Targets, last=1), ["takes no first, last or pairs"]),
+        (Term(own_losses.Maps), ["first, last or pairs"]),
+        (Term(own_losses.Maps, weight=Linear(1.0, -1.0), last=1), ["terms.x.weight", "-"]),
+        (Term(own_losses.Maps, weight=float("nan"), last=1), ["terms.x.weight"]),
+    ],
+)
+def test_a_term_that_cannot_be_is_one_line(term, words):
+    with pytest.raises(UserError) as error:
+        Distiller(deit(), deit(), {"x": term})
+    line = str(error.value)
+    assert "\n" not in line
+    assert all(word in line for word in ["model.terms.x" if "terms" not in words[0] else "", *words]), line
+
+
+def test_a_distiller_answers_without_a_trainer():
+    backbone = deit().eval()
+    distiller = Distiller(backbone, deit()).eval()
+    torch.testing.assert_close(distiller(images()), plain(backbone, "deit_tiny_patch16_224")(images()))
+
+
+# --- schedules ----------------------------------------------------------------------------------------
+
+
+def test_schedules_at_their_corners():
+    at = np.array([0.0, 0.1, 0.2, 0.35, 0.5, 0.9, 1.0])
+    for made, expected in (
+        (Linear(1.0, 3.0), 1 + 2 * at),
+        (Cosine(2.0, 0.0), 1 + np.cos(np.pi * at)),
+        (Steps([1.0, 5.0, 0.0], [0.2, 0.9]), np.array([1, 1, 5, 5, 5, 0, 0.0])),
+        (Until(0.2, 0.5, value=4.0), np.array([4, 4, 4, 2, 0, 0, 0.0])),
+        (From(0.2, 0.5, value=4.0), np.array([0, 0, 0, 2, 4, 4, 4.0])),
+        (Until(0.5, 0.5), np.array([1, 1, 1, 1, 0, 0, 0.0])),
+    ):
+        np.testing.assert_allclose([made(float(p)) for p in at], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Until(0.5, 0.2),
+        lambda: From(-0.1, 0.2),
+        lambda: Steps([1.0], [0.5]),
+        lambda: Steps([1, 2], [1.5]),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_one_line(make):
+    with pytest.raises(UserError) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+class Own(Schedule):
+    """A user's."""
+
+    def __call__(self, progress):
+        return 1.0 + progress
+
+
+def test_a_temperature_may_change():
+    student, teacher = torch.randn(4, 5), torch.randn(4, 5)
+    loss = SoftKD(Linear(1.0, 5.0))
+    for progress, t in ((0.0, 1.0), (0.5, 3.0), (1.0, 5.0)):
+        expected = (
+            F.kl_div((student / t).log_softmax(1), (teacher / t).softmax(1), reduction="batchmean") * t**2
+        )
+        assert loss(student, teacher, progress).item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(UserError, match="above 0"):
+        SoftKD(Linear(1.0, 0.0))
+
+
+# --- a whole run with every word ----------------------------------------------------------------------
+
+DEIT = {**VIT, "depth": 2, "proj_drop_rate": 0.1}
+
+
+def term(loss, weight=0.1, **where):
+    return {"loss": {"class_path": f"own_losses.{loss}"}, "weight": weight, **where}
+
+
+def everything(**changes):
+    """A student with a distillation token, a term for every word, a schedule of each kind."""
+    return {
+        "model__student": {"name": "deit_tiny_distilled_patch16_224", "timm_kwargs": DEIT},
+        "model__teacher": {
+            "name": "deit_tiny_patch16_224",
+            "timm_kwargs": {**VIT, "embed_dim": 24, "depth": 3},
+        },
+        "model__temperature": {
+            "class_path": "distill_dynamics.schedule.Linear",
+            "init_args": {"first": 1.0, "last": 2.0},
+        },
+        "model__terms": {
+            "maps": term("Maps", pairs=[[1, 1], [2, 3]]),
+            "prefix": term("Prefix", last=1),
+            "attention": term(
+                "Attention",
+                {"class_path": "distill_dynamics.schedule.Until", "init_args": {"start": 0.2, "end": 0.5}},
+                last=1,
+            ),
+            "targets": term("Targets"),
+            "token": term("Token"),
+            "bank": term("Bank"),
+            "instance": term("Instance"),
+            "centred": term("Centred"),
+        },
+        "probe__every_n_epochs": 0,
+        **changes,
+    }
+
+
+def test_losses_of_ones_own_train_and_resume_to_the_bit(experiment, tmp_path, capsys):
+    config = experiment(**everything())
+    fit(config, "--name", "whole")
+    fit(config, "--name", "parts", "--trainer.max_epochs", "1")
+    assert "own_losses" not in capsys.readouterr().err
+    runs = tmp_path / "runs"
+    # The progress of a training of one epoch is another one, as its end is nearer: begin in the same.
+    first = checkpoint(runs / "whole")["state_dict"]
+    start = runs / "whole" / "checkpoints" / "best.ckpt"
+    assert start.is_file()
+    fit(config, "--name", "stopped", "--trainer.callbacks+=test_terms.StopAfterOne")
+    fit(runs / "stopped" / "config.yaml", "--ckpt_path", "last", "--trainer.callbacks", "[]")
+    again = checkpoint(runs / "stopped")["state_dict"]
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    last = rows(runs / "whole")[-1]
+    assert rows(runs / "stopped")[-1]["train/loss"] == last["train/loss"]
+    # 3 steps an epoch, 2 epochs: progress 1/12, 3/12, 5/12; then 7/12, 9/12, 11/12.
+    weights = [np.mean([Until(0.2, 0.5)(p / 12) for p in ps]) for ps in ((1, 3, 5), (7, 9, 11))]
+    found = [float(row["train/weight_attention"]) for row in rows(runs / "whole")[1:]]
+    np.testing.assert_allclose(found, weights, rtol=1e-6)
+    assert "train/weight_maps" not in last
+    state = checkpoint(runs / "whole")["state_dict"]
+    assert state["terms.instance.0.seen"].sum() == 2 * 3 * 16
+    assert state["terms.centred.0.images"] > 0
+    start = checkpoint(runs / "parts")["state_dict"]["terms.bank.0.queue"]
+    assert not torch.equal(start, state["terms.bank.0.queue"])
+
+
+from lightning.pytorch import Callback  # noqa: E402
+
+
+class StopAfterOne(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = True
+
+
+@pytest.mark.slow
+def test_losses_of_ones_own_train_on_two_ranks(experiment, tmp_path):
+    config = experiment(**everything())
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests/train", "OMP_NUM_THREADS": "1"}
+    for name in ("two", "again"):
+        command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", name]
+        options = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+        done = subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "runs" / "two", tmp_path / "runs" / "again")
+    state = checkpoint(tmp_path / "runs" / "two")["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def parameters(loss: nn.Module) -> set[str]:
+    return {name for name, _ in loss.named_parameters()}
