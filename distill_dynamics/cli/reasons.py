@@ -112,6 +112,8 @@ def _unknown_class(match: re.Match, parser: Any, key: str) -> Reason:
             name, only = known.popitem()
             expected = f"the arguments of {name} ({', '.join(inspect.signature(only).parameters)})"
             return Reason(f"expected {expected}, not {given!r}", value=given)
+        if float in _parts(_typehint(parser, key)):
+            return Reason(f"expected a number, not {given}, or one of {', '.join(known)}", value=given)
         return Reason(f"no class {given!r}{nearest(given, known)}", value=given)
     lacking = re.search(r"No module named '(.+?)'", body)
     if lacking and not f"{given}.".startswith(f"{lacking[1]}."):
@@ -238,10 +240,21 @@ def _import(class_path: str, correct: bool = False) -> tuple[str, Any]:
 
 def _known_classes(parser: Any, key: str) -> dict[str, type]:
     """The classes by name that the value of a key can be of."""
-    return _classes(next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == key), None))
+    return _classes(_typehint(parser, key))
+
+
+def _typehint(parser: Any, key: str) -> Any:
+    return next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == key), None)
+
+
+def _parts(hint: Any) -> list[Any]:
+    """A type and all that it is made of."""
+    return [hint, *(inner for part in typing.get_args(hint) for inner in _parts(part))]
 
 
 def _classes(hint: Any) -> dict[str, type]:
+    if getattr(hint, "_is_protocol", False):  # what makes an object of a class
+        return _classes(typing.get_type_hints(hint.__call__)["return"])
     found = _subclasses(hint) if inspect.isclass(hint) and hint.__module__ != "builtins" else {}
     for part in typing.get_args(hint):
         found |= _classes(part)

@@ -33,6 +33,11 @@ def write_weights(
         partial.write_bytes(_in_order(content))
 
 
+def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """What `write_weights` wrote. Raises what the library does for a file that is missing or damaged."""
+    return safetensors.torch.load_file(path)
+
+
 def _in_order(content: bytes) -> bytes:
     """The same safetensors file with its metadata sorted: the library writes them in another order each time.
 

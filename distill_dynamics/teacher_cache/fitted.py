@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.models.save import write_weights
+from distill_dynamics.models.save import read_tensors, write_weights
 
 NAME = "fitted.safetensors"
 
@@ -27,7 +26,7 @@ def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
     if not wanted:
         return
     try:
-        found = safetensors.torch.load_file(folder / NAME)
+        found = read_tensors(folder / NAME)
     except Exception as error:  # missing or damaged
         raise UserError(
             f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"

@@ -9,11 +9,10 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -24,6 +23,9 @@ from distill_dynamics.models.features import Wanted
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.blocks import Block
 from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader, part_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 PLANNED_BY = 64
 """Images that a build is planned by, at most: a plan should cost little beside what it plans."""
