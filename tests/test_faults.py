@@ -239,6 +239,17 @@ def test_without_its_server_wandb_goes_on_offline(experiment, tmp_path, monkeypa
     assert [row["epoch"] for row in rows(tmp_path / "runs" / "r")] == ["0", "1"]
 
 
+def test_a_run_has_a_wandb_process_of_its_own(experiment, tmp_path):
+    """That of a process that started it may have gone, or may still have the run of one that was killed."""
+    config = experiment(trainer__max_epochs=1, probe__every_n_epochs=0)
+    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", "r"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    environment["WANDB_SERVICE"] = f"3-{os.getpid()}-unix-{tmp_path}/gone"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs" / "r" / "wandb").glob("offline-run-*"))
+
+
 @pytest.mark.parametrize(("epochs", "status"), [(1, 0), (2, 2)])
 def test_a_wandb_server_that_went_away_does_not_keep_a_run_from_ending(
     experiment, monkeypatch, capsys, epochs, status

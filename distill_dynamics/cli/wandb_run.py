@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,10 @@ class RunWandb(WandbLogger):
         import wandb
 
         begins = self._experiment is None
+        if begins:
+            # That of a process that started this one, a sweep's for one, would outlive this one if it is
+            # killed, and still have its run when that is started again.
+            os.environ.pop("WANDB_SERVICE", None)
         first = next_step(Path(str(self.save_dir))) if begins else 0
         try:
             experiment = super().experiment

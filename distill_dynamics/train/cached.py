@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.models.features import Read
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.cache import TeacherCache
-from distill_dynamics.teacher_cache.fields import Key, Part, Reader, parts_of
+from distill_dynamics.teacher_cache.fields import Key, Part, Reader, part_of, parts_of
 from distill_dynamics.teacher_cache.fitted import load_fitted
 from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
@@ -15,6 +21,7 @@ from distill_dynamics.train.metrics import datamodule
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
+    from distill_dynamics.train.terms import BoundTerm
 
 
 def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> CachedTeacher:
@@ -48,4 +55,27 @@ def readers_of(distiller: Distiller) -> tuple[list[Reader], dict[Key, Part]]:
             shape = student[of_student[0].word, of_student[0].block].shape[1:] if of_student else ()
             block = term.pairs[wanted.pair][0] if term.pairs else None
             readers.append(Reader(wanted, term[wanted.pair], block, tuple(shape)))
+    for term in distiller.terms.values():
+        _check_parts(term, readers, student, teacher)
     return readers, parts_of(readers, teacher)
+
+
+@torch.no_grad()
+def _check_parts(
+    term: BoundTerm, readers: list[Reader], student: dict[Read, Tensor], teacher: dict[Read, Tensor]
+) -> None:
+    """UserError for a term that is another where its losses get the `cacheable` part in the whole's place."""
+    narrowing = {reader.key: reader for reader in readers if reader.narrows}
+    whole = {(w.term, w.pair, w.word): teacher[w.word, w.block] for w in term.of_teacher()}
+    part = {key: part_of(narrowing[key], v) if key in narrowing else v for key, v in whole.items()}
+    if not whole.keys() & narrowing.keys():
+        return
+    zero = next(iter(student.values())).new_zeros(1, dtype=torch.long)
+    batch = {"targets": zero, "index": zero, "progress": 0.5}
+    # Each in a copy: a loss may remember what it saw.
+    of_whole, of_part = (deepcopy(term).eval()(student, given, batch) for given in (whole, part))
+    if not torch.allclose(of_whole, of_part, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise UserError(
+            f"model.terms.{term.name}: {type(term[0]).__name__} gives {of_whole.item():.4g} of all it reads, "
+            f"and {of_part.item():.4g} of its cacheable part: forward has to take either"
+        )

@@ -73,7 +73,7 @@ class Instance(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("seen", torch.zeros(6000))
+        self.register_buffer("seen", torch.zeros(60_000))
 
     def forward(self, student_logits, index, progress):
         self.seen[index] += 1
@@ -94,11 +94,32 @@ class Centred(nn.Module):
         self.mean.copy_(values.mean(0))
         self.images.fill_(len(values))
 
-    def cacheable(self, teacher_pooled):
-        return teacher_pooled - self.mean
-
     def forward(self, student_pooled, teacher_pooled):
         return F.mse_loss(self.project(student_pooled), teacher_pooled - self.mean)
+
+
+class Half(nn.Module):
+    """Sees half of the teacher's pooled features, and is content with that half."""
+
+    def __init__(self, student_channels, teacher_channels):
+        super().__init__()
+        self.project = nn.Linear(student_channels, teacher_channels // 2)
+
+    def cacheable(self, teacher_pooled):
+        return teacher_pooled[:, : self.project.out_features]
+
+    def forward(self, student_pooled, teacher_pooled):
+        return F.mse_loss(self.project(student_pooled), self.cacheable(teacher_pooled))
+
+
+class Twice(Half):
+    """Does to what was stored what was done to it before."""
+
+    def cacheable(self, teacher_pooled):
+        return teacher_pooled / 2
+
+    def forward(self, student_pooled, teacher_pooled):
+        return student_pooled.square().mean() + self.cacheable(teacher_pooled).square().mean()
 
 
 class Unknown(nn.Module):

@@ -1,5 +1,6 @@
 """A loss says what it reads by the names of `forward`'s parameters: what it then gets, and what it may do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from test_fit import assert_same_run, checkpoint, fit, rows
 from torch import nn
 
 from distill_dynamics import Backbone, Distiller, Term, UserError
+from distill_dynamics.cli.main import main
 from distill_dynamics.losses import CrossEntropy, DistilledSoftKD, SoftKD, SpectralKD
 from distill_dynamics.models.features import read
 from distill_dynamics.schedule import Cosine, From, Linear, Schedule, Steps, Until
@@ -273,6 +275,7 @@ def everything(**changes):
             "bank": term("Bank"),
             "instance": term("Instance"),
             "centred": term("Centred"),
+            "halved": term("Half"),
         },
         "probe__every_n_epochs": 0,
         **changes,
@@ -313,6 +316,45 @@ from lightning.pytorch import Callback  # noqa: E402
 class StopAfterOne(Callback):
     def on_train_epoch_end(self, trainer, module):
         trainer.should_stop = True
+
+
+def test_what_losses_of_ones_own_read_of_the_teacher_is_cached(experiment, tmp_path):
+    config = experiment(**everything(data__init_args__views=2))
+    cache = tmp_path / "cache"
+    main(["cache-teacher", "--config", str(config), "--out", str(cache)])
+    stored = json.loads((cache / "cache.json").read_text())["layout"]["fields"]
+    # Maps, class tokens, attention, logits, pooled features as they are and as `Half` narrows them.
+    for field in ("_map_", "_prefix_", "_attention_", "log_probs", "teacher_pooled_24", "teacher_Half_12"):
+        assert any(field in name for name in stored), (field, [*stored])
+    fit(config, "--name", "live")
+    fit(config, "--name", "cached", "--model.teacher_cache", str(cache))
+    live, cached = (rows(tmp_path / "runs" / name) for name in ("live", "cached"))
+    for one, other in zip(live[1:], cached[1:], strict=True):
+        for name in [name for name in one if name.startswith("train/loss")]:
+            assert float(other[name]) == pytest.approx(float(one[name]), rel=0.02, abs=1e-3), name
+    # What was fitted came with the cache, to the bit.
+    means = [
+        checkpoint(tmp_path / "runs" / n)["state_dict"]["terms.centred.0.mean"] for n in ("live", "cached")
+    ]
+    assert torch.equal(*means)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [("Targets", ["--top_k", "targets", "10"]), ("Twice", ["terms.twice", "cacheable", "forward"])],
+)
+def test_a_cache_that_a_loss_cannot_do_with_is_not_built(experiment, tmp_path, capsys, loss, words):
+    changes = {
+        "model__terms": {loss.lower(): term(loss)},
+        "data__init_args__views": 2,
+        "model__temperature": 1.0,
+    }
+    config = experiment(**everything(**changes))
+    with pytest.raises(SystemExit):
+        main(["cache-teacher", "--config", str(config), "--out", str(tmp_path / "c"), "--top_k", "3"])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "c" / "cache.json").exists()
 
 
 @pytest.mark.slow
