@@ -129,7 +129,6 @@ LONG = {
     "analysis.analyze",
     "data.module",
     "report.gallery",
-    "report.methods",
     "report.page",
     "report.summary",
 }

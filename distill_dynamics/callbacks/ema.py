@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.schedule import Schedule
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import accuracies
+from distill_dynamics.train.progress import progress_at
 
 
 class EMA(Callback):
@@ -35,16 +37,18 @@ class EMA(Callback):
     Args:
         decay: share of the average that a step leaves. 0.99996 is what DeiT trains with (its `main.py`,
             --model-ema-decay): a memory of about 1 / (1 - decay) = 25,000 steps, 40 epochs of ImageNet at
-            2,048 images a step. A short run needs a smaller one.
+            2,048 images a step. A short run needs a smaller one, or a schedule of the progress.
 
     Raises:
         UserError: a decay outside [0, 1).
     """
 
-    def __init__(self, decay: float = 0.99996) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"EMA: decay is a share, 0 or more and below 1, not {decay}")
+    def __init__(self, decay: float | Schedule = 0.99996) -> None:
+        for value in [decay(place / 16) for place in range(17)] if callable(decay) else [decay]:
+            if not 0 <= value < 1:
+                raise UserError(f"EMA: decay is a share, 0 or more and below 1, not {value}")
         self.decay = decay
+        self._decay_now = 0.0  # of the latest step
         self.average: AveragedModel | None = None
 
     def setup(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
@@ -58,7 +62,7 @@ class EMA(Callback):
     def _blend(self, averaged: Any, current: Any, count: Any) -> None:
         # torch's own blends whole numbers too and cuts off the fraction: at 0.9 an index of 3 becomes 2.
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - self.decay)
+            torch._foreach_lerp_(averaged, current, 1 - self._decay_now)
         else:
             torch._foreach_copy_(averaged, current)
 
@@ -75,6 +79,8 @@ class EMA(Callback):
         """Take the new weights in, if the optimiser has made a step."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step
+            progress = progress_at(trainer, batch_idx)
+            self._decay_now = self.decay(progress) if callable(self.decay) else self.decay
             self._on(pl_module).update_parameters(pl_module.student)
 
     def on_validation_batch_end(

@@ -203,6 +203,7 @@ def _losses() -> list[Any]:
         _curve("Cross-entropy, smoothed labels, unweighted", "nats", "train/loss_ce"),
         _curve("SoftKD, unweighted", "nats", "train/loss_kd"),
         _curves("All terms, unweighted", "", "^train/loss_", log_y=True),
+        _curves("Weights of terms that change", "β", "^train/weight_"),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.profile_file import LARGEST
-from distill_dynamics.report.methods import described
+from distill_dynamics.report.method_names import described
 from distill_dynamics.report.records import (
     Run,
     counted,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill_dynamics.report.loss_defaults import loss_defaults
+from distill_dynamics.report.method_names import described
 from distill_dynamics.report.records import Run, counted, listed
 
 # Keys that name a run, place it, watch it or repeat it, and do not change what it is an experiment of.
@@ -259,59 +259,3 @@ def _below(key: str, roots: Sequence[str]) -> bool:
 def _seed(run: Run) -> str:
     start = run.starts[0] if run.starts else {}
     return str(start.get("seed", run.config.get("seed_everything", run.name)))
-
-
-def described(config: dict[str, Any]) -> tuple[str, str, str]:
-    """Name, layers and weights of a configuration's method.
-
-    Raises `AttributeError`, `KeyError`, `TypeError` or `ValueError` for what `fit` would not have taken.
-    """
-    model = config.get("model")
-    if not isinstance(model, dict):
-        return "unknown method", "", ""
-    terms = model.get("terms") or {}
-    alpha = model.get("alpha")  # fit writes it as given: None is its default, 0.9 with a teacher
-    teaches = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
-    if not terms:
-        return "SoftKD" if teaches else "no distillation", "", ""
-    classes = [_loss(term)["class_path"].rsplit(".", 1)[-1] for term in terms.values()]
-    names = [
-        f"{kind}{f' ({name})' if classes.count(kind) > 1 else ''}{_options(_loss(term))}"
-        for (name, term), kind in zip(terms.items(), classes, strict=True)
-    ]
-    return (
-        " + ".join(names) + ("" if teaches else " without SoftKD"),
-        "; ".join(_blocks(term) for term in terms.values()),
-        "; ".join(f"{term.get('weight', 0.2):g}" for term in terms.values()),
-    )
-
-
-def _loss(term: dict[str, Any]) -> dict[str, Any]:
-    loss = term.get("loss")
-    return loss if isinstance(loss, dict) and "class_path" in loss else {"class_path": loss}
-
-
-def _options(loss: dict[str, Any]) -> str:
-    """Arguments of a loss that are not its defaults: a method by the same name that is not the same."""
-    defaults = loss_defaults(loss["class_path"])
-    given = {
-        name: value
-        for name, value in (loss.get("init_args") or {}).items()
-        if name not in defaults or defaults[name] != value
-    }
-    return (
-        f" [{', '.join(f'{name}: {json.dumps(value, default=str)}' for name, value in given.items())}]"
-        if given
-        else ""
-    )
-
-
-def _blocks(term: dict[str, Any]) -> str:
-    first, last, pairs = term.get("first"), term.get("last"), term.get("pairs")
-    shown = [f"F {first}"] if first else []
-    shown += [f"L {last}"] if last else []
-    if pairs == "all":
-        shown.append("all")
-    elif pairs:
-        shown.append("pairs " + " ".join(f"{student}-{teacher}" for student, teacher in pairs))
-    return ", ".join(shown)

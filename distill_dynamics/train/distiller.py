@@ -120,14 +120,8 @@ class Distiller(Evaluated):
             if model is not None and compile:
                 model.compile()  # not torch.compile(model), which renames the keys of checkpoints
         self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
-        self.terms = nn.ModuleDict(
-            {
-                name: BoundTerm(name, term, student, teacher)
-                for name, term in with_standard(
-                    terms or {}, alpha, temperature, label_smoothing, student
-                ).items()
-            }
-        )
+        given = with_standard(terms or {}, alpha, temperature, label_smoothing, student)
+        self.terms = nn.ModuleDict({name: BoundTerm(name, t, student, teacher) for name, t in given.items()})
         if not self.terms:
             raise UserError("model.terms: no term is left, so there is nothing to train by")
         bound: list[Any] = [*self.terms.values()]

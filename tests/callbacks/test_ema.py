@@ -16,6 +16,7 @@ from distill_dynamics import Backbone, Distiller, UserError
 from distill_dynamics.callbacks import EMA
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
+from distill_dynamics.schedule import Linear
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -68,6 +69,18 @@ def trained(tmp_path, student, teacher=None, decay=DECAY, **settings):
     distiller = Distiller(student, teacher, lr_images=8)
     runner.fit(distiller, datamodule=FashionMNISTSample(batch_size=8, eval_batch_size=100))
     return runner, distiller, keep, callback
+
+
+def test_a_decay_may_rise_with_the_progress(tmp_path):
+    student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 1})
+    _, _, keep, callback = trained(tmp_path, student, decay=Linear(0.2, 0.9))
+    average = keep.weights[0]
+    for step, current in enumerate(keep.weights[1:]):  # 8 in all, each in its middle
+        decay = 0.2 + 0.7 * (step + 0.5) / 8
+        average = {k: decay * v + (1 - decay) * current[k] for k, v in average.items()}
+    found = averaged(callback.state_dict())
+    for name, value in average.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -58,6 +58,21 @@ def described(tmp_path, conf):
             {"near": made.term(first=1), "far": made.term(last=1)},
             ("SpectralKD (near) + SpectralKD (far)", "F 1; L 1", "0.2; 0.2"),
         ),
+        ({"ce": None}, ("SoftKD without cross-entropy", "", "")),
+        ({"kd": None, "a": made.term(last=1)}, ("SpectralKD without SoftKD", "L 1", "0.2")),
+        (
+            {
+                "kd": {"loss": {"class_path": "mine.DKD"}, "weight": 1.0},
+                "a": made.term(
+                    weight={
+                        "class_path": "some.Until",
+                        "init_args": {"start": 0.2, "end": 0.5},
+                    },
+                    last=1,
+                ),
+            },
+            ("DKD + SpectralKD without SoftKD", "; L 1", "1; Until [start: 0.2, end: 0.5]"),
+        ),
     ],
 )
 def test_a_method_is_named_as_in_the_paper_s_table(tmp_path, terms, expected):
