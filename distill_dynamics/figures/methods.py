@@ -56,7 +56,8 @@ def curve_by_method(
     has a panel of its own, after the runs'. Runs may differ in depth and in probed epochs. The axis of the
     magnitude is logarithmic where the values span more than a factor of 30.
 
-    Raises `ValueError` where no run has a student with such a curve; `UserError` as `curve_evolution`, within one run.
+    Raises `ValueError` where no run has a student with such a curve; `UserError` as `curve_evolution`, within
+    one run.
     """
     curve, methods = statistic(name), methods or {}
     trained = {

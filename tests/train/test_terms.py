@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from conftest import ROOT, VIT
 from test_fit import assert_same_run, checkpoint, fit, rows
 from torch import nn
@@ -355,6 +357,19 @@ def test_a_cache_that_a_loss_cannot_do_with_is_not_built(experiment, tmp_path, c
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in line for word in words), line
     assert not (tmp_path / "c" / "cache.json").exists()
+
+
+def test_the_loss_in_the_readme_trains_as_it_is_written(experiment, tmp_path, monkeypatch):
+    section = (ROOT / "README.md").read_text().split("### A loss of your own")[1]
+    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)[:2]
+    assert [kind for kind, _ in blocks] == ["python", "yaml"]
+    (tmp_path / "my_losses.py").write_text(blocks[0][1])
+    monkeypatch.syspath_prepend(tmp_path)
+    terms = yaml.safe_load(blocks[1][1])["terms"]
+    fit(experiment(model__terms=terms, probe__every_n_epochs=0), "--name", "r")
+    losses = [float(row["train/loss_gram"]) for row in rows(tmp_path / "runs" / "r")[1:]]
+    assert len(losses) == 2
+    assert all(0 < loss < 2 for loss in losses)
 
 
 @pytest.mark.slow
