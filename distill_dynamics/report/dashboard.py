@@ -213,11 +213,10 @@ def _heading(curve: Statistic) -> str:
 
 def _blocks(curve: Statistic) -> list[Any]:
     name, title, unit = curve.name, curve.title, curve.unit or curve.axis
-    pictures = [_picture(f"{title} by block, a line an epoch, beside the teacher", f"{name}_evolution")]
-    if name == "entropy":
-        pictures.append(_picture("Entropy by block and epoch", "entropy_heatmap"))
+    heatmap = [_picture("Entropy by block and epoch", "entropy_heatmap")] if name == "entropy" else []
     return [
-        *pictures,
+        _picture(f"{title} by block, a line an epoch, beside the teacher", f"{name}_evolution"),
+        *heatmap,
         _curves(f"{title} of each block of the student", unit, f"^dynamics/student/{name}/block_"),
         _curve(f"{title} of the student's first block", unit, f"dynamics/student/{name}/block_01"),
     ]
