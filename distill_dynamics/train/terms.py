@@ -69,8 +69,16 @@ def with_standard(
     """The terms of a config after `ce` and `kd`, which α writes; one of that name replaces it, None removes.
 
     Without classes neither is written, with α = 0 no `kd`. That of a student with a distillation token is on
-    the token, as DeiT's.
+    the token, as DeiT's. Raises UserError for a setting of one that is replaced.
     """
+    for name, key, value, default in (
+        ("kd", "temperature", temperature, 1.0),
+        ("ce", "label_smoothing", label_smoothing, 0.1),
+    ):
+        if name in terms and value != default:
+            raise UserError(
+                f"model.{key} is of the {name} that alpha writes, and model.terms.{name} replaces it"
+            )
     written: dict[str, Term | None] = {}
     if student.num_classes > 0:
         written["ce"] = Term(partial(CrossEntropy, label_smoothing), 1 - alpha)

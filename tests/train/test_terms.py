@@ -164,6 +164,9 @@ def test_alpha_writes_two_terms_and_a_config_may_write_its_own():
     assert named(replaced) == {"kd": (own_losses.Targets, 2.0)}
     token = Distiller(deit("deit_tiny_distilled_patch16_224"), teacher)
     assert named(token)["kd"] == (DistilledSoftKD, 0.9)
+    for setting, name in (({"temperature": 2.0}, "kd"), ({"label_smoothing": 0.0}, "ce")):
+        with pytest.raises(UserError, match=f"model.terms.{name} replaces it"):
+            Distiller(student, teacher, {name: Term(own_losses.Targets)}, **setting)
     with pytest.raises(UserError, match="no term is left"):
         Distiller(student, terms={"ce": None})
 
