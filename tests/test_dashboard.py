@@ -135,7 +135,12 @@ def test_every_metric_and_picture_is_one_that_fit_logs(experiment, tmp_path, mon
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", keep)
     callbacks = [{"class_path": f"distill_dynamics.callbacks.{name}"} for name in ("GradientConflict", "EMA")]
     # Three blocks, so that a spectrum is between two others.
-    config = experiment(trainer__callbacks=callbacks, model__student__timm_kwargs__depth=3)
+    falls = {"class_path": "distill_dynamics.schedule.Linear", "init_args": {"first": 0.2, "last": 0.0}}
+    config = experiment(
+        trainer__callbacks=callbacks,
+        model__student__timm_kwargs__depth=3,
+        model__terms__projector__weight=falls,
+    )
     main(["fit", "--config", str(config), "--name", "r", "--wandb.mode", "offline"])
     assert pictures
     # Of a student that is a U at no epoch, and whose last block is at none the lowest, these are not logged.

@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 from test_fit import checkpoint, fit, rows
 
-from distill_dynamics import Distiller
+from distill_dynamics.callbacks.finite import FiniteLoss
 from distill_dynamics.files import whole
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -54,7 +54,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_name(
     experiment, tmp_path, capsys, monkeypatch, looks
 ):
     if looks == "now and then":  # as on a GPU, where looking at every step would cost time
-        monkeypatch.setattr(Distiller, "_looks_now", lambda self, batch_idx: self.trainer.is_last_batch)
+        monkeypatch.setattr(FiniteLoss, "_is_due", lambda self, trainer, *args: trainer.is_last_batch)
     broken = {"class_path": "test_faults.BreaksDown", "init_args": {"call": 5}}
     terms = {"even": {"loss": {"class_path": "test_distiller.MeanGap"}, "last": 1}}
     terms["odd"] = {"loss": broken, "last": 1}

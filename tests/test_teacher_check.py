@@ -12,6 +12,7 @@ from distill_dynamics import Backbone, Distiller
 from distill_dynamics.models.teacher_check import doubt, near_chance
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs import lease
+from distill_dynamics.train import distiller
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -107,16 +108,16 @@ def test_two_points_below_its_file_are_none_too_many():
 
 def test_it_is_measured_before_the_first_step(experiment, tmp_path, monkeypatch):
     order = []
-    for name in ("_measure_teacher", "training_step"):
-        original = getattr(Distiller, name)
+    for place, name in ((distiller, "measure"), (Distiller, "training_step")):
+        original = getattr(place, name)
 
-        def watched(self, *args, name=name, original=original):
+        def watched(*args, name=name, original=original):
             order.append(name)
-            return original(self, *args)
+            return original(*args)
 
-        monkeypatch.setattr(Distiller, name, watched)
+        monkeypatch.setattr(place, name, watched)
     fit(taught(experiment), "--name", "r")
-    assert order == ["_measure_teacher", *["training_step"] * 3]
+    assert order == ["measure", *["training_step"] * 3]
 
 
 def test_a_continued_run_measures_a_teacher_that_is_another(tmp_path, monkeypatch, capsys):
@@ -124,10 +125,13 @@ def test_a_continued_run_measures_a_teacher_that_is_another(tmp_path, monkeypatc
     shutil.copytree(ROOT / "tests" / "fixtures" / "run", run)
     more = ["--ckpt_path", "last", "--trainer.limit_train_batches", "2", "--probe.every_n_epochs", "0"]
     measured = []
-    original = Distiller._measure_teacher
-    monkeypatch.setattr(
-        Distiller, "_measure_teacher", lambda self: (measured.append(self.current_epoch), original(self))[1]
-    )
+    original = distiller.measure
+
+    def watched(teacher, trainer, classes):
+        measured.append(trainer.current_epoch)
+        return original(teacher, trainer, classes)
+
+    monkeypatch.setattr(distiller, "measure", watched)
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "3")  # a file of before, which does not say
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "4")
     assert measured == []

@@ -112,7 +112,8 @@ class GradientConflict(Callback):
     deepest that the term aligns has no value. A term of weight 0 is measured too, though it trains nothing.
 
     The images are training images, drawn once and class-balanced as the probe's are, with their labels and
-    without augmentation. Student and losses run in eval mode and without autocast, so in the precision of
+    without augmentation. Student and losses run in eval mode (where a distillation token answers as the mean
+    of both) and without autocast, so in the precision of
     their weights: float32, but for a trainer whose precision is a "true" half. Training is not touched:
     weights, `.grad`, generators and flags are afterwards what they were. Under DDP every rank does the
     same work.
@@ -156,7 +157,7 @@ class GradientConflict(Callback):
         """Draw the images and find each block's parameters."""
         self._terms = [name for name, term in pl_module.terms.items() if term.pairs]
         if not self._terms:
-            rank_zero_warn("GradientConflict: model.terms is empty, so no gradient of a term is logged")
+            rank_zero_warn("GradientConflict: model.terms aligns no blocks, so no gradient is logged")
             return
         self._blocks = block_parameters(pl_module.student)
         if not any(self._blocks):

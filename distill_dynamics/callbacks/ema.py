@@ -73,14 +73,18 @@ class EMA(Callback):
         if average.n_averaged == 0:
             average.update_parameters(pl_module.student)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Distiller, batch: Any, batch_idx: int
+    ) -> None:
+        """Look up the decay of the step that begins."""
+        self._decay_now = self.decay(progress_at(trainer, batch_idx)) if callable(self.decay) else self.decay
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Distiller, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the new weights in, if the optimiser has made a step."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step
-            progress = progress_at(trainer, batch_idx)
-            self._decay_now = self.decay(progress) if callable(self.decay) else self.decay
             self._on(pl_module).update_parameters(pl_module.student)
 
     def on_validation_batch_end(

@@ -39,13 +39,15 @@ class FiniteLoss(Callback):
         self._names = step.names
         bad = torch.where(step.values.isfinite(), _NEVER, trainer.global_step + 1)
         self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
-        every: Any = trainer
-        due = every.is_last_batch or (step.batch_idx + 1) % every.log_every_n_steps == 0
-        if due or (pl_module.device.type == "cpu" and trainer.world_size == 1):
+        if self._is_due(trainer, pl_module, step.batch_idx):
             self._look(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Distiller, checkpoint: dict[str, Any]) -> None:
-        """Raise UserError instead of saving weights that are not finite, or that met such a loss."""
+    def _is_due(self, trainer: Any, pl_module: Distiller, batch_idx: int) -> bool:
+        due = trainer.is_last_batch or (batch_idx + 1) % trainer.log_every_n_steps == 0
+        return due or (pl_module.device.type == "cpu" and trainer.world_size == 1)
+
+    def check(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Raise UserError for weights that are not finite, or that met such a loss: before they are saved."""
         self._look(trainer)
         if not torch.stack([parameter.isfinite().all() for parameter in pl_module.parameters()]).all():
             _stop(trainer, f"what step {trainer.global_step} made of the weights", "NaN or infinity")

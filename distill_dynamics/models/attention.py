@@ -35,14 +35,15 @@ def seen_attention(model: nn.Module, name: str, layers: Sequence[str]) -> Iterat
             step()
 
 
-def patch_to_patch(seen: dict[str, Tensor], name: str, layer: str, output: Tensor) -> Tensor:
+def patch_to_patch(seen: dict[str, Tensor], name: str, prefix: int, layer: str, output: Tensor) -> Tensor:
     """A layer's attention from patch to patch, [B, heads, N, N], each row brought to the sum 1.
 
-    `output` is the layer's map [B, C, H, W]. Raises UserError where the layer had no attention between all
-    its patches, but one within windows or between channels.
+    `output` is the layer's map [B, C, H, W], `prefix` how many tokens stand before its patches. Raises
+    UserError where the layer had no attention between all its patches, but one within windows or channels.
     """
     attention, patches = seen.get(layer), output.shape[2] * output.shape[3]
-    if attention is None or len(attention) != len(output) or attention.shape[-1] < patches:
+    tokens = {patches, patches + prefix}
+    if attention is None or len(attention) != len(output) or {*attention.shape[2:]} - tokens:
         raise UserError(f"{name}: its {layer} has no attention between all patches of an image")
     attention = attention[:, :, -patches:, -patches:]
     return attention / attention.sum(dim=-1, keepdim=True)
@@ -53,9 +54,8 @@ def _attention(model: nn.Module, name: str, layer: str) -> nn.Module:
         attention = model.get_submodule(layer).attn
     except AttributeError:
         attention = None
-    if not isinstance(attention, nn.Module) or not isinstance(
-        getattr(attention, "attn_drop", None), nn.Module
-    ):
+    # XCiT's is between channels, and has a temperature for each head.
+    if not isinstance(getattr(attention, "attn_drop", None), nn.Module) or hasattr(attention, "temperature"):
         raise UserError(f"{name}: its {layer} has no attention that can be read")
     assert isinstance(attention, nn.Module)
     return attention

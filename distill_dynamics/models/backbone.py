@@ -6,6 +6,7 @@ Legend of letters: B batch, C channels, H W grid, L layers, K classes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Sequence
@@ -143,11 +144,10 @@ class Backbone(nn.Module):
                 with prefix tokens (class, distillation, register) left out.
             logits: False stops after the deepest layer asked for.
             prefix: blocks whose prefix tokens to return.
-            attention: blocks whose attention to return; these run without a fused kernel.
+            attention: those whose attention to return; they run without a fused kernel.
             pooled: return what the classifier reads.
-            dist_logits: return the distillation token's logits. In training the `logits` are then those of
-                the class token alone, as DeiT trains its distilled models; else, and in evaluation, both
-                are the mean of the two. Without that token they are the `logits`.
+            dist_logits: return the distillation token's logits. In training the `logits` are then the class
+                token's alone, as DeiT trains; else, and in evaluation, both are the mean of the two.
 
         Returns:
             Features; `logits` is None if not asked for or if the model has no head (`num_classes=0`).
@@ -163,9 +163,9 @@ class Backbone(nn.Module):
             self.model.set_distilled_training(dist_logits)
         indices = sorted({*of_maps, *of_prefix, *of_attention})
         if not indices and not pooled:
-            answer = self.model(images) if head else None
-            return _features(answer, [], logits=logits, dist_logits=dist_logits)
-        if prefix and not self._has_prefix_tokens():
+            return _features(self.model(images) if head else None, [], logits, dist_logits)
+        takes = inspect.signature(self.model.forward_intermediates).parameters if prefix else ()
+        if prefix and not ("return_prefix_tokens" in takes and self._prefix_tokens):
             raise UserError(f"{self.name}: its blocks have no prefix tokens that can be read")
         to_the_end = head or pooled
         with seen_attention(self.model, self.name, [self.layers[i] for i in of_attention]) as seen:
@@ -174,15 +174,13 @@ class Backbone(nn.Module):
         tokens = {i: output[1] for i, output in by_index.items()} if prefix else {}
         maps = {i: output[0] for i, output in by_index.items()} if prefix else by_index
         answer, read = self._answer(final, head, pooled)
-        return _features(
-            answer,
-            [maps[i] for i in of_maps],
-            logits=logits,
-            dist_logits=dist_logits,
-            prefix=[tokens[i] for i in of_prefix],
-            attention=[patch_to_patch(seen, self.name, self.layers[i], maps[i]) for i in of_attention],
-            pooled=read,
-        )
+        others: dict[str, Any] = {"pooled": read} if pooled else {}
+        if prefix:
+            others["prefix"] = [tokens[i] for i in of_prefix]
+        if attention:
+            of_layer = functools.partial(patch_to_patch, seen, self.name, self._prefix_tokens)
+            others["attention"] = [of_layer(self.layers[i], maps[i]) for i in of_attention]
+        return _features(answer, [maps[i] for i in of_maps], logits, dist_logits, **others)
 
     def _run(
         self, images: Tensor, indices: list[int], to_the_end: bool, prefix: bool
@@ -208,9 +206,9 @@ class Backbone(nn.Module):
             return classifier(read), read  # not forward_head again, which would draw its dropout anew
         return self.model.forward_head(final) if head else None, read
 
-    def _has_prefix_tokens(self) -> bool:
-        takes = inspect.signature(self.model.forward_intermediates).parameters
-        return "return_prefix_tokens" in takes and getattr(self.model, "num_prefix_tokens", 0) > 0
+    @property
+    def _prefix_tokens(self) -> int:
+        return int(getattr(self.model, "num_prefix_tokens", 0))
 
     def resolve_layers(self, layers: Sequence[int] | Literal["all"]) -> list[int]:
         """Layer numbers as given by a user → numbers from 1; UserError where one does not exist."""
@@ -237,7 +235,7 @@ class Backbone(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names (as in `named_parameters`) that the architecture's authors exempt from weight decay."""
-        # timm names parameters that this variant may not have, and for XCiT a pattern.
+        # timm names some that this variant may not have, and for XCiT a pattern.
         patterns = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else ()
         names = [name for name, _ in self.model.named_parameters()]
         return {f"model.{name}" for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
@@ -293,8 +291,10 @@ class Backbone(nn.Module):
         return plain(timm.models.get_model_args(self.model, self.timm_kwargs))
 
 
-def _features(answer: Any, maps: list[Tensor], *, logits: bool, dist_logits: bool, **others: Any) -> Features:
+def _features(answer: Any, maps: list[Tensor], logits: bool, dist_logits: bool, **others: Any) -> Features:
     of_class, of_dist = answer if isinstance(answer, tuple) else (answer, answer)
-    return Features(
-        of_class if logits else None, maps, dist_logits=of_dist if dist_logits else None, **others
-    )
+    features = Features(of_class if logits else None, maps)
+    others |= {"dist_logits": of_dist} if dist_logits else {}
+    for name, value in others.items():
+        setattr(features, name, value)
+    return features

@@ -20,13 +20,16 @@ Read = tuple[str, int | None]
 """A word and a block, from 1: ("map", 12); without a block for what a model gives once: ("logits", None)."""
 
 
-class Features(NamedTuple):
-    """What a forward pass gave of what was asked for; each list in the order asked for."""
-
+class _LogitsAndMaps(NamedTuple):
     logits: Tensor | None
     """[B, K], or None."""
-    maps: Sequence[Tensor]
-    """[B, C, H, W] each."""
+    maps: list[Tensor]
+    """[B, C, H, W] each, in the order asked for."""
+
+
+class Features(_LogitsAndMaps):
+    """What a forward pass gave of what was asked for. As a tuple it is `logits, maps`."""
+
     prefix: Sequence[Tensor] = ()
     """[B, P, C] each: class, distillation and register tokens."""
     attention: Sequence[Tensor] = ()

@@ -18,15 +18,16 @@ def loss_defaults(class_path: str) -> dict[str, Any]:
     for path in Path(losses.__path__[0]).glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.name == kind:
-                return _of_class(node)
+                return _of_class(node, package)
     return {}
 
 
-def _of_class(definition: ast.ClassDef) -> dict[str, Any]:
+def _of_class(definition: ast.ClassDef, package: str) -> dict[str, Any]:
     for part in definition.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             return _literals(part.args)
-    return {}
+    bases = [base.id for base in definition.bases if isinstance(base, ast.Name)]
+    return loss_defaults(f"{package}.{bases[0]}") if bases else {}
 
 
 def _literals(arguments: ast.arguments) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from distill_dynamics.models.teacher_check import doubt, framed
 from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache.blocks import Block, Writer, make_files, missing, read_rows, rows_checksum
 from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.fitted import write_fitted
 from distill_dynamics.teacher_cache.identity import validated_on
 from distill_dynamics.teacher_cache.plan import check_room, duration_text, expected_seconds, size_text
 from distill_dynamics.teacher_cache.rows import rounded, rows_of
@@ -61,7 +62,9 @@ class CacheBuilder:
             )
         return stored
 
-    def begin(self, planned: TeacherCache, accuracy: dict[str, float]) -> TeacherCache:
+    def begin(
+        self, planned: TeacherCache, accuracy: dict[str, float], terms: Mapping[str, Any]
+    ) -> TeacherCache:
         """Write the plan; to be called by the first rank."""
         views = self.views
         if warning := doubt(views.teacher.backbone, accuracy):
@@ -77,6 +80,7 @@ class CacheBuilder:
             validated_on=validated_on(views.data),
             rows_sha256=rows_checksum(rows),
         )
+        write_fitted(self.folder, terms)
         with whole(self.folder / "rows.npy") as partial, partial.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
         with whole(self.folder / "cache.json") as partial:

@@ -15,14 +15,14 @@ NAME = "fitted.safetensors"
 
 
 def write_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
-    """Write the buffers of every loss that has `fit`, if there is one."""
-    if state := dict(_buffers(terms)):
+    """Write the state of every loss that has `fit`, if there is one."""
+    if state := dict(_states(terms)):
         write_weights(folder / NAME, state, {}, None)
 
 
 def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
-    """Fill the buffers of every loss that has `fit`. UserError where the cache has none that fit."""
-    wanted = dict(_buffers(terms))
+    """Fill in the state of every loss that has `fit`. UserError where the cache has none that fit."""
+    wanted = dict(_states(terms))
     if not wanted:
         return
     try:
@@ -37,11 +37,11 @@ def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
                 f"teacher_cache: {folder / NAME} has no {name} of {list(buffer.shape)}, which the loss "
                 "here fits to its teacher; build one with this config"
             )
-        buffer.copy_(found[name])
+        buffer.detach().copy_(found[name])
 
 
-def _buffers(terms: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _states(terms: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, term in terms.items():
         for pair, loss in enumerate(term):
             if hasattr(loss, "fit"):
-                yield from ((f"{name}.{pair}.{buffer}", value) for buffer, value in loss.named_buffers())
+                yield from ((f"{name}.{pair}.{buffer}", value) for buffer, value in loss.state_dict().items())

@@ -21,9 +21,6 @@ class CachedTeacher:
         UserError: the cache lacks what is not cheap to run, or holds classes that a loss cannot do with.
     """
 
-    has_fitted = True
-    """What losses fit to the teacher came with the cache."""
-
     def __init__(
         self, teacher: Teacher, cache: TeacherCache, readers: Sequence[Reader], parts: Mapping[Key, Part]
     ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.teacher_cache.build import CacheBuilder
-from distill_dynamics.teacher_cache.fitted import write_fitted
+from distill_dynamics.teacher_cache.fitted import load_fitted
 from distill_dynamics.teacher_cache.plan import plan
 from distill_dynamics.teacher_cache.verify import verify
 from distill_dynamics.teacher_cache.views import Views
@@ -51,7 +51,9 @@ class CacheTeacher(Distiller):
         assert self.teacher is not None
         trainer = self.trainer
         broadcast: Any = trainer.strategy.broadcast
-        if not self.verifies:
+        if (self.folder / "cache.json").exists():
+            load_fitted(self.folder, self.terms)
+        elif not self.verifies:
             fit_losses(self)
         views = Views(
             self.teacher,
@@ -71,7 +73,7 @@ class CacheTeacher(Distiller):
         if stored is None:
             planned: Any = plan(views, self.top_k) if trainer.is_global_zero else None
             accuracy = measure(self.teacher, trainer, self.student.num_classes) if views.reads_logits else {}
-            stored = broadcast(builder.begin(planned, accuracy) if trainer.is_global_zero else None)
-            if trainer.is_global_zero:
-                write_fitted(self.folder, self.terms)
+            stored = broadcast(
+                builder.begin(planned, accuracy, self.terms) if trainer.is_global_zero else None
+            )
         builder.build(stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.features import Read
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.cache import TeacherCache
-from distill_dynamics.teacher_cache.fields import Key, Part, Reader, part_of, parts_of
+from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader, part_of, parts_of
 from distill_dynamics.teacher_cache.fitted import load_fitted
 from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
-from distill_dynamics.train.dry_run import outputs_on_one_image
+from distill_dynamics.train.dry_run import outputs
 from distill_dynamics.train.metrics import datamodule
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def made_by(distiller: Distiller, teacher: Teacher) -> dict[str, Any]:
 
 def readers_of(distiller: Distiller) -> tuple[list[Reader], dict[Key, Part]]:
     """Every loss beside what it reads of the teacher, and the parts that it sees; runs both models once."""
-    student, teacher = outputs_on_one_image(distiller, datamodule(distiller.trainer))
+    student, teacher = outputs(distiller, datamodule(distiller.trainer))
     readers = []
     for term in distiller.terms.values():
         for wanted in term.of_teacher():
@@ -64,18 +65,31 @@ def readers_of(distiller: Distiller) -> tuple[list[Reader], dict[Key, Part]]:
 def _check_parts(
     term: BoundTerm, readers: list[Reader], student: dict[Read, Tensor], teacher: dict[Read, Tensor]
 ) -> None:
-    """UserError for a term that is another where its losses get the `cacheable` part in the whole's place."""
-    narrowing = {reader.key: reader for reader in readers if reader.narrows}
+    """UserError for a term that is another where its losses get what a cache gives in the whole's place.
+
+    That is the `cacheable` part, and logits up to a number for each image.
+    """
     whole = {(w.term, w.pair, w.word): teacher[w.word, w.block] for w in term.of_teacher()}
-    part = {key: part_of(narrowing[key], v) if key in narrowing else v for key, v in whole.items()}
-    if not whole.keys() & narrowing.keys():
-        return
-    zero = next(iter(student.values())).new_zeros(1, dtype=torch.long)
+    part = dict(whole)
+    for reader in readers:
+        if reader.wanted.term == term.name and reader.wanted.word in LOGITS:
+            part[reader.key] = whole[reader.key].log_softmax(dim=1)  # they are stored up to a number
+        elif reader.wanted.term == term.name and reader.narrows:
+            part[reader.key] = part_of(reader, whole[reader.key])
+    images = len(next(iter(student.values())))
+    zero = next(iter(student.values())).new_zeros(images, dtype=torch.long)
     batch = {"targets": zero, "index": zero, "progress": 0.5}
-    # Each in a copy: a loss may remember what it saw.
-    of_whole, of_part = (deepcopy(term).eval()(student, given, batch) for given in (whole, part))
+    of_whole, of_part = (_copy(term).eval()(student, given, batch) for given in (whole, part))
     if not torch.allclose(of_whole, of_part, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise UserError(
-            f"model.terms.{term.name}: {type(term[0]).__name__} gives {of_whole.item():.4g} of all it reads, "
-            f"and {of_part.item():.4g} of its cacheable part: forward has to take either"
+            f"model.terms.{term.name}: {type(term[0]).__name__} gives {of_whole.item():.4g} of all it reads "
+            f"and {of_part.item():.4g} of what a cache has (the cacheable part, logits up to a number): "
+            "forward has to take either"
         )
+
+
+def _copy(term: BoundTerm) -> BoundTerm:
+    """It may remember what it saw; one that cannot be copied has to."""
+    with suppress(Exception):
+        return deepcopy(term)
+    return term

@@ -150,7 +150,8 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
     if teacher is not None and reads_logits and teacher.backbone.num_classes != student.num_classes:
         raise UserError(
             f"model.teacher has {teacher.backbone.num_classes} classes and the student "
-            f"{student.num_classes}: SoftKD needs the same classes (or model.alpha: 0)"
+            f"{student.num_classes}: terms that read its logits, as SoftKD does, need the same classes (or "
+            "model.alpha: 0)"
         )
     for role, backbone in (("student", student), ("teacher", teacher.backbone if teacher else None)):
         if backbone is not None:
@@ -158,7 +159,7 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
                 backbone.check_input(len(data.mean), data.image_size)
             except UserError as error:
                 raise UserError(f"model.{role}: {error}") from error
-    if any(word in distiller.reads_of_batch() for word in ("index",)) and not hasattr(data, "indexed"):
+    if "index" in distiller.reads_of_batch() and not hasattr(data, "indexed"):
         raise UserError(
             "data: the DataModule gives no place in the data set, which a term reads as index (those of "
             "distill_dynamics.data do)"

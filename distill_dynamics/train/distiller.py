@@ -216,11 +216,11 @@ class Distiller(Evaluated):
         A continued run knows both.
         """
         self._measured_now = False
+        if self._saved_settings is None and not isinstance(self.answers, CachedTeacher):
+            fit_losses(self)
         teacher = self.teacher
         if teacher is None:
             return
-        if self._saved_settings is None:
-            fit_losses(self)
         if (
             any(word in ("logits", "dist_logits") for word, _ in self._teacher_reads())
             and not teacher.accuracy
@@ -271,7 +271,10 @@ class Distiller(Evaluated):
         return datamodule(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what builds the student again, and the teacher's accuracy."""
+        """Add what builds the student again, and the teacher's accuracy. UserError for NaN."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FiniteLoss):  # Lightning asks no callback where only weights are saved
+                callback.check(self.trainer, self)
         checkpoint.setdefault("distill_dynamics", {}).update(
             student=self.student.description(),
             teacher_accuracy=self.teacher.accuracy if self.teacher else {},

@@ -50,22 +50,18 @@ def dry_run(distiller: Distiller, data: Any, stage: str) -> None:
             _term(name, term, learnt, of_teacher, len(images))
 
 
-def outputs_on_one_image(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
-    """What the terms read of student and teacher, [1, ...] each, of an image of zeros; for their shapes."""
+def outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
+    """What the terms read of student and teacher, of two images that are none."""
     assert distiller.teacher is not None
+    images = _ramp(2, len(data.mean), data.image_size)
+    of_teacher = {(w.word, w.block) for w in distiller.wanted}
     found = []
-    models = (
+    for backbone, reads in (
         (distiller.student, distiller.student_reads),
-        (
-            distiller.teacher.backbone,
-            {(w.word, w.block) for w in distiller.wanted},
-        ),
-    )
-    for backbone, reads in models:
-        weight = next(backbone.parameters())
-        shape = (1, len(data.mean), data.image_size, data.image_size)
+        (distiller.teacher.backbone, of_teacher),
+    ):
         with isolated(backbone):
-            found.append(read(backbone, weight.new_zeros(shape, dtype=torch.float32), reads))
+            found.append(read(backbone, images.to(next(backbone.parameters()).device), reads))
     return found[0], found[1]
 
 

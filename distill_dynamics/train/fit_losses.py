@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from distill_dynamics.models.features import TeacherOutputs
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.metrics import datamodule
 
@@ -33,34 +34,34 @@ class Answers:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         distiller = self.distiller
-        data, teacher = datamodule(distiller.trainer), distiller.teacher
-        assert teacher is not None
+        data, device = datamodule(distiller.trainer), distiller.device
         plugin = distiller.trainer.precision_plugin
-        batches = -(-IMAGES // data.batch_size)
-        with plugin.forward_context():
-            for images, targets, *_ in islice(data.train_dataloader(), batches):
-                found = teacher(plugin.convert_input(images).to(distiller.device), self.wanted)
-                batch = {"targets": targets.to(distiller.device)}
-                yield {
-                    parameter: found[self.wanted[0].term, self.wanted[0].pair, word]
-                    if who == "teacher"
-                    else batch[word]
-                    for parameter, who, word, _ in self.inputs
-                    if who == "teacher" or word in batch
-                }
+        for images, targets, *_ in islice(data.train_dataloader(), -(-IMAGES // data.batch_size)):
+            found: TeacherOutputs = {}
+            if distiller.teacher is not None:
+                with plugin.forward_context():  # not around what the loss does with it
+                    found = distiller.teacher(plugin.convert_input(images).to(device), self.wanted)
+            by_word = {word: value for (_, _, word), value in found.items()}
+            given = {}
+            for parameter, who, word, _ in self.inputs:
+                if who == "teacher":
+                    given[parameter] = by_word[word]
+                elif word == "targets":
+                    given[parameter] = targets.to(device)
+            yield given
 
 
 def fit_losses(distiller: Distiller) -> None:
-    """Call `fit(batches)` of every loss that has it, once, and give all ranks the buffers of the first.
+    """Call `fit(batches)` of every loss that has it, once, and give all ranks what the first came to.
 
     All ranks do the work, as a sharded teacher answers to all or none.
     """
     terms: Any = distiller.terms
     for term in terms.values():
         for pair, loss in enumerate(term):
-            if not hasattr(loss, "fit") or getattr(distiller.answers, "has_fitted", False):
+            if not hasattr(loss, "fit"):
                 continue
             with isolated(distiller), torch.no_grad():
                 loss.fit(Answers(distiller, term, pair))
-            for buffer in loss.buffers():
-                buffer.copy_(distiller.trainer.strategy.broadcast(buffer))
+            first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())
+            loss.load_state_dict(first)

@@ -26,7 +26,7 @@ def progress_at(trainer: Trainer, batch_idx: int) -> float:
         progress = (trainer.current_epoch + within) / trainer.max_epochs
     if trainer.max_steps > 0:
         progress = max(progress, (trainer.global_step + 0.5) / trainer.max_steps)
-    return progress
+    return min(progress, 1.0)
 
 
 def progress_after(trainer: Trainer, epoch: int) -> float:

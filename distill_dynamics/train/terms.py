@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.losses import CrossEntropy, DistilledSoftKD, SoftKD
+from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.features import BY_BLOCK, BY_IMAGE, Read, TeacherOutputs, Wanted, width
 from distill_dynamics.models.layers import pair_layers
 from distill_dynamics.schedule import Schedule
-from distill_dynamics.train.checks import check_name_of_term, check_schedule, checked
+from distill_dynamics.train.checks import check_name_of_term, check_number, check_schedule, checked
 
 OF_MODELS = {f"{who}_{word}": (who, word) for who in ("student", "teacher") for word in BY_BLOCK + BY_IMAGE}
 OF_BATCH = ("targets", "index", "progress")
@@ -68,8 +68,8 @@ def with_standard(
 ) -> dict[str, Term]:
     """The terms of a config after `ce` and `kd`, which α writes; one of that name replaces it, None removes.
 
-    Without classes neither is written, with α = 0 no `kd`. That of a student with a distillation token is on
-    the token, as DeiT's. Raises UserError for a setting of one that is replaced.
+    Without classes neither is written, with α = 0 no `kd`. Raises UserError for a setting of one that is
+    replaced.
     """
     for name, key, value, default in (
         ("kd", "temperature", temperature, 1.0),
@@ -83,8 +83,7 @@ def with_standard(
     if student.num_classes > 0:
         written["ce"] = Term(partial(CrossEntropy, label_smoothing), 1 - alpha)
     if student.num_classes > 0 and alpha > 0:
-        kind = DistilledSoftKD if hasattr(student.model, "set_distilled_training") else SoftKD
-        written["kd"] = Term(partial(kind, temperature), alpha)
+        written["kd"] = Term(partial(SoftKD, temperature), alpha)
     return {name: term for name, term in (written | dict(terms)).items() if term is not None}
 
 
@@ -152,8 +151,12 @@ class BoundTerm(nn.ModuleList):
         return checked(key, lambda given: make(**given), given)
 
     def weight_at(self, progress: float) -> float:
-        """β there."""
-        return self.weight(progress) if callable(self.weight) else self.weight
+        """β there. UserError where a schedule gives a number that is none."""
+        if not callable(self.weight):
+            return self.weight
+        weight = float(self.weight(progress))
+        check_number(f"terms.{self.name}.weight, at {progress:.4g} of the training,", weight)
+        return weight
 
     def of_student(self) -> set[Read]:
         """What its losses read of the student."""
@@ -189,7 +192,9 @@ class BoundTerm(nn.ModuleList):
 def words_of(term: str, loss: type) -> dict[str, tuple[str, str]]:
     """By parameter of `forward`: whose, "student", "teacher" or "batch", and what. UserError for others."""
     found: dict[str, tuple[str, str]] = {}
-    for name in [*inspect.signature(loss.forward).parameters][1:]:  # type: ignore[attr-defined]
+    static = isinstance(inspect.getattr_static(loss, "forward"), staticmethod)
+    parameters: Any = inspect.signature(loss.forward).parameters  # type: ignore[attr-defined]
+    for name in [*parameters][0 if static else 1 :]:
         if name in OF_MODELS:
             found[name] = OF_MODELS[name]
         elif name in OF_BATCH:
@@ -200,7 +205,8 @@ def words_of(term: str, loss: type) -> dict[str, tuple[str, str]]:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"model.terms.{term}: {loss.__name__}.forward reads {name!r}; a loss can read student_ and "
-                f"teacher_ {', '.join(BY_BLOCK + BY_IMAGE)}, and {', '.join(OF_BATCH)}.{hint}"
+                f"teacher_ {', '.join(BY_BLOCK + BY_IMAGE)}, and {', '.join(OF_BATCH)}, each by "
+                f"its name.{hint}"
             )
     if not found:
         raise UserError(f"model.terms.{term}: {loss.__name__}.forward reads nothing")

@@ -347,7 +347,7 @@ def test_a_term_of_no_weight_is_measured_and_a_frozen_block_is_not(tmp_path):
 
 
 def test_nothing_to_measure_is_one_line(tmp_path):
-    with pytest.warns(UserWarning, match="GradientConflict: model.terms is empty") as caught:
+    with pytest.warns(UserWarning, match="GradientConflict: model.terms aligns no blocks") as caught:
         logger = run(tmp_path, Distiller(student(), teacher()), GradientConflict(1))
     assert not logger.conflicts()
     assert len([w for w in caught if "GradientConflict" in str(w.message)]) == 1

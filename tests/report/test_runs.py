@@ -373,7 +373,7 @@ def test_what_differs_between_runs_is_said(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"model": {"terms": {"spectral": None}}},
+        {"model": {"terms": {"spectral": 3}}},
         {"model": {"terms": {"spectral": made.term(weight=None)}}},
         {"model": {"terms": {"spectral": {**made.term(), "loss": None}}}},
         {"model": {"terms": {"spectral": made.term(pairs=[3])}}},

@@ -19,7 +19,7 @@ from torch import nn
 
 from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.cli.main import main
-from distill_dynamics.losses import CrossEntropy, DistilledSoftKD, SoftKD, SpectralKD
+from distill_dynamics.losses import CrossEntropy, SoftKD, SpectralKD
 from distill_dynamics.models.features import read
 from distill_dynamics.schedule import Cosine, From, Linear, Schedule, Steps, Until
 
@@ -163,7 +163,10 @@ def test_alpha_writes_two_terms_and_a_config_may_write_its_own():
     replaced = Distiller(student, teacher, {"kd": Term(own_losses.Targets, weight=2.0), "ce": None})
     assert named(replaced) == {"kd": (own_losses.Targets, 2.0)}
     token = Distiller(deit("deit_tiny_distilled_patch16_224"), teacher)
-    assert named(token)["kd"] == (DistilledSoftKD, 0.9)
+    assert named(token)["kd"] == (
+        SoftKD,
+        0.9,
+    )  # of the mean of both heads
     for setting, name in (({"temperature": 2.0}, "kd"), ({"label_smoothing": 0.0}, "ce")):
         with pytest.raises(UserError, match=f"model.terms.{name} replaces it"):
             Distiller(student, teacher, {name: Term(own_losses.Targets)}, **setting)
@@ -346,7 +349,11 @@ def test_what_losses_of_ones_own_read_of_the_teacher_is_cached(experiment, tmp_p
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [("Targets", ["--top_k", "targets", "10"]), ("Twice", ["terms.twice", "cacheable", "forward"])],
+    [
+        ("Targets", ["--top_k", "targets", "10"]),
+        ("Twice", ["terms.twice", "cacheable", "forward"]),
+        ("Shifted", ["terms.shifted", "logits up to a number"]),
+    ],
 )
 def test_a_cache_that_a_loss_cannot_do_with_is_not_built(experiment, tmp_path, capsys, loss, words):
     changes = {
