@@ -88,13 +88,21 @@ class BreaksWeights(pl.Callback):
             module.student.model.head.weight.data.fill_(float("inf"))
 
 
-def test_weights_that_are_no_numbers_are_not_saved(experiment, tmp_path, capsys):
+@pytest.mark.parametrize("alone", [False, True])
+def test_weights_that_are_no_numbers_are_not_saved(experiment, tmp_path, capsys, alone):
     breaks = [{"class_path": "test_faults.BreaksWeights"}]
+    if alone:  # of these Lightning asks the module alone
+        settings = {"dirpath": str(tmp_path / "alone"), "save_weights_only": True, "every_n_epochs": 1}
+        kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": settings}
+        breaks.append(kept)
     config = experiment(trainer__callbacks=breaks, probe__every_n_epochs=9, trainer__max_epochs=3)
     assert "what step 6 made of the weights (epoch 2)" in failed(capsys, config, "--name", "r")
     saved = checkpoint(tmp_path / "runs" / "r")
     assert saved["global_step"] == 3
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+    for path in (tmp_path / "alone").glob("*.ckpt"):
+        values = torch.load(path, weights_only=True)["state_dict"].values()
+        assert all(value.isfinite().all() for value in values)
 
 
 class DiskFull(pl.Callback):

@@ -104,7 +104,7 @@ def _asked(
 def _term(
     name: str, term: Any, student: dict[Read, Tensor], teacher: dict[Read, Tensor], images: int
 ) -> None:
-    for pair, (loss, inputs) in enumerate(zip(term, term.inputs, strict=True)):
+    for loss, inputs in zip(term, term.inputs, strict=True):
         given: dict[str, Any] = {"targets": torch.zeros(images, dtype=torch.long), "progress": 0.0}
         given["index"] = torch.arange(images)
         values, shown = {}, []
@@ -115,11 +115,11 @@ def _term(
             if who != "batch":
                 at = "" if block is None else f" of block {block}"
                 shown.append(f"the {who}'s {word}{at} ({_shape(values[parameter])})")
+        _check_attention(name, inputs, values)
         _loss(f"model.terms.{name}: {type(loss).__name__}, of {' and '.join(shown)}", loss, values)
-        _check_attention(name, pair, inputs, values)
 
 
-def _check_attention(name: str, pair: int, inputs: Any, values: dict[str, Any]) -> None:
+def _check_attention(name: str, inputs: Any, values: dict[str, Any]) -> None:
     sizes = {who: values[p].shape[-1] for p, who, word, _ in inputs if word == "attention"}
     if len(set(sizes.values())) > 1:
         raise UserError(

@@ -71,12 +71,14 @@ def trained(tmp_path, student, teacher=None, decay=DECAY, **settings):
     return runner, distiller, keep, callback
 
 
-def test_a_decay_may_rise_with_the_progress(tmp_path):
+@pytest.mark.parametrize(("settings", "steps"), [({}, 8), ({"max_steps": 4}, 4)])
+def test_a_decay_may_rise_with_the_progress(tmp_path, settings, steps):
     student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 1})
-    _, _, keep, callback = trained(tmp_path, student, decay=Linear(0.2, 0.9))
+    _, _, keep, callback = trained(tmp_path, student, decay=Linear(0.2, 0.9), **settings)
+    assert len(keep.weights) == 1 + steps
     average = keep.weights[0]
-    for step, current in enumerate(keep.weights[1:]):  # 8 in all, each in its middle
-        decay = 0.2 + 0.7 * (step + 0.5) / 8
+    for step, current in enumerate(keep.weights[1:]):  # each in its middle
+        decay = 0.2 + 0.7 * (step + 0.5) / steps
         average = {k: decay * v + (1 - decay) * current[k] for k, v in average.items()}
     found = averaged(callback.state_dict())
     for name, value in average.items():

@@ -98,6 +98,29 @@ class Centred(nn.Module):
         return F.mse_loss(self.project(student_pooled), teacher_pooled - self.mean)
 
 
+class Basis(nn.Module):
+    """Directions of the teacher's pooled features are fitted, and stored is where an image lies on them."""
+
+    def __init__(self, student_channels, teacher_channels, k=3):
+        super().__init__()
+        self.project = nn.Linear(student_channels, k)
+        self.basis = nn.Parameter(torch.eye(teacher_channels)[:, :k].clone(), requires_grad=False)
+
+    def fit(self, batches):
+        values = torch.cat([batch["teacher_pooled"].float() for batch in batches])
+        covariance = values.T @ values
+        assert covariance.dtype == torch.float32  # no autocast here
+        self.basis.data = torch.linalg.eigh(covariance).eigenvectors[:, -self.basis.shape[1] :]
+
+    def cacheable(self, teacher_pooled):
+        return (
+            teacher_pooled if teacher_pooled.shape[1] == self.basis.shape[1] else teacher_pooled @ self.basis
+        )
+
+    def forward(self, student_pooled, teacher_pooled):
+        return F.mse_loss(self.project(student_pooled), self.cacheable(teacher_pooled))
+
+
 class Half(nn.Module):
     """Sees half of the teacher's pooled features, and is content with that half."""
 

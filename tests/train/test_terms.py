@@ -119,7 +119,8 @@ def test_cait_has_attention_and_no_prefix():
 
 @pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224"])
 def test_a_model_without_attention_between_its_patches_is_one_line(name):
-    backbone = Backbone(name)
+    # XCiT's heads have more channels here than there are patches.
+    backbone = Backbone(name, timm_kwargs={"img_size": 64} if name.startswith("xcit") else {})
     with pytest.raises(UserError, match=r"has no attention"):
         read(backbone, torch.randn(1, *backbone.input_size), {("attention", 2)})
 
@@ -284,6 +285,7 @@ def everything(**changes):
             "instance": term("Instance"),
             "centred": term("Centred"),
             "halved": term("Half"),
+            "basis": term("Basis"),
         },
         "probe__every_n_epochs": 0,
         **changes,
@@ -326,13 +328,16 @@ class StopAfterOne(Callback):
         trainer.should_stop = True
 
 
-def test_what_losses_of_ones_own_read_of_the_teacher_is_cached(experiment, tmp_path):
+def test_what_losses_of_ones_own_read_of_the_teacher_is_cached(experiment, tmp_path, capsys):
     config = experiment(**everything(data__init_args__views=2))
     cache = tmp_path / "cache"
     main(["cache-teacher", "--config", str(config), "--out", str(cache)])
     stored = json.loads((cache / "cache.json").read_text())["layout"]["fields"]
     # Maps, class tokens, attention, logits, pooled features as they are and as `Half` narrows them.
-    for field in ("_map_", "_prefix_", "_attention_", "log_probs", "teacher_pooled_24", "teacher_Half_12"):
+    for field in (
+        *("_map_", "_prefix_", "_attention_", "log_probs", "teacher_pooled_24"),
+        *("teacher_Half_12", "teacher_Basis_3"),
+    ):
         assert any(field in name for name in stored), (field, [*stored])
     fit(config, "--name", "live")
     fit(config, "--name", "cached", "--model.teacher_cache", str(cache))
@@ -341,10 +346,15 @@ def test_what_losses_of_ones_own_read_of_the_teacher_is_cached(experiment, tmp_p
         for name in [name for name in one if name.startswith("train/loss")]:
             assert float(other[name]) == pytest.approx(float(one[name]), rel=0.02, abs=1e-3), name
     # What was fitted came with the cache, to the bit.
-    means = [
-        checkpoint(tmp_path / "runs" / n)["state_dict"]["terms.centred.0.mean"] for n in ("live", "cached")
-    ]
-    assert torch.equal(*means)
+    states = [checkpoint(tmp_path / "runs" / name)["state_dict"] for name in ("live", "cached")]
+    for fitted in ("terms.centred.0.mean", "terms.basis.0.basis"):
+        assert torch.equal(*(state[fitted] for state in states))
+    main(["cache-teacher", "--config", str(config), "--out", str(cache), "--verify"])
+    assert "are what was written" in capsys.readouterr().out
+    (cache / "fitted.safetensors").unlink()
+    with pytest.raises(SystemExit):
+        fit(config, "--name", "lost", "--model.teacher_cache", str(cache))
+    assert "build the cache anew" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -367,6 +377,40 @@ def test_a_cache_that_a_loss_cannot_do_with_is_not_built(experiment, tmp_path, c
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in line for word in words), line
     assert not (tmp_path / "c" / "cache.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {
+                "model__teacher__timm_kwargs": {**VIT, "patch_size": 7},
+                "model__terms": {"a": term("Attention", last=1)},
+            },
+            ["model.terms.a", "between 4 patches", "16", "grids"],
+        ),
+        (
+            {
+                "model__teacher": {"name": "cait_xxs24_224", "timm_kwargs": {**VIT, "depth": 2}},
+                "model__terms": {"p": term("Prefix", last=1)},
+            },
+            ["model.teacher", "cait_xxs24_224", "no prefix tokens"],
+        ),
+        (
+            {"model__terms": {"a": term("Attention", last=1)}, "model__compile": True},
+            ["compile", "attention"],
+        ),
+    ],
+)
+def test_what_two_models_do_not_have_is_one_line_before_anything_is_written(
+    experiment, tmp_path, capsys, changes, words
+):
+    with pytest.raises(SystemExit) as stop:
+        fit(experiment(**{**everything(), **changes}), "--name", "r")
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "runs" / "r").exists()
 
 
 def test_the_loss_in_the_readme_trains_as_it_is_written(experiment, tmp_path, monkeypatch):
