@@ -18,7 +18,7 @@ from torch import nn
 from distill_dynamics import Backbone, Distiller, yaml_text
 from distill_dynamics.cli import reasons
 from distill_dynamics.cli.main import main
-from distill_dynamics.train.checks import dry_run
+from distill_dynamics.train.dry_run import dry_run
 from distill_dynamics.train.terms import Term
 
 CALLED: list[str] = []
