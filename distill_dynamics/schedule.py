@@ -6,6 +6,7 @@ are the default, for a training of any length, and the published one, by epochs.
 
 import bisect
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch.optim import Optimizer
@@ -14,16 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from distill_dynamics.errors import UserError
 
 
-class Schedule:
+class Schedule(ABC):
     """A number for each `progress`, the share of the training that is done, from 0 to 1.
 
     A subclass of yours gives it by `__call__`. It is asked for the middle of each step, and should have no
     state: a resumed run asks for its own steps alone.
     """
 
+    @abstractmethod
     def __call__(self, progress: float) -> float:
         """Give the number there."""
-        raise NotImplementedError
 
 
 class Linear(Schedule):

@@ -20,7 +20,6 @@ from torch import nn
 from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.cli.main import main
 from distill_dynamics.losses import CrossEntropy, SoftKD, SpectralKD
-from distill_dynamics.models.features import read
 from distill_dynamics.schedule import Cosine, From, Linear, Schedule, Steps, Until
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -37,104 +36,10 @@ def images(n=3):
     return torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
 
-# --- what there is to read ----------------------------------------------------------------------------
-
-
 def plain(backbone, name, **kwargs):
     model = timm.create_model(name, **{**TOKENS, **kwargs}).eval()
     model.load_state_dict(backbone.model.state_dict())
     return model
-
-
-def test_every_word_is_what_timm_gives():
-    name = "deit_tiny_distilled_patch16_224"
-    backbone = deit(name).eval()
-    model = plain(backbone, name)
-    words = {("map", 1), ("map", 2), ("prefix", 2), ("logits", None), ("pooled", None), ("dist_logits", None)}
-    found = read(backbone, images(), words)
-    final, blocks = model.forward_intermediates(images(), return_prefix_tokens=True, norm=False)
-    assert found.keys() == words
-    for block in (1, 2):
-        torch.testing.assert_close(found["map", block], blocks[block - 1][0])
-    torch.testing.assert_close(found["prefix", 2], blocks[1][1])
-    assert found["prefix", 2].shape == (3, 2, VIT["embed_dim"])
-    torch.testing.assert_close(found["pooled", None], model.forward_head(final, pre_logits=True))
-    torch.testing.assert_close(found["logits", None], model(images()))
-    torch.testing.assert_close(found["dist_logits", None], model(images()))  # the mean, in evaluation
-
-
-def test_the_distillation_token_answers_by_itself_in_training_and_only_if_it_is_read():
-    name = "deit_tiny_distilled_patch16_224"
-    backbone = deit(name).train()
-    model = plain(backbone, name).train()
-    both = read(backbone, images(), {("logits", None), ("dist_logits", None), ("map", 1)})
-    alone = read(backbone, images(), {("logits", None)})
-    model.set_distilled_training(True)
-    of_class, of_token = model(images())
-    torch.testing.assert_close(both["logits", None], of_class)
-    torch.testing.assert_close(both["dist_logits", None], of_token)
-    torch.testing.assert_close(alone["logits", None], (of_class + of_token) / 2)
-    # Without the token it is the model's answer.
-    other = deit().train()
-    same = read(other, images(), {("dist_logits", None)})
-    torch.testing.assert_close(same["dist_logits", None], other.model(images()))
-
-
-def by_hand(block, tokens, prefix):
-    """Attention of a block of timm's ViT: softmax(q kᵀ / √d), patches alone, in numpy."""
-    attention = block.attn
-    normed = block.norm1(tokens)
-    qkv = F.linear(normed, attention.qkv.weight, attention.qkv.bias).detach().numpy()
-    batch, n, _ = qkv.shape
-    q, k, _ = qkv.reshape(batch, n, 3, attention.num_heads, -1).transpose(2, 0, 3, 1, 4)
-    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1])
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    weights = weights[:, :, prefix:, prefix:]
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def test_attention_is_softmax_of_qk_between_patches_with_rows_of_sum_one():
-    backbone = deit().eval()
-    seen = []
-    backbone.model.blocks[1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    fused = backbone.model.blocks[1].attn.fused_attn
-    found = read(backbone, images(), {("attention", 2)})["attention", 2]
-    expected = by_hand(backbone.model.blocks[1], seen[0], prefix=1)
-    assert found.shape == (3, VIT["num_heads"], 4, 4)
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.sum(-1).detach().numpy(), 1, rtol=1e-5)
-    assert backbone.model.blocks[1].attn.fused_attn == fused
-    assert not backbone.model.blocks[1].attn.attn_drop._forward_pre_hooks
-
-
-def test_cait_has_attention_and_no_prefix():
-    cait = Backbone("cait_xxs24_224", timm_kwargs={**VIT, "depth": 2})
-    attention = read(cait, images(), {("attention", 1)})["attention", 1]
-    np.testing.assert_allclose(attention.sum(-1).detach().numpy(), 1, rtol=1e-5)
-    assert (attention >= 0).all()
-    with pytest.raises(UserError, match="no prefix tokens"):
-        read(cait, images(), {("prefix", 1)})
-
-
-@pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224"])
-def test_a_model_without_attention_between_its_patches_is_one_line(name):
-    # XCiT's heads have more channels here than there are patches.
-    backbone = Backbone(name, timm_kwargs={"img_size": 64} if name.startswith("xcit") else {})
-    with pytest.raises(UserError, match=r"has no attention"):
-        read(backbone, torch.randn(1, *backbone.input_size), {("attention", 2)})
-
-
-@pytest.mark.parametrize(
-    "name", ["test_convnext", "test_resnet", "test_efficientnet", "vit_base_patch16_siglip_224"]
-)
-def test_logits_are_the_classifiers_of_the_pooled_features(name):
-    backbone = Backbone(name, timm_kwargs={"num_classes": 7}).eval()
-    given = torch.randn(2, *backbone.input_size)
-    found = read(backbone, given, {("pooled", None), ("logits", None)})
-    classifier = backbone.model.get_classifier()
-    torch.testing.assert_close(classifier(found["pooled", None]), backbone.model(given))
-    torch.testing.assert_close(found["logits", None], backbone.model(given))
 
 
 def test_nothing_is_computed_that_no_term_reads(monkeypatch):
