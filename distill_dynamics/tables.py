@@ -167,7 +167,7 @@ def curve_rows(named: Named, curve: Statistic) -> list[Row]:
     Profiles that lack it have no row.
     """
     unit = f" ({curve.unit})" if curve.unit else ""
-    rows: list[Row] = [(f"{curve.title.lower()}{unit}", "first block", "last block", "lowest", "highest")]
+    rows: list[Row] = [(f"{curve.within_text}{unit}", "first block", "last block", "lowest", "highest")]
     for who, profile in named:
         values, errors = profile.curve(curve.name), profile.curve_se(curve.name)
         if not np.isfinite(values).all():

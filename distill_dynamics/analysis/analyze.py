@@ -323,8 +323,9 @@ def _blocks(curve: Curve, bootstrap: bool) -> Iterator[dict[str, Any]]:
     """Rows of curves.csv: the curve block by block, bits and activation units."""
     profile = curve.profile
     kinds = {"": profile.curve, "_se": profile.curve_se}
+    shown = [one for one in SHOWN if one.kind != "pair"]
     columns = {
-        **{f"{one.name}{end}": of(one.name) for one in SHOWN for end, of in kinds.items()},
+        **{f"{one.name}{end}": of(one.name) for one in shown for end, of in kinds.items()},
         "flatness": spectral_flatness(profile),
         "clipped": profile.clipped,
     }

@@ -16,7 +16,7 @@ from distill_dynamics import figures
 from distill_dynamics.callbacks.record import best_checkpoint, read_best
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.dynamics import Profile, profile_model
-from distill_dynamics.dynamics.profiler import RangeMode
+from distill_dynamics.dynamics.profiler import RangeMode, compare_models
 from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
@@ -105,6 +105,7 @@ class DynamicsProbe(Callback):
             return
         student = Backbone(checkpoint=best.best_model_path).to(trainer.strategy.root_device)
         best_profile = self._profile(trainer, student, read_best(best)[0])
+        self._compare(trainer, pl_module, student, best_profile)
         self._write(trainer, best_profile, "student_best")
         if trainer.is_global_zero:
             for logger in _wandb(trainer):
@@ -116,6 +117,7 @@ class DynamicsProbe(Callback):
 
     def _probe_student(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         profile = self._profile(trainer, pl_module.student, epoch)
+        self._compare(trainer, pl_module, pl_module.student, profile)
         self._probed = epoch
         self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
@@ -126,18 +128,34 @@ class DynamicsProbe(Callback):
             self._log(trainer, epoch, metrics, figures.of_run(*profiles) if _wandb(trainer) else {})
 
     def _profile(self, trainer: Trainer, backbone: Backbone, epoch: int | None) -> Profile:
-        shared = torch.distributed.is_initialized() and trainer.world_size > 1 and not is_sharded(backbone)
+        group = self._group(trainer, backbone)
         images = self.probe_set.normalised(backbone.mean, backbone.std)
         return profile_model(
             backbone,
-            images[trainer.global_rank :: trainer.world_size] if shared else images,
+            images[trainer.global_rank :: trainer.world_size] if group else images,
             value_range=self.value_range,
             batch_size=self.batch_size,
             epoch=epoch,
             probe_id=self.probe_set.probe_id,
             probe_indices=self.probe_set.indices,
-            group=torch.distributed.group.WORLD if shared else None,
+            group=group,
         )
+
+    def _compare(self, trainer: Trainer, pl_module: Distiller, student: Backbone, profile: Profile) -> None:
+        """Add to the student's Profile what is measured of its blocks and the teacher's together."""
+        if pl_module.teacher is None or not pl_module.teacher.backbone.layers:
+            return
+        teacher = pl_module.teacher.backbone
+        group = self._group(trainer, teacher)
+        images = [self.probe_set.normalised(model.mean, model.std) for model in (student, teacher)]
+        if group is not None:
+            images = [some[trainer.global_rank :: trainer.world_size] for some in images]
+        profile.pairs = compare_models(student, teacher, *images, most=self.batch_size, group=group)
+
+    def _group(self, trainer: Trainer, backbone: Backbone) -> torch.distributed.ProcessGroup | None:
+        """The ranks that share the images out; None where each has all of them."""
+        shared = torch.distributed.is_initialized() and trainer.world_size > 1 and not is_sharded(backbone)
+        return torch.distributed.group.WORLD if shared else None
 
     def _write(self, trainer: Trainer, profile: Profile, stem: str) -> None:
         if trainer.is_global_zero:

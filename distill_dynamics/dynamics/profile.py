@@ -60,12 +60,14 @@ class Profile:
     """[L] of curves [N, L] whose mean over images was published or saved; left out: it is computed."""
     errors: dict[str, FloatArray] = field(default_factory=dict, repr=False)
     """[L] standard errors over images of curves [L]; of those [N, L] they are computed."""
+    pairs: dict[str, FloatArray] = field(default_factory=dict, repr=False)
+    """By name, such as "cka": [L, M] a value of each layer with each of the M layers of the teacher."""
 
     def __post_init__(self) -> None:
         self.epoch = None if self.epoch is None else int(self.epoch)
         self.bins = int(self.bins)
         self.layers = [str(layer) for layer in self.layers]
-        for by_name in ("curves", "means", "errors"):
+        for by_name in ("curves", "means", "errors", "pairs"):
             setattr(self, by_name, {name: _floats(values) for name, values in getattr(self, by_name).items()})
         self.value_range, self.clipped = _floats(self.value_range), _floats(self.clipped)
         self.spectrum, self.spectrum_se = [*map(_floats, self.spectrum)], [*map(_floats, self.spectrum_se)]
@@ -88,6 +90,11 @@ class Profile:
                 raise ValueError(f"Profile.curves has {name!r}, which cannot be the name of one")
             one_an_image = values.ndim == 2 or name in ("entropy", "magnitude")
             known[name], expected[name] = values, (images, layers) if one_an_image else (layers,)
+        others = {values.shape[1] if values.ndim == 2 else 0 for values in self.pairs.values()}
+        for name, values in self.pairs.items():
+            if not profile_file.may_be_named(name) or name in self.curves:
+                raise ValueError(f"Profile.pairs has {name!r}, which cannot be the name of one")
+            known[name], expected[name] = values, (layers, max(*others, 1))
         for by_name in ("means", "errors"):
             for name, values in getattr(self, by_name).items():
                 if name not in self.curves:
@@ -105,8 +112,13 @@ class Profile:
     def curve(self, name: str) -> FloatArray:
         """[L] a curve over depth: the mean over images, or what was measured on all of them at once.
 
-        NaN where it was not measured.
+        Of pairs of layers [L, M] it is each layer's with the teacher's at equal depth, the first with the
+        first and the last with the last. NaN where it was not measured.
         """
+        if name in self.pairs:
+            of_pairs = self.pairs[name]
+            layers = np.arange(len(of_pairs))
+            return of_pairs[layers, np.rint(np.linspace(0, of_pairs.shape[1] - 1, len(of_pairs))).astype(int)]
         values = self.means.get(name, self.curves.get(name))
         if values is None:
             return np.full(len(self.layers), np.nan)

@@ -1,8 +1,8 @@
 """The file of a Profile: an .npz archive that plain numpy reads, and that a stranger may have written.
 
 A curve [N, L] is the array `<name>_images`, its mean, where that is not computed, `<name>`; a curve [L] is
-`<name>`, its standard error `<name>_se`. Which curves there are stands in `meta`, a line of JSON.
-Letters: L layers, N images.
+`<name>`, its standard error `<name>_se`; pairs of layers [L, M] are `<name>_pairs`. Which of them there are
+stands in `meta`, a line of JSON. Letters: L layers, N images, M layers of another model.
 """
 
 import json
@@ -42,7 +42,8 @@ P = TypeVar("P")
 
 def may_be_named(name: str) -> bool:
     """Whether a curve of that name has arrays of its own in the file."""
-    taken = name in ("meta", *_ARRAYS) or name.startswith("spectrum") or name.endswith(("_images", "_se"))
+    ends = ("_images", "_se", "_pairs")
+    taken = name in ("meta", *_ARRAYS) or name.startswith("spectrum") or name.endswith(ends)
     return re.fullmatch(r"[a-z][a-z0-9_]{0,60}", name) is not None and not taken
 
 
@@ -53,12 +54,14 @@ def write(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
         content[f"{name}_images" if values.ndim == 2 else name] = values
     content |= fields["means"]
     content |= {f"{name}_se": values for name, values in fields["errors"].items()}
+    content |= {f"{name}_pairs": values for name, values in fields["pairs"].items()}
     content |= {name: fields[name] for name in _ARRAYS if fields[name] is not None}
     for i, (mean, se) in enumerate(zip(fields["spectrum"], fields["spectrum_se"], strict=True)):
         content[f"spectrum_{i}"] = mean
         content[f"spectrum_se_{i}"] = se
     meta = {"kind": _KIND, **{name: fields[name] for name in _META}}
     meta["curves"] = {name: "images" if c.ndim == 2 else "set" for name, c in fields["curves"].items()}
+    meta["pairs"] = [*fields["pairs"]]
     content["meta"] = np.array(json.dumps(meta))
 
     with whole(path) as partial, partial.open("wb") as file:
@@ -76,10 +79,12 @@ def read(path: str | os.PathLike[str], make: Callable[[dict[str, Any]], P]) -> P
                 raise UserError(f"{path}: not a Profile (expected a .npz file written by Profile.save)")
             meta = _meta(path, archive)
             layers = range(len(meta["layers"]))
-            curves = _curves_of_2(archive) if meta["schema"] == 2 else _curves(archive, meta.pop("curves"))
+            kinds, pairs = meta.pop("curves"), meta.pop("pairs")
+            curves = _curves_of_2(archive) if meta["schema"] == 2 else _curves(archive, kinds)
             fields = {
                 **meta,
                 **curves,
+                "pairs": {name: archive[f"{name}_pairs"] for name in pairs},
                 "value_range": archive["value_range"],
                 "clipped": archive["clipped"],
                 "spectrum": [archive[f"spectrum_{i}"] for i in layers],
@@ -131,7 +136,7 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
             f"{path}: Profile schema {schema} is unknown to this version of distill_dynamics, which reads "
             f"schema 2 and {SCHEMA}: measure it again, or read it with the version that wrote it"
         )
-    layers, epoch, curves = meta["layers"], meta["epoch"], meta.get("curves")
+    layers, epoch, curves, pairs = meta["layers"], meta["epoch"], meta.get("curves"), meta.get("pairs", [])
     right = {
         "model": isinstance(meta["model"], str),
         "layers": isinstance(layers, list)
@@ -142,12 +147,15 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
         "range_mode": meta["range_mode"] in _RANGES,
         "probe_id": isinstance(meta["probe_id"], str),
         "curves": schema == 2 or _are_curves(curves),
+        "pairs": isinstance(pairs, list)
+        and len(pairs) <= _MOST_CURVES
+        and all(isinstance(name, str) and may_be_named(name) for name in pairs),
     }
     if wrong := [name for name, is_right in right.items() if not is_right]:
         raise ValueError(f"{wrong[0]} is {str(meta.get(wrong[0]))[:40]}")
     if len(layers) > _MOST_LAYERS:
         raise ValueError(f"{len(layers):,} layers")
-    return {name: meta[name] for name in _META} | ({} if schema == 2 else {"curves": curves})
+    return {name: meta[name] for name in _META} | {"curves": curves, "pairs": pairs}
 
 
 def _are_curves(curves: Any) -> bool:
@@ -175,7 +183,7 @@ def _check_values(fields: Mapping[str, Any]) -> None:
     """Raises ValueError for a number that nothing measures. Infinity is a measurement: of what diverged."""
     named: dict[str, list[NDArray]] = {name: [fields[name]] for name in ("value_range", "clipped")}
     named |= {"spectrum": fields["spectrum"], "spectrum_se": fields["spectrum_se"]}
-    for by_name in ("curves", "means", "errors"):
+    for by_name in ("curves", "means", "errors", "pairs"):
         named |= {name: [*named.get(name, []), values] for name, values in fields.get(by_name, {}).items()}
     for name, arrays in named.items():
         for values in arrays:
@@ -183,3 +191,6 @@ def _check_values(fields: Mapping[str, Any]) -> None:
             largest = np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max(initial=0)
             if largest > LARGEST:
                 raise ValueError(f"{name} holds {largest:.3g}")
+    for name, values in fields["pairs"].items():
+        if values.shape[1] > _MOST_LAYERS:
+            raise ValueError(f"{name} is of {values.shape[1]:,} layers")

@@ -16,11 +16,12 @@ class Statistic:
     """A curve by block: its function, and how it is called where it is shown."""
 
     name: str
-    """Key of `Profile.curves`, part of metric names and file names."""
-    kind: Literal["images", "set"]
+    """Key of `Profile.curves` (of `Profile.pairs`), part of metric names and file names."""
+    kind: Literal["images", "set", "pair"]
     """Of what it is. "images": of each image, x [B, C, H, W] → [B]; the curve is [N, L]. "set": of all
     images at once, eigenvalues [..., C] of the covariance of their tokens → [...]; the curve is [L], and has
-    a jackknife error."""
+    a jackknife error. "pair": of a layer of each of two models, scatter matrices [C, C], [C, D], [D, D] of
+    their tokens → scalar; [L, M] over the teacher's M layers, the curve that of layers at equal depth."""
     function: str
     """Module in `measures/` and function, "magnitude.image_magnitudes"."""
     column: int | None = None
@@ -39,6 +40,11 @@ class Statistic:
     """What it is, for a caption: "Channel entropy (Eq. 5)"."""
     wide: bool = False
     """Whether its axis is logarithmic where values span more than a factor of 30."""
+
+    @property
+    def within_text(self) -> str:
+        """The title within a sentence: "entropy", but "CKA"."""
+        return self.title if self.title[:2].isupper() else self.title[:1].lower() + self.title[1:]
 
     def load(self) -> Callable[..., Any]:
         """The function."""
@@ -78,6 +84,14 @@ STATISTICS = (
         title="Effective rank",
         axis="Effective rank",
         about="Effective rank of the tokens' covariance (Roy & Vetterli, 2007)",
+    ),
+    Statistic(
+        "cka",
+        "pair",
+        "cka.linear_cka",
+        title="CKA with the teacher",
+        axis="Linear CKA",
+        about="Linear CKA (Kornblith et al., 2019) of each block's tokens with the teacher's at equal depth",
     ),
 )
 

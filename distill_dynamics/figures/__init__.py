@@ -10,6 +10,7 @@ from distill_dynamics.figures.comparison import curve_by_block, entropy_by_range
 from distill_dynamics.figures.evolution import curve_evolution, of_run, overview
 from distill_dynamics.figures.heatmaps import entropy_heatmap
 from distill_dynamics.figures.methods import curve_by_method
+from distill_dynamics.figures.pairs import pair_heatmap
 from distill_dynamics.figures.spectrum import spectra
 from distill_dynamics.figures.training import signature_by_epoch, training_curves
 
@@ -21,6 +22,7 @@ __all__ = [
     "entropy_heatmap",
     "of_run",
     "overview",
+    "pair_heatmap",
     "signature_by_epoch",
     "spectra",
     "training_curves",

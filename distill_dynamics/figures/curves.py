@@ -155,7 +155,7 @@ def profile_curve(
     With `bootstrap` it is the 95 % interval of `bootstrap_interval` instead, if the curve has values of
     single images.
     """
-    shows = replace(shows, epoch=profile.epoch, measure=curve.title.lower(), unit=curve.unit)
+    shows = replace(shows, epoch=profile.epoch, measure=curve.within_text, unit=curve.unit)
     error = profile.curve_se(curve.name)
     if bootstrap and curve.kind == "images":
         error = np.stack(bootstrap_interval(profile.curves[curve.name]))
@@ -165,7 +165,8 @@ def profile_curve(
 
 def curve_notes(*profiles: Profile | None, curve: Statistic, bootstrap: bool) -> list[str]:
     """`notes` for these Profiles' curves of one name."""
-    return notes(*profiles, bins=curve.binned, bootstrap=bootstrap and curve.kind == "images")
+    bands, bootstrap = curve.kind != "pair", bootstrap and curve.kind == "images"
+    return notes(*profiles, bands=bands, bins=curve.binned, bootstrap=bootstrap)
 
 
 def label_y(axes: Sequence[Axes], curve: Statistic) -> None:

@@ -31,6 +31,7 @@ from distill_dynamics.figures.look import (
     word,
 )
 from distill_dynamics.figures.order import ordered
+from distill_dynamics.figures.pairs import pair_heatmap
 from distill_dynamics.figures.spectrum import spectra
 
 
@@ -108,9 +109,24 @@ def of_run(
         if curve.name == "entropy" or any(profile.known(curve.name) for profile in everything)
     }
     drawn["entropy_heatmap"] = entropy_heatmap({students[0].model: students})
+    panels = _panels(ordered(students), best)
+    for curve in SHOWN:
+        if curve.kind == "pair" and any(profile.known(curve.name) for profile in panels.values()):
+            drawn[f"{curve.name}_heatmap"] = pair_heatmap(curve.name, panels, teacher)
     with suppress(UserError):  # a dead student has no spectrum, and all else to show
         drawn["student_spectra"] = spectra(best or ordered(students)[-1])
     return drawn
+
+
+def _panels(students: list[Profile], best: Profile | None) -> dict[str, Profile]:
+    """At most seven of the students, the first and the last among them, and the best checkpoint."""
+    shown = sorted({round(place) for place in np.linspace(0, len(students) - 1, min(7, len(students)))})
+    panels = {f"Epoch {students[row].epoch}": students[row] for row in shown}
+    return panels | ({_best_label(best): best} if best is not None else {})
+
+
+def _best_label(best: Profile) -> str:
+    return "Best checkpoint" + ("" if best.epoch is None else f" (epoch {best.epoch})")
 
 
 def _draw_run(
@@ -126,16 +142,15 @@ def _draw_run(
     legend: dict[str, Line2D] = {}
     colours = epoch_colours(len(students))
     for profile, colour in zip(students, colours, strict=True):
-        if curve.name not in profile.curves:
+        if not profile.known(curve.name):
             continue
         look = {"color": colour, "marker": ".", "markersize": 4}
         line = draw_profile(ax, blocks, profile, curve, Shows("student"), bootstrap, **look)
         if len(students) == 1:
             legend[named(profile)] = line
-    if best is not None and curve.name in best.curves:
-        label = "Best checkpoint" + ("" if best.epoch is None else f" (epoch {best.epoch})")
-        legend[label] = draw_profile(ax, blocks, best, curve, Shows("best"), bootstrap, **BEST)
-    if teacher is not None and curve.name in teacher.curves:
+    if best is not None and best.known(curve.name):
+        legend[_best_label(best)] = draw_profile(ax, blocks, best, curve, Shows("best"), bootstrap, **BEST)
+    if teacher is not None and teacher.known(curve.name):
         # First block on first and last on last, as layer pairs are counted from either end.
         matched = np.linspace(1, len(blocks), len(teacher.layers))
         line = draw_profile(ax, matched, teacher, curve, Shows("teacher"), bootstrap, **TEACHER)

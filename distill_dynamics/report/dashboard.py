@@ -214,6 +214,8 @@ def _heading(curve: Statistic) -> str:
 def _blocks(curve: Statistic) -> list[Any]:
     name, title, unit = curve.name, curve.title, curve.unit or curve.axis
     heatmap = [_picture("Entropy by block and epoch", "entropy_heatmap")] if name == "entropy" else []
+    if curve.kind == "pair":
+        heatmap = [_picture(f"{title}, each pair of blocks", f"{name}_heatmap")]
     return [
         _picture(f"{title} by block, a line an epoch, beside the teacher", f"{name}_evolution"),
         *heatmap,

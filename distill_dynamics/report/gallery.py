@@ -98,6 +98,7 @@ def _of_one(run: Run) -> Iterator[Picture]:
                 "Entropy by block and epoch",
                 "The student's entropy again, as colour: one column a probed epoch.",
             ),
+            **{f"{curve.name}_heatmap": _pair_title(curve) for curve in SHOWN if curve.kind == "pair"},
             "student_spectra": ("Spectra of the student", _SPECTRUM),
         }
         drawn = figures.of_run(students, teacher, best, run.bootstrap)
@@ -147,6 +148,13 @@ def _of_several(runs: Sequence[Run], looks: Looks) -> Iterator[Picture]:
                 figures.entropy_heatmap({run.label: run.profiles.students for run in mapped}),
             )
         yield from _signature(alike, looks, suffix, where)
+    for curve in SHOWN:
+        mapped = [run for run in _not_too_many(trained) if _known(run.latest, curve.name)]
+        if curve.kind == "pair" and mapped:
+            latest = {run.label: run.latest for run in mapped if run.latest is not None}
+            yield Picture(
+                f"{curve.name}_heatmap", *_pair_title(curve), figures.pair_heatmap(curve.name, latest)
+            )
     yield from _training(runs, looks)
     yield from _teacher_spectra(runs)
     # Nor has a spectrum.
@@ -157,6 +165,13 @@ def _of_several(runs: Sequence[Run], looks: Looks) -> Iterator[Picture]:
     note = f" Not drawn, but in the table of spectra: {listed(left)}." if left else ""
     for label in chosen:
         yield from _spectra(f"spectra_{label}", f"Spectra of {label}", latest[label], label, note)
+
+
+def _pair_title(curve: Statistic) -> tuple[str, str]:
+    return (
+        f"{curve.title}, each pair of blocks",
+        "Every block of the student beside every block of the teacher.",
+    )
 
 
 def _by_method(runs: Sequence[Run]) -> tuple[dict[str, RunProfiles], dict[str, str], bool]:

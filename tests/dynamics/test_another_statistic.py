@@ -16,10 +16,13 @@ negatives = types.ModuleType("negatives")
 negatives.share = lambda x: (x < 0).flatten(1).float().mean(1)
 volume = types.ModuleType("volume")
 volume.largest = lambda eigenvalues: eigenvalues[..., -1] / eigenvalues.sum(-1)
-for module in (negatives, volume):
+likeness = types.ModuleType("likeness")
+likeness.widths = lambda xx, xy, yy: torch.tensor(xy.shape[0] / xy.shape[1])
+for module in (negatives, volume, likeness):
     sys.modules[f"distill_dynamics.dynamics.measures.{module.__name__}"] = module
 more = (
     Statistic("negatives", "images", "negatives.share", title="Share below zero", axis="Share"),
+    Statistic("widths", "pair", "likeness.widths", title="Widths", axis="Ratio"),
     Statistic("first_axis", "set", "volume.largest", title="First axis", axis="Share of variance"),
 )
 statistics.STATISTICS += more
@@ -28,6 +31,7 @@ statistics.SHOWN += more
 from distill_dynamics import figures
 from distill_dynamics.callbacks import probe
 from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.dynamics.profiler import compare_models
 from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.records import Run
 from distill_dynamics.runs.profiles import RunProfiles
@@ -46,6 +50,7 @@ class Model:
 
 images = torch.arange(-32.0, 32).view(4, 4, 2, 2)
 profile = profile_model(Model(), images, epoch=1)
+profile.pairs = compare_models(Model(), Model(), images, images)
 profile.save(sys.argv[1] + "/p.npz")
 profile = Profile.load(sys.argv[1] + "/p.npz")
 run = Run("r", "r", None, "fit", RunProfiles([profile], None, None))
@@ -54,6 +59,7 @@ said = {
     "metrics": sorted(probe._measures("student", profile)),
     "figures": sorted(figures.of_run([profile])),
     "pictures": [picture.title for picture in gallery([run])],
+    "widths": profile.pairs["widths"].tolist(),
     "tables": [curve_rows([("x", profile)], curve)[0][0] for curve in OTHER_CURVES],
     "first_axis": [float(profile.curve("first_axis")[0]), float(profile.curve_se("first_axis")[0])],
 }
@@ -77,23 +83,31 @@ def said(tmp_path_factory):
 
 def test_it_is_measured_saved_and_read(said):
     assert said["negatives"] == [[1, 0], [1, 0], [0, 0], [0, 0]]
+    assert said["widths"] == [[1, 1], [1, 1]]
     value, error = said["first_axis"]
     assert 0.25 < value <= 1
     assert error >= 0
 
 
 def test_it_is_logged_by_block(said):
-    wanted = {f"dynamics/student/{name}/block_0{n}" for name in ("negatives", "first_axis") for n in (1, 2)}
+    wanted = {
+        f"dynamics/student/{name}/block_0{n}"
+        for name in ("negatives", "first_axis", "widths")
+        for n in (1, 2)
+    }
     assert wanted <= set(said["metrics"])
     assert "dynamics/student/median/block_01" not in said["metrics"]  # kept, and not shown
 
 
 def test_it_is_drawn_and_told_of(said):
     assert {"negatives_evolution", "first_axis_evolution", "entropy_evolution"} <= set(said["figures"])
-    assert {"Share below zero by block", "First axis by block"} <= set(said["pictures"])
-    assert said["tables"] == ["effective rank", "share below zero", "first axis"]
+    assert {"widths_evolution", "widths_heatmap"} <= set(said["figures"])
+    assert {"Share below zero by block", "First axis by block", "Widths by block"} <= set(said["pictures"])
+    assert "Widths, each pair of blocks" in said["pictures"]
+    names = ["effective rank", "CKA with the teacher", "share below zero", "widths", "first axis"]
+    assert said["tables"] == names
 
 
 def test_the_dashboard_has_a_section_of_it(said):
     pytest.importorskip("wandb_workspaces")
-    assert {"Share below zero", "First axis"} <= set(said["sections"])
+    assert {"Share below zero", "First axis", "Widths"} <= set(said["sections"])

@@ -150,6 +150,35 @@ def test_curves_that_a_file_cannot_have(tmp_path, curves):
     assert_refused(tmp_path / "p.npz")
 
 
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        None,
+        {"cka": 1},
+        ["absent"],
+        ["../x"],
+        [["cka"]],
+        ["entropy"],
+        ["thin"],
+        ["wide"],
+        ["huge"],
+        ["cka"] * 500,
+    ],
+)
+def test_pairs_that_a_file_cannot_have(tmp_path, pairs):
+    profile = make_profile()
+    profile.save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as archive:
+        arrays = dict(archive)
+    layers = len(profile.layers)
+    made = {"thin": np.ones(layers), "wide": np.ones((layers, 5000)), "huge": np.full((layers, 2), 1e300)}
+    made |= {"cka": np.ones((layers, 2)), "entropy": np.ones((layers, 2))}
+    meta = json.loads(str(arrays.pop("meta"))) | {"pairs": pairs}
+    tables = {f"{name}_pairs": table for name, table in made.items()}
+    np.savez(tmp_path / "p.npz", meta=np.array(json.dumps(meta)), **arrays, **tables)
+    assert_refused(tmp_path / "p.npz")
+
+
 def test_equal_profiles_give_equal_bytes(tmp_path, monkeypatch):
     make_profile().save(tmp_path / "now")
     monkeypatch.setattr(time, "time", lambda: 2e9)

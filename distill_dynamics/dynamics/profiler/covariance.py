@@ -47,7 +47,7 @@ class TokenCovariance:
                 taken.setdefault((first + j * step) % count, []).append(images)
             first += len(x) * step
         for group, of_group in taken.items():
-            tokens = _precise(torch.cat(of_group).flatten(0, 1))
+            tokens = precise(torch.cat(of_group).flatten(0, 1))
             mean = tokens.mean(0)
             tokens -= mean
             self._merge(group, len(tokens), mean.cpu().double(), (tokens.T @ tokens).cpu().double())
@@ -119,6 +119,6 @@ class TokenCovariance:
         self.scatter[state["present"]] = state["scatter"]
 
 
-def _precise(x: Tensor) -> Tensor:
+def precise(x: Tensor) -> Tensor:
     """In the precision of the products."""
     return x.double() if x.device.type == "cuda" else x if x.dtype == torch.float64 else x.float()

@@ -158,11 +158,7 @@ class Run:
 
     def _forward(self, images: Tensor) -> None:
         self.held = []  # before the next forward pass, so that there is never more than one batch of them
-        weight = next(self.backbone.parameters(), None)
-        if weight is not None:
-            images = images.to(device=weight.device, dtype=weight.dtype)
-        part = len(images) if images.device.type != "cpu" else max(1, CPU_VALUES // images[0].numel())
-        for some in images.split(part):
+        for some in in_parts(self.backbone, images):
             self.held.append(list(self.backbone(some, layers=self.numbers, logits=False).maps))
 
     def _extremes(self, maps: list[Tensor]) -> tuple[FloatArray, FloatArray]:
@@ -208,6 +204,15 @@ class Run:
                 batch = batch[(targets != PADDING).to(batch.device)]
             if len(batch):
                 yield batch
+
+
+def in_parts(backbone: FeatureModel, images: Tensor) -> Sequence[Tensor]:
+    """Images as the backbone takes them, on its device and in its precision, in parts that one pass holds."""
+    weight = next(backbone.parameters(), None)
+    if weight is not None:
+        images = images.to(device=weight.device, dtype=weight.dtype)
+    part = len(images) if images.device.type != "cpu" else max(1, CPU_VALUES // images[0].numel())
+    return images.split(part)
 
 
 _CHANGED = (
