@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there completely or not at all."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ _guards: dict[str, Callable[[], None]] = {}
 
 
 def guard(folder: str | os.PathLike[str], check: Callable[[], None]) -> None:
-    """Have `check` called before a file below `folder` is begun, and again before it is put in its place.
+    """Have `check` called before a file below `folder` is begun, and again before it gets its name.
 
     What it raises keeps the file from being written, and a folder that is gone from being made again.
     """
@@ -26,68 +26,78 @@ def unguard(folder: str | os.PathLike[str]) -> None:
     _guards.pop(os.path.realpath(folder), None)
 
 
-def _may_write(path: Path) -> None:
+def _check_guards(path: Path) -> None:
     real = Path(os.path.realpath(path))
     for folder, check in [*_guards.items()]:
         if real.is_relative_to(folder):
             check()
 
 
+def _partial_name(path: Path) -> Path:
+    # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives the name of a file to write beside `path`, and puts it in its place when the block ends.
+def _guarded(path: Path) -> Iterator[None]:
+    try:
+        with os_errors_name(path):
+            _check_guards(path)
+            yield
+    except FileNotFoundError:
+        _check_guards(path)  # the folder may be gone, which says more
+        raise
 
-    Whoever reads `path` finds the old file or the new one, never half of one, also after a kill or a loss of
-    power: what was written is on the disk before the name is. After an error there is no new file, and the
-    old one is as it was. Only a process killed in between leaves a file, whose name ends in `.partial`. A
-    missing folder is made.
 
-    Raises OSError as the system does, but always with the name `path`: that of a full disk has none. And what
-    a `guard` raises.
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives the name of a file to write beside `path`, and renames it to `path` when the block ends.
+
+    A reader finds the old file or the new one, never half of one, also after a kill or a loss of power: the
+    content is synced to the disk before the rename. After an error the old file is as it was. Only a process
+    that is killed leaves a file, whose name ends in `.partial`. A missing folder is made.
+
+    Raises OSError with the name `path`, which that of a full disk does not have by itself, and what a `guard`
+    raises.
     """
     path = Path(path)
-    # Not tempfile: its files are readable by their owner alone, and a run's folder is shared.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = _partial_name(path)
     try:
-        with told_of(path):
-            _may_write(path)
+        with _guarded(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            _may_write(path)
+            _sync(partial)
+            _check_guards(path)
             os.replace(partial, path)
-    except FileNotFoundError:
-        _may_write(path)  # the folder may be gone, which says more
-        raise
     finally:
         _remove(partial)
 
 
-@contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`whole` for a folder: gives a new one to fill, which takes the place of `path` when the block ends.
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """`atomic_write` of a text, in UTF-8."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
-    A process that is killed in the moment of the change may leave neither the old folder nor the new one
-    under that name, but never a mixture of both.
+
+@contextmanager
+def atomic_write_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`atomic_write` for a folder: gives a new one to fill, which replaces `path` when the block ends.
+
+    A process that is killed between the two renames leaves neither folder under that name, never a mixture.
     """
     path = Path(path)
-    partial, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial") for _ in range(2))
+    partial, old = _partial_name(path), _partial_name(path)
     try:
-        with told_of(path):
-            _may_write(path)
+        with _guarded(path):
             partial.mkdir(parents=True)
             yield partial
             for file in [*partial.rglob("*"), partial]:
                 _sync(file)
-            _may_write(path)
+            _check_guards(path)
             if path.exists():
                 os.rename(path, old)
             os.rename(partial, path)
             _sync(path.parent)
-    except FileNotFoundError:
-        _may_write(path)
-        raise
     finally:
         if old.exists() and not path.exists():
             os.rename(old, path)
@@ -104,18 +114,22 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
-    """Raises the system's errors with the name `path`, and that of a full disk with the room that is left."""
+def os_errors_name(path: Path) -> Iterator[None]:
+    """Raises the system's errors with the name `path`, and that of a full disk with the space left."""
     try:
         yield
     except OSError as error:
         if error.errno is None:  # a library's own, with a text of its own
             raise
-        raise OSError(error.errno, f"{error.strerror}{_space_left(error, path)}", str(path)) from error
+        text = error.strerror
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(path.parent).free / 2**20
+            text = f"{text}: {free:.1f} MiB are free; make room and start again"
+        raise OSError(error.errno, text, str(path)) from error
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens for reading a file that has an end.
+    """Opens a regular file for reading.
 
     Raises OSError as `open` does, and for a pipe, a socket or a device, which would keep a reader waiting.
     """
@@ -143,9 +157,3 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _space_left(error: OSError, path: Path) -> str:
-    if error.errno != errno.ENOSPC:
-        return ""
-    return f": {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free; make room and start again"

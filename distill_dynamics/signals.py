@@ -20,7 +20,7 @@ class Preempted(SystemExit):
 
 
 @contextmanager
-def deaf_from_birth() -> Iterator[None]:
+def block_stop_signals() -> Iterator[None]:
     """Processes that are started inside hold STOP back; this one hears it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     try:
@@ -29,7 +29,7 @@ def deaf_from_birth() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hear_parent_alone(worker: int) -> None:
+def worker_ignore_signals(worker: int) -> None:
     """End this process, a DataLoader's worker, when its parent asks it to, and at nobody else's signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # inherited already, but from a server that forks
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -18,7 +18,7 @@ from PIL import Image
 from test_fit import checkpoint, fit, rows
 
 from distill_dynamics.callbacks.finite import FiniteLoss
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_with_the_room_that_is_left(tmp_path):
     path.write_text("old")
 
     def write():
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

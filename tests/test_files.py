@@ -6,7 +6,7 @@ import pytest
 import wandb
 
 from distill_dynamics.cluster.wandb_end import close_wandb
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 
 def test_what_was_written_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
@@ -23,7 +23,7 @@ def test_what_was_written_is_on_the_disk_before_its_name_is(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    with whole(tmp_path / "x") as partial:
+    with atomic_write(tmp_path / "x") as partial:
         partial.write_text("four")
     assert calls == [("fsync", str(partial), 4), ("replace", str(partial), str(tmp_path / "x"))]
 

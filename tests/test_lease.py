@@ -19,7 +19,7 @@ from filelock import SoftFileLease
 from test_fit import checkpoint, fit, rows
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 from distill_dynamics.runs import lease
 from distill_dynamics.runs.lease import RUNNING, Lost, hold, holds, release
 
@@ -227,16 +227,16 @@ def test_who_lost_a_run_writes_nothing_and_leaves_its_successor_alone(tmp_path, 
     hold(tmp_path)
 
     def lose_it():
-        with whole(tmp_path / "metrics.csv") as partial:
+        with atomic_write(tmp_path / "metrics.csv") as partial:
             partial.write_text("new")
             successors.append(taken_over(tmp_path))
 
     successors = []
     with pytest.raises(Lost, match=f"taken over while this process stood still, by process {os.getpid()}"):
         lose_it()
-    with pytest.raises(Lost), whole(tmp_path / "another"):
+    with pytest.raises(Lost), atomic_write(tmp_path / "another"):
         pytest.fail("begun")
-    with whole(tmp_path.parent / "elsewhere") as partial:
+    with atomic_write(tmp_path.parent / "elsewhere") as partial:
         partial.write_text("of no run")
     assert not holds(tmp_path)
     release()
@@ -261,7 +261,7 @@ def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path, monkeypatch, h
     hold(run_dir)
 
     def lose_it():
-        with whole(run_dir / "checkpoints" / "last.ckpt") as partial:
+        with atomic_write(run_dir / "checkpoints" / "last.ckpt") as partial:
             if how == "deleted":
                 shutil.rmtree(run_dir)
             else:
@@ -270,7 +270,7 @@ def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path, monkeypatch, h
 
     with pytest.raises(Lost, match=f"{run_dir} is gone"):
         lose_it()
-    with pytest.raises(Lost), whole(run_dir / "run.json"):
+    with pytest.raises(Lost), atomic_write(run_dir / "run.json"):
         pytest.fail("begun")
     assert not run_dir.exists()
 

@@ -23,7 +23,7 @@ from test_fit import assert_same, assert_same_run, checkpoint, fit, rows
 from distill_dynamics.cluster.preemption import SAME_SIGNAL_S
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import evolution
-from distill_dynamics.files import whole as whole_file
+from distill_dynamics.files import atomic_write
 from distill_dynamics.report.fit_run import read_fit
 from distill_dynamics.train.checkpoints import newest_whole
 
@@ -358,7 +358,7 @@ class Dies(pl.Callback):
     def save_half(self, content, path, storage_options=None):
         if Path(path).name != "last.ckpt" or self.written == 1:
             return self.save(content, path)
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             torch.save(content, partial)
             os.truncate(partial, int(partial.stat().st_size * self.written))
             return os.kill(os.getpid(), signal.SIGKILL)

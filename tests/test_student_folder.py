@@ -22,7 +22,7 @@ from test_fit import checkpoint, fit, rows
 from distill_dynamics import Backbone, UserError
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNIST, FashionMNISTSample, ImageFolder
-from distill_dynamics.files import remove_partial, whole_folder
+from distill_dynamics.files import atomic_write_folder, remove_partial
 from distill_dynamics.runs import lease
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -281,14 +281,14 @@ def test_data_modules_know_their_classes(folder):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     place = tmp_path / "student"
-    with whole_folder(place) as partial:
+    with atomic_write_folder(place) as partial:
         (partial / "a").write_text("old")
         assert not place.exists()
-    with pytest.raises(ZeroDivisionError), whole_folder(place) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_write_folder(place) as partial:
         (partial / str(1 // 0)).write_text("new")
     assert [file.name for file in tmp_path.iterdir()] == ["student"]
     assert [file.name for file in place.iterdir()] == ["a"]
-    with whole_folder(place) as partial:
+    with atomic_write_folder(place) as partial:
         (partial / "b").write_text("new")
     assert [file.name for file in place.iterdir()] == ["b"]
     assert [file.name for file in tmp_path.iterdir()] == ["student"]
@@ -303,7 +303,7 @@ def test_a_process_that_is_killed_leaves_no_mixture(tmp_path, when):
     if not child:
         if when != "write":
             setattr(os, when, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-        with whole_folder(place) as partial:
+        with atomic_write_folder(place) as partial:
             (partial / "b").write_text("new")
             if when == "write":
                 os.kill(os.getpid(), signal.SIGKILL)

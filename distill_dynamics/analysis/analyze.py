@@ -32,12 +32,13 @@ from distill_dynamics.dynamics.signature import (
 )
 from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.files import atomic_write_text
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
-from distill_dynamics.runs.directory import PACKAGES, write_whole
+from distill_dynamics.runs.directory import PACKAGES
 from distill_dynamics.tables import aligned, side_intervals, signature_rows, spectrum_rows
 
 UNFINISHED = {"profiles", "table.csv", "curves.csv"}
@@ -207,7 +208,7 @@ def analyze(
             "bootstrap": bootstrap,
             "curves": [curve.facts for curve in curves],
         }
-        write_whole(folder / "analysis.json", json.dumps(record, indent=1) + "\n")
+        atomic_write_text(folder / "analysis.json", json.dumps(record, indent=1) + "\n")
     print(f"\n{_printed(curves, bootstrap)}\n")
     write_report([folder], folder / "report.html", folder / "figures")
     print(f"  written to {folder}: Profiles, table.csv, curves.csv, figures, report.html\n")
@@ -350,7 +351,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
-    write_whole(path, text.getvalue())
+    atomic_write_text(path, text.getvalue())
 
 
 def _printed(curves: Sequence[Curve], bootstrap: bool) -> str:

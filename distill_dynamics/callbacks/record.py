@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.files import whole_folder
+from distill_dynamics.files import atomic_write_folder
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import doubt
 from distill_dynamics.runs import lease
@@ -135,7 +135,7 @@ class RunRecord(Callback):
         epoch, score = read_best(best)
         student = Backbone(checkpoint=best.best_model_path)
         names = getattr(datamodule(trainer), "class_names", None)
-        with whole_folder(run_dir / BEST_STUDENT) as folder:
+        with atomic_write_folder(run_dir / BEST_STUDENT) as folder:
             student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": score})
             (folder / "README.md").write_text(model_card(run_dir, student, epoch, score), encoding="utf-8")
         # It may be of an earlier epoch, in a run that was begun by that version.

@@ -17,7 +17,7 @@ def _is_misconfiguration(error: BaseException) -> bool:
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """A user's mistake inside is one line on stderr and exit status 2; any other error goes through."""
     try:
         yield

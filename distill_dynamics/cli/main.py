@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from distill_dynamics.cli.environment import drop_empty_variables
-from distill_dynamics.cli.errors import told_in_one_line
+from distill_dynamics.cli.errors import exit_on_user_error
 from distill_dynamics.cli.help import COMMANDS, PLAIN_COMMANDS, answer
 from distill_dynamics.cli.output import output_may_close
 from distill_dynamics.cluster.ranks import failing_as_one
@@ -68,7 +68,7 @@ def _run(words: Sequence[str], args: list[str] | None) -> None:
         lease.released(),
         wandb_closed_in_time(),
         failing_as_one(),
-        told_in_one_line(),
+        exit_on_user_error(),
     ):
         drop_empty_variables()
         if _completes(words):

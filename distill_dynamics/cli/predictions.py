@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 
 def write_rows(file: Any, batches: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str]) -> int:
@@ -37,5 +37,5 @@ def written_at_the_end(path: Path) -> Iterator[Any]:
         return
     if not path.parent.is_dir():
         raise UserError(f"--predictions: there is no folder {path.parent}")
-    with whole(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         yield file

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from distill_dynamics.runs import directory as run
+from distill_dynamics.files import atomic_write_text
 
 
 class SaveConfig(SaveConfigCallback):
@@ -36,5 +36,5 @@ class SaveConfig(SaveConfigCallback):
                 return
             number += 1
             path = folder / f"config_{number}.yaml"
-        run.write_whole(path, text)
+        atomic_write_text(path, text)
         self.written = path

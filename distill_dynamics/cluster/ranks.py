@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -159,7 +159,7 @@ def _parent() -> tuple[int, Path] | None:
 def _hand_over(status: int, line: str) -> None:
     if parent := _parent():
         with suppress(OSError):  # no room for it: then it is told here
-            with whole(parent[1] / str(os.getpid())) as partial:
+            with atomic_write(parent[1] / str(os.getpid())) as partial:
                 partial.write_text(f"{status} {line}")
             time.sleep(LEFT_ALONE_S)
 

@@ -27,7 +27,7 @@ from distill_dynamics.data.images import as_drawn
 from distill_dynamics.data.module import Split
 from distill_dynamics.data.sources import FileSource, UnreadableImage
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import remove_partial, whole
+from distill_dynamics.files import atomic_write, remove_partial
 
 SCHEMA = 1
 """Version of `dataset.json`."""
@@ -104,7 +104,7 @@ class _Output:
         """A file is done with; with `content` it is written first."""
         path = self.folder / name
         if content is not None:
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_bytes(content)
         if self._storage is not None:
             with told_as(f"--out: {self.url} cannot be written"):

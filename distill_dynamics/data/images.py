@@ -17,7 +17,7 @@ from distill_dynamics.data.keyed import PADDING, Key, KeyedSampler, View, kept_g
 from distill_dynamics.data.sources import Source, UnreadableImage
 from distill_dynamics.data.transforms import ReducedCrop, normalise
 from distill_dynamics.errors import UserError
-from distill_dynamics.signals import deaf_from_birth
+from distill_dynamics.signals import block_stop_signals
 
 IGNORED = -100
 """The target of a padding item: not to be counted (torch's `ignore_index`)."""
@@ -220,7 +220,7 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
             epoch, seen = self.sampler.seen
             now = self.sampler.epoch
             self._position = (now, seen // (self.batch_size or 1) if epoch == now else 0)
-        with deaf_from_birth():
+        with block_stop_signals():
             batches = super().__iter__()
         for images, targets, lines, answers in batches:
             self.dataset.unreadable.report(lines, len(targets))

@@ -25,7 +25,7 @@ from distill_dynamics.data.probe import ProbeSet, draw_probe
 from distill_dynamics.data.sources import Source, UnreadableImage, fingerprint
 from distill_dynamics.data.transforms import eval_transform, train_transforms
 from distill_dynamics.errors import UserError
-from distill_dynamics.signals import hear_parent_alone
+from distill_dynamics.signals import worker_ignore_signals
 
 Split = Literal["train", "val"]
 
@@ -233,7 +233,7 @@ class ImageData(pl.LightningDataModule):
             dataset,
             num_workers=self.num_workers,
             collate_fn=as_drawn,
-            worker_init_fn=hear_parent_alone,
+            worker_init_fn=worker_ignore_signals,
             pin_memory=torch.cuda.is_available(),
             # Its own, or every epoch would draw the workers' seeds from the global generator.
             generator=torch.Generator(),

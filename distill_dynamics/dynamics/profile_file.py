@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.files import open_regular, whole
+from distill_dynamics.files import atomic_write, open_regular
 
 SCHEMA = 3
 
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     meta["pairs"] = [*fields["pairs"]]
     content["meta"] = np.array(json.dumps(meta))
 
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez(file, **content)
 
 

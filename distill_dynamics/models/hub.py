@@ -13,7 +13,7 @@ from timm.models._hub import save_config_for_hf  # timm.models has no name for i
 from torch import nn
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 from distill_dynamics.models.weights import are_numbers
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -89,7 +89,7 @@ def write_config(
 
     `data_config` in timm's words: input_size (C, H, W), mean, std, crop_pct, interpolation, crop_mode.
     """
-    with whole(folder / CONFIG) as path:
+    with atomic_write(folder / CONFIG) as path:
         save_config_for_hf(
             model,
             str(path),

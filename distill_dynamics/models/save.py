@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 
 def write_weights(
@@ -28,7 +28,7 @@ def write_weights(
         stored[key] = value.to("cpu", kind, copy=True).contiguous()
     metadata = {key: json.dumps(value) for key, value in facts.items()}
     content = safetensors.torch.save(stored, metadata={"format": "pt", **metadata})
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         # safetensors' own save_file would let nobody else read the file.
         partial.write_bytes(_in_order(content))
 

@@ -15,7 +15,7 @@ from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.errors import UserError
 from distill_dynamics.figures.look import Looks, run_looks
 from distill_dynamics.figures.order import distinct
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 from distill_dynamics.report.methods import labels, methods, methods_by_run
 from distill_dynamics.report.records import Run, counted, listed
 from distill_dynamics.runs.profiles import RunProfiles
@@ -81,9 +81,9 @@ def save(pictures: Sequence[Picture], folder: Path) -> None:
     """Write each figure as NAME.png (300 dpi) and NAME.pdf (text as text); equal figures, equal files."""
     for picture in pictures:
         with style.context(["default", _PRINT]):
-            with whole(folder / f"{picture.name}.png") as partial:
+            with atomic_write(folder / f"{picture.name}.png") as partial:
                 picture.figure.savefig(partial, format="png", dpi=300)
-            with whole(folder / f"{picture.name}.pdf") as partial:
+            with atomic_write(folder / f"{picture.name}.pdf") as partial:
                 picture.figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from distill_dynamics.figures.order import distinct
+from distill_dynamics.files import atomic_write_text
 from distill_dynamics.report.comparing import comparison_warnings
 from distill_dynamics.report.gallery import Picture, gallery, save
 from distill_dynamics.report.records import Run, listed
@@ -20,7 +21,6 @@ from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.summary import findings
 from distill_dynamics.report.svg import draw
 from distill_dynamics.report.tables import config_rows, evolution_rows, results_rows
-from distill_dynamics.runs.directory import write_whole
 from distill_dynamics.tables import (
     OTHER_CURVES,
     Named,
@@ -78,7 +78,7 @@ def write_report(
     title = ", ".join(labels) if len(labels) <= 4 else f"{len(labels)} runs"
     # ASCII, so that the file is the same whatever encoding the machine writes text in.
     page = _page(title, runs, pictures).encode("ascii", "xmlcharrefreplace").decode()
-    write_whole(out, page)
+    atomic_write_text(out, page)
     return out
 
 

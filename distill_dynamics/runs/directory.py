@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.files import remove_partial, whole
+from distill_dynamics.files import atomic_write_text, remove_partial
 
 PROGRAM = "python -m distill_dynamics"
 """How a command line begins as one types it, wherever the package lies."""
@@ -53,7 +53,7 @@ def _new(run_dir: Path) -> Path:
 
 
 def _name(run_dir: Path) -> None:
-    write_whole(run_dir / "run.json", json.dumps({"id": uuid.uuid4().hex[:8], "starts": []}))
+    atomic_write_text(run_dir / "run.json", json.dumps({"id": uuid.uuid4().hex[:8], "starts": []}))
 
 
 def take_up(run_dir: Path) -> None:
@@ -117,7 +117,7 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
         "ended": None,
     }
     content["starts"].append(start)
-    write_whole(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
+    atomic_write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
 
 
 def record_end(
@@ -134,13 +134,7 @@ def record_end(
     content["starts"][-1]["ended"] = {"epoch": epoch, "error": told}
     if preempted:
         content["starts"][-1]["ended"]["preempted"] = True
-    write_whole(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(text)
+    atomic_write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
 
 
 def _command(argv: list[str]) -> str:

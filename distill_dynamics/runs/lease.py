@@ -4,7 +4,7 @@ The file is `filelock`'s lease: made and taken over in one step, touched by its 
 names the claim. Three things are settled here. Whether a holder lives: of a process of this machine that is
 known at once, any other is watched, and a name alone is not taken for a machine. Records of earlier versions.
 And what a lease leaves open: "nothing stops the expired holder". It stops itself: each file is put in its
-place (`files.whole`) only while the token is still there.
+place (`files.atomic_write`) only while the token is still there.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 PLACE = ("epoch", "step")
 """Columns that say which row it is."""
@@ -59,7 +59,7 @@ def _is_whole(row: Mapping[str, str]) -> bool:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows in the place of a metrics.csv, in one step: `PLACE` first, the other columns by name."""
     columns = sorted({key for row in rows for key in row} - {*PLACE})
-    with whole(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*PLACE, *columns])
         writer.writeheader()
         writer.writerows(rows)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from distill_dynamics.data.keyed import View
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import told_of, whole
+from distill_dynamics.files import atomic_write, os_errors_name
 
 MOST_ROWS = 10_000
 """Of a block: what a killed build has to do again."""
@@ -208,7 +208,7 @@ def make_files(folder: Path, layout: Layout) -> None:
             continue
         for record in (folder / "done").glob(f"view_{view:03d}_*.json"):
             record.unlink()  # of a file that was deleted
-        with whole(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, partial.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(layout.row), "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (layout.images,)})
             file.truncate(file.tell() + layout.images * layout.row.itemsize)
@@ -237,7 +237,7 @@ class Writer:
         content, path = rows.tobytes(), view_file(self.folder, self._block.view)
         ends = self._at + len(rows) == self._block.last
         # Not through the map, where a full disk would be a signal that kills the process.
-        with told_of(path), path.open("r+b") as file:
+        with os_errors_name(path), path.open("r+b") as file:
             file.seek((self._at - self.layout.images) * rows.itemsize, os.SEEK_END)
             file.write(content)
             if ends:
@@ -246,7 +246,7 @@ class Writer:
         self._digest.update(content)
         self._at += len(rows)
         if ends:
-            with whole(record_of(self.folder, self.layout, self._block)) as partial:
+            with atomic_write(record_of(self.folder, self.layout, self._block)) as partial:
                 partial.write_text(json.dumps({"sha256": self._digest.hexdigest(), **self._block._asdict()}))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import remove_partial, whole
+from distill_dynamics.files import atomic_write, remove_partial
 from distill_dynamics.models.teacher_check import doubt, framed
 from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache.blocks import Block, Writer, make_files, missing, read_rows, rows_checksum
@@ -81,9 +81,9 @@ class CacheBuilder:
             rows_sha256=rows_checksum(rows),
         )
         write_fitted(self.folder, terms)
-        with whole(self.folder / "rows.npy") as partial, partial.open("wb") as file:
+        with atomic_write(self.folder / "rows.npy") as partial, partial.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
-        with whole(self.folder / "cache.json") as partial:
+        with atomic_write(self.folder / "cache.json") as partial:
             partial.write_text(json.dumps(stored.to_json(), indent=1) + "\n")
         return stored
 

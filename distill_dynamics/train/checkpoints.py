@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 from distill_dynamics.train.rank import is_first_rank
 
 LAST = "last.ckpt"
@@ -38,7 +38,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         # In memory first: torch turns the OSError of a file into a RuntimeError without its reason.
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(content.getbuffer())
 
 
@@ -119,6 +119,6 @@ def begin_from(trainer: Trainer) -> None:
         return
     preempted = last.with_name(PREEMPTED)
     if Path(given).resolve() not in (last.resolve(), preempted.resolve()):
-        with whole(last) as partial:
+        with atomic_write(last) as partial:
             shutil.copyfile(given, partial)
         preempted.unlink(missing_ok=True)

