@@ -28,7 +28,6 @@ FLOORS = {
     "dynamics": 1,  # profile, signature: without torch
     "models": 2,
     "weights": 2,
-    "weights.make_teacher": 8,  # a script
     "dynamics.profiler": 3,
     "data": 3,
     "runs": 4,
@@ -55,16 +54,16 @@ BESIDE = {
 LIBRARIES = {
     "torch": {
         *("losses", "schedule", "dynamics.measures", "dynamics.profiler", "models", "data", "teacher_cache"),
-        *("train", "callbacks", "cluster", "analysis", "cli", "weights.make_teacher"),
+        *("train", "callbacks", "cluster", "analysis", "cli"),
     },
     "timm": {"models", "data"},
     "torchvision": {"data"},
-    "torchmetrics": {"train", "weights.make_teacher"},
+    "torchmetrics": {"train"},
     "lightning": {"data", "train", "callbacks", "cluster", "cli"},
     "matplotlib": {"figures", "callbacks", "report"},
     "wandb": {"callbacks", "cluster", "report", "cli"},
     "jsonargparse": {"cli"},
-    "safetensors": {"models", "weights.make_teacher"},
+    "safetensors": {"models"},
     "litdata": {"data"},
     "pandas": set(),
 }

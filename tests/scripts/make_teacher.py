@@ -1,6 +1,6 @@
 """Makes the packaged teacher from a run of configs/fashion_mnist/teacher.yaml.
 
-    python -m distill_dynamics.weights.make_teacher runs/teacher-1
+    python tests/scripts/make_teacher.py runs/teacher-1
 
 Takes the best checkpoint's student, stores it in float16, and measures what is stored: accuracy on
 Fashion-MNIST's test split and the Profile on the 32 probe images.
@@ -13,9 +13,10 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
+import distill_dynamics
+from distill_dynamics import Backbone
 from distill_dynamics.data import FashionMNIST
 from distill_dynamics.dynamics import profile_model
-from distill_dynamics.models.backbone import Backbone
 
 NAME = "cait_fashion_mnist"
 
@@ -57,7 +58,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="directory of the run")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path(distill_dynamics.__file__).parent / "weights")
     parser.add_argument("--data_dir", default="data")
     arguments = parser.parse_args()
     make(arguments.run, arguments.out, arguments.data_dir)
