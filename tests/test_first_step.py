@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, VIT
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from test_fit import fit
 from torch import nn
 
-from distill_dynamics import Backbone, Distiller, yaml_text
+from distill_dynamics import Backbone, Distiller, UserError, yaml_text
 from distill_dynamics.cli import reasons
 from distill_dynamics.cli.main import main
+from distill_dynamics.losses import SpectralKD
 from distill_dynamics.train.dry_run import dry_run
 from distill_dynamics.train.terms import Term
 
@@ -291,6 +293,32 @@ def test_a_dry_run_changes_nothing():
     assert before[2] == after[2]
     assert all(p.grad is None for p in distiller.parameters())
     assert distiller.terms["x"][0].calls == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "depth", "refused"),
+    [
+        (DDPStrategy(), 2, True),
+        (DDPStrategy(), 1, True),
+        (DDPStrategy(find_unused_parameters=True), 2, False),
+        (SingleDeviceStrategy(torch.device("cpu")), 2, False),
+    ],
+)
+def test_weights_without_a_gradient_are_told_before_ddp_waits_for_them(strategy, depth, refused):
+    """A loss of maps alone leaves the head, and the blocks behind them, without a gradient."""
+    student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2})
+    teacher = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2})
+    spectral = Term(SpectralKD, pairs=[(depth, depth)])
+    data = type("Data", (), {"batch_size": 4, "mean": (0.5,), "image_size": 28})
+    distiller = Distiller(student, teacher, {"x": spectral, "ce": None}, alpha=0)
+    if refused:
+        wanted = r"model.terms: .+ no gradient .*ddp_find_unused_parameters_true"
+        with pytest.raises(UserError, match=wanted):
+            dry_run(distiller, data, "fit", strategy)
+    else:
+        dry_run(distiller, data, "fit", strategy)
+    dry_run(Distiller(student, teacher, {"x": spectral}), data, "fit", strategy)  # with ce all have one
+    assert all(weight.grad is None for weight in student.parameters())
 
 
 def test_a_key_given_twice_is_refused_with_file_and_line(experiment, tmp_path, capsys):

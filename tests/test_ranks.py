@@ -92,6 +92,19 @@ def test_a_mistake_that_all_ranks_find_in_setup(two_ranks, tmp_path):
     assert not (tmp_path / "runs" / "r").exists()
 
 
+def test_terms_that_leave_weights_without_a_gradient(two_ranks, tmp_path):
+    spectral = {"loss": {"class_path": "distill_dynamics.losses.SpectralKD"}, "first": 1}
+    terms = {"ce": None, "x": spectral}
+    status, said, error, _ = two_ranks(model__alpha=0, model__terms=terms)
+    assert status == 2, error
+    assert len(said) == 1, error
+    assert "ddp_find_unused_parameters_true" in said[0]
+    assert not (tmp_path / "runs" / "r").exists()
+    strategy = {"trainer__strategy": "ddp_find_unused_parameters_true"}
+    status, said, error, _ = two_ranks(model__alpha=0, model__terms=terms, **strategy)
+    assert status == 0, error
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_image_that_one_rank_cannot_read(two_ranks, tmp_path, num_workers):
     images = tmp_path / "images"

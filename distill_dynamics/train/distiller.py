@@ -199,7 +199,7 @@ class Distiller(Evaluated):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         if stage == "fit" and "index" in self.reads_of_batch():
             data.indexed = True
-        dry_run(self, data, stage)
+        dry_run(self, data, stage, self.trainer.strategy)
         self.renormalise = Renormalise(data.mean, data.std, self.student.mean, self.student.std)
         if self.teacher is None:
             return

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
 
 
-def dry_run(distiller: Distiller, data: Any, stage: str) -> None:
+def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -> None:
     """Send an image through both models and every term, as training will; nothing is changed by it.
 
     It is a batch of one where batches are of one image, else of two: batch norm asks for no more. For other
-    stages than "fit" only the student is asked for its logits, in eval mode.
+    stages than "fit" only the student is asked for its logits, in eval mode. `strategy` is Lightning's.
 
     Raises:
         UserError: one of them cannot take what it is given, or gives what cannot be taken.
@@ -46,8 +46,14 @@ def dry_run(distiller: Distiller, data: Any, stage: str) -> None:
             teacher = distiller.teacher.backbone
             wanted = {(w.word, w.block) for w in distiller.wanted}
             of_teacher = _asked("teacher", teacher, wanted, images, size, False)
-        for name, term in distiller.terms.items():
-            _term(name, term, learnt, of_teacher, len(images))
+        with torch.set_grad_enabled(_needs_every_gradient(strategy)):
+            values = [
+                value
+                for name, term in distiller.terms.items()
+                for value in _term(name, term, learnt, of_teacher, len(images))
+            ]
+            if torch.is_grad_enabled():
+                _check_gradients(distiller.student, values)
 
 
 def outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
@@ -101,9 +107,28 @@ def _asked(
     return found
 
 
+def _needs_every_gradient(strategy: Any) -> bool:
+    """Whether torch's DDP, as it is set up, waits for the gradient of every parameter."""
+    options = getattr(strategy, "_ddp_kwargs", None)
+    return options is not None and not (options.get("find_unused_parameters") or options.get("static_graph"))
+
+
+def _check_gradients(student: Backbone, values: list[Tensor]) -> None:
+    trained = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+    total = torch.stack([value.reshape(()).float() for value in values]).sum()
+    gradients = torch.autograd.grad(total, [*trained.values()], allow_unused=True)
+    unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if unused:
+        more = f" and {len(unused) - 1} more parameters get" if len(unused) > 1 else " gets"
+        raise UserError(
+            f"model.terms: {unused[0].removeprefix('model.')} of {student.name}{more} no gradient from any "
+            "term, which ddp waits for: set trainer.strategy: ddp_find_unused_parameters_true"
+        )
+
+
 def _term(
     name: str, term: Any, student: dict[Read, Tensor], teacher: dict[Read, Tensor], images: int
-) -> None:
+) -> Iterator[Tensor]:
     for loss, inputs in zip(term, term.inputs, strict=True):
         given: dict[str, Any] = {"targets": torch.zeros(images, dtype=torch.long), "progress": 0.0}
         given["index"] = torch.arange(images)
@@ -116,7 +141,7 @@ def _term(
                 at = "" if block is None else f" of block {block}"
                 shown.append(f"the {who}'s {word}{at} ({_shape(values[parameter])})")
         _check_attention(name, inputs, values)
-        _loss(f"model.terms.{name}: {type(loss).__name__}, of {' and '.join(shown)}", loss, values)
+        yield _loss(f"model.terms.{name}: {type(loss).__name__}, of {' and '.join(shown)}", loss, values)
 
 
 def _check_attention(name: str, inputs: Any, values: dict[str, Any]) -> None:
@@ -128,7 +153,7 @@ def _check_attention(name: str, inputs: Any, values: dict[str, Any]) -> None:
         )
 
 
-def _loss(place: str, loss: nn.Module, values: dict[str, Any]) -> None:
+def _loss(place: str, loss: nn.Module, values: dict[str, Any]) -> Tensor:
     tensors = [value for value in values.values() if isinstance(value, Tensor)]
     weight = next(loss.parameters(), tensors[0] if tensors else torch.zeros(()))
     with suppress(Exception):  # one that cannot be copied
@@ -142,6 +167,7 @@ def _loss(place: str, loss: nn.Module, values: dict[str, Any]) -> None:
     if not isinstance(value, Tensor) or value.numel() != 1:
         given = _shape(value) if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{place}: gives {given}, not one number")
+    return value
 
 
 def _said(error: Exception) -> str:
