@@ -3,6 +3,8 @@
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from distill_dynamics.lazy import attach
+
 if TYPE_CHECKING:
     from distill_dynamics.errors import UserError
     from distill_dynamics.models.backbone import Backbone
@@ -10,36 +12,23 @@ if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
     from distill_dynamics.train.terms import Term
 
-# Loaded when they are asked for: losses and measures need torch alone.
-_MODULES = {
+_HOMES = {
     "Backbone": "models.backbone",
     "Distiller": "train.distiller",
     "Features": "models.features",
     "Term": "train.terms",
     "UserError": "errors",
 }
-
 _ROOMS = ("callbacks", "data", "dynamics", "losses", "schedule")
-
-__all__ = [
-    "Backbone",
-    "Distiller",
-    "Features",
-    "Term",
-    "UserError",
-    "__version__",
-]
+__all__ = [*_HOMES, "__version__"]
+_attribute, _ = attach(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version(__name__)
-    if name in _ROOMS:
-        return import_module(f"{__name__}.{name}")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return import_module(f"{__name__}.{name}") if name in _ROOMS else _attribute(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return [*__all__, *_ROOMS]

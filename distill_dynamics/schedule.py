@@ -27,6 +27,11 @@ class Schedule(ABC):
         """Give the number there."""
 
 
+def sampled(value: float | Schedule) -> list[float]:
+    """A number, or what a schedule gives at 17 places of the training, for a check before it begins."""
+    return [value(place / 16) for place in range(17)] if callable(value) else [value]
+
+
 class Linear(Schedule):
     """From `first` to `last` on a line."""
 

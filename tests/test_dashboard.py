@@ -56,9 +56,10 @@ def test_every_subject_has_its_section():
     assert list(sections()) == [
         "Accuracy",
         "Loss terms",
-        "Entropy evolution",
+        "Entropy",
         "Magnitude",
         "Effective rank",
+        "CKA with the teacher",
         "Gap to the teacher",
         "Signature of the student",
         "Spectra and large values",
@@ -71,10 +72,11 @@ def test_every_subject_has_its_section():
     assert '"val/acc1", "teacher/acc1"' in of["Accuracy"]
     assert '"val/acc1_ema"' in of["Accuracy"]
     assert '"^train/loss_"' in of["Loss terms"]
-    assert '"dynamics/entropy_evolution"' in of["Entropy evolution"]
-    assert '"^dynamics/student/entropy/block_"' in of["Entropy evolution"]
+    assert '"dynamics/entropy_evolution"' in of["Entropy"]
+    assert '"^dynamics/student/entropy/block_"' in of["Entropy"]
     assert '"^dynamics/student/magnitude/block_"' in of["Magnitude"]
     assert '"^dynamics/student/effective_rank/block_"' in of["Effective rank"]
+    assert '"dynamics/cka_heatmap"' in of["CKA with the teacher"]
     assert '"dynamics/effective_rank_evolution"' in of["Effective rank"]
     assert '"dynamics/gap/entropy_shape_distance"' in of["Gap to the teacher"]
     assert '"dynamics/student/signature/depth"' in of["Signature of the student"]

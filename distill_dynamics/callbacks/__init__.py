@@ -1,7 +1,8 @@
 """When to probe, where to write, what to print."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from distill_dynamics.lazy import attach
 
 if TYPE_CHECKING:
     from distill_dynamics.callbacks.conflict import GradientConflict
@@ -10,31 +11,13 @@ if TYPE_CHECKING:
     from distill_dynamics.callbacks.probe import DynamicsProbe
     from distill_dynamics.callbacks.record import RunRecord
 
-# Loaded when they are asked for.
-_MODULES = {
+_HOMES = {
+    "EMA": "ema",
     "Console": "console",
     "DynamicsProbe": "probe",
-    "EMA": "ema",
     "GradientConflict": "conflict",
     "ProgressBar": "console",
     "RunRecord": "record",
 }
-
-__all__ = [
-    "EMA",
-    "Console",
-    "DynamicsProbe",
-    "GradientConflict",
-    "ProgressBar",
-    "RunRecord",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [*_HOMES]
+__getattr__, __dir__ = attach(__name__, _HOMES)

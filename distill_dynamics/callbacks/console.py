@@ -31,8 +31,8 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: Distiller) -> dict:
         """Loss and accuracy."""
         metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
-        loss = pl_module.latest_loss
-        return metrics if loss is None else {"loss": f"{loss.item():.3f}", **metrics}
+        step = getattr(pl_module, "latest", None)  # none before the first
+        return metrics if step is None else {"loss": f"{step.values[0].item():.3f}", **metrics}
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Draw it, if it is time or the epoch's end."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.schedule import Schedule
+from distill_dynamics.schedule import Schedule, sampled
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import accuracies
 from distill_dynamics.train.progress import progress_at
@@ -44,7 +44,7 @@ class EMA(Callback):
     """
 
     def __init__(self, decay: float | Schedule = 0.99996) -> None:
-        for value in [decay(place / 16) for place in range(17)] if callable(decay) else [decay]:
+        for value in sampled(decay):
             if not 0 <= value < 1:
                 raise UserError(f"EMA: decay is a share, 0 or more and below 1, not {value}")
         self.decay = decay

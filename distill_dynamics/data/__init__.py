@@ -1,7 +1,8 @@
 """Data modules, the probe set, and the randomness that both share."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from distill_dynamics.lazy import attach
 
 if TYPE_CHECKING:
     from distill_dynamics.data.cifar import CIFAR10, CIFAR100
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
     from distill_dynamics.data.probe import ProbeSet, draw_probe
     from distill_dynamics.data.streamed import StreamedImageFolder
 
-# Loaded when they are asked for.
-_MODULES = {
+_HOMES = {
     "CIFAR10": "cifar",
     "CIFAR100": "cifar",
     "FashionMNIST": "fashion_mnist",
@@ -23,25 +23,5 @@ _MODULES = {
     "StreamedImageFolder": "streamed",
     "draw_probe": "probe",
 }
-
-__all__ = [
-    "CIFAR10",
-    "CIFAR100",
-    "FashionMNIST",
-    "FashionMNISTSample",
-    "ImageData",
-    "ImageFolder",
-    "ProbeSet",
-    "StreamedImageFolder",
-    "draw_probe",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [*_HOMES]
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -69,7 +69,7 @@ def build(entity: str, project: str, name: str = "Distillation dynamics") -> ws.
     workspace.sections = [
         _section("Accuracy", TRAINING, _accuracy(), is_open=True),
         _section("Loss terms", TRAINING, _losses()),
-        *(_section(_heading(curve), PROBES, _blocks(curve), is_open=curve is SHOWN[0]) for curve in SHOWN),
+        *(_section(curve.title, PROBES, _blocks(curve), is_open=curve is SHOWN[0]) for curve in SHOWN),
         _section("Gap to the teacher", PROBES, _gap()),
         _section("Signature of the student", PROBES, _signature()),
         _section("Spectra and large values", PROBES, _spectra()),
@@ -207,15 +207,10 @@ def _losses() -> list[Any]:
     ]
 
 
-def _heading(curve: Statistic) -> str:
-    return "Entropy evolution" if curve.name == "entropy" else curve.title
-
-
 def _blocks(curve: Statistic) -> list[Any]:
     name, title, unit = curve.name, curve.title, curve.unit or curve.axis
-    heatmap = [_picture("Entropy by block and epoch", "entropy_heatmap")] if name == "entropy" else []
-    if curve.kind == "pair":
-        heatmap = [_picture(f"{title}, each pair of blocks", f"{name}_heatmap")]
+    maps = {"entropy": "by block and epoch", "cka": "each pair of blocks"}
+    heatmap = [_picture(f"{title}, {maps[name]}", f"{name}_heatmap")] if name in maps else []
     return [
         _picture(f"{title} by block, a line an epoch, beside the teacher", f"{name}_evolution"),
         *heatmap,

@@ -16,6 +16,7 @@ from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.teacher import Precision
+from distill_dynamics.schedule import sampled
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
@@ -39,7 +40,7 @@ def check_name_of_term(name: str) -> None:
 
 def check_schedule(key: str, value: Any, least: float = 0, above: bool = False) -> None:
     """`check_number` for a number, or for what a schedule gives at some places of the training."""
-    for number in [value(place / 16) for place in range(17)] if callable(value) else [value]:
+    for number in sampled(value):
         check_number(key, number, least=least, above=above)
 
 

@@ -128,8 +128,7 @@ class Distiller(Evaluated):
         self.student_reads, self.wanted = of_student(bound), of_teacher(bound)
         if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self._teacher_reads()]):
             raise UserError("model.compile: a compiled model does not show its attention, which a term reads")
-        self.latest: Step
-        self.latest_loss: Tensor | None = None
+        self.latest: Step  # once there was one
         self._saved_settings: dict[str, Any] | None = None  # of the checkpoint that training goes on from
 
     def _teacher_reads(self) -> set[tuple[str, int | None]]:
@@ -175,9 +174,8 @@ class Distiller(Evaluated):
         with torch.no_grad():
             values = torch.stack([total, *parts.values()])
         changing = {name: weights[name] for name, term in self.terms.items() if callable(term.weight)}
-        self.latest = Step([*parts], values, changing, len(images), batch_idx)
         # Not self.log, for which Lightning asks a GPU for the number at every step.
-        self.latest_loss = total.detach()
+        self.latest = Step([*parts], values, changing, len(images), batch_idx)
         return total
 
     def _draws(self, batch_idx: int) -> AbstractContextManager:
