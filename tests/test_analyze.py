@@ -12,8 +12,9 @@ from conftest import VIT
 from PIL import Image
 
 from distill_dynamics import Backbone, UserError
-from distill_dynamics.analysis.analyze import Told, analyze
+from distill_dynamics.analysis.analyze import analyze
 from distill_dynamics.analysis.models import Model, find_weights, labels
+from distill_dynamics.analysis.prepare import TransformOverrides
 from distill_dynamics.cli.main import main
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.dynamics import Profile
@@ -87,7 +88,7 @@ def test_a_family_with_timms_transform_and_numpys_histogram(name, timm_kwargs, p
         n_images=3,
         seed=1,
         batch_size=2,
-        told=Told(image_size=32) if name in ("convnext_atto", "resnet18") else None,
+        overrides=TransformOverrides(image_size=32) if name in ("convnext_atto", "resnet18") else None,
     )
     (curve,) = record(tmp_path / "out")["curves"]
     profile = Profile.load(tmp_path / "out" / curve["profile"])
@@ -246,9 +247,11 @@ def test_random_weights_are_those_of_the_seed(photos, tmp_path, no_report):
 
 def test_a_model_is_fed_as_told(photos, tmp_path, no_report):
     out = tmp_path / "out"
-    told = Told(image_size=40, crop_pct=0.5, interpolation="nearest", mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
+    told = TransformOverrides(
+        image_size=40, crop_pct=0.5, interpolation="nearest", mean=[0.1, 0.2, 0.3], std=[1, 2, 3]
+    )
     model = Model("convnext_atto", timm_kwargs={"depths": [1, 1, 1, 1], "dims": [4, 4, 4, 4]})
-    analyze([model], ImageSet.of_path(photos), out, n_images=2, told=told, layers=[1, -1], bins=7)
+    analyze([model], ImageSet.of_path(photos), out, n_images=2, overrides=told, layers=[1, -1], bins=7)
     (curve,) = record(out)["curves"]
     assert curve["input"] == {
         "image_size": [40, 40],
@@ -463,21 +466,27 @@ def test_a_mistake_in_the_last_model_is_found_before_the_first_is_run(photos, tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"told": Told(image_size=64)}, "give --image-size 28"),
-        ({"told": Told(crop_pct=1.5)}, "--crop-pct above 0 and at most 1"),
-        ({"told": Told(std=[0.0])}, "--std"),
+        ({"overrides": TransformOverrides(image_size=64)}, "give --image-size 28"),
+        ({"overrides": TransformOverrides(crop_pct=1.5)}, "--crop-pct above 0 and at most 1"),
+        ({"overrides": TransformOverrides(std=[0.0])}, "--std"),
         ({"layers": [9]}, "layer 9 does not exist"),
         ({"n_images": 7}, "7 is more than the 6 images"),
         ({"n_images": 0}, "--n-images is at least 1"),
         ({"seed": -1}, "--seed"),
-        ({"told": Told(std=[0.5, 0.5])}, "--std: 2 numbers for the 3 channels"),
+        ({"overrides": TransformOverrides(std=[0.5, 0.5])}, "--std: 2 numbers for the 3 channels"),
         ({"models": [Model(DEIT, checkpoint=[])]}, "no file is named"),
         ({"batch_size": 0}, "--batch-size"),
         ({"bins": 0}, "bins must be at least 1"),
         ({"models": [Model(DEIT, timm_kwargs={**SMALL, "in_chans": 4})]}, "takes 4 channels"),
         ({"value_ranges": [(1.0, 0.0)]}, "lo < hi"),
-        ({"models": [Model("convnext_atto")], "told": Told(image_size=16)}, "takes no images of 16 x 16"),
-        ({"models": [Model("resnet18")], "told": Told(image_size=10**8)}, "give another --image-size"),
+        (
+            {"models": [Model("convnext_atto")], "overrides": TransformOverrides(image_size=16)},
+            "takes no images of 16 x 16",
+        ),
+        (
+            {"models": [Model("resnet18")], "overrides": TransformOverrides(image_size=10**8)},
+            "give another --image-size",
+        ),
     ],
 )
 def test_what_is_refused(photos, tmp_path, change, words):

@@ -126,7 +126,6 @@ def imports(path: Path) -> set[str]:
 
 
 LONG = {
-    "analysis.analyze",
     "data.module",
     "report.gallery",
     "report.page",

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 import yaml
 
 from distill_dynamics import data, yaml_text
-from distill_dynamics.analysis.analyze import Range, Told, analyze
+from distill_dynamics.analysis.analyze import Range, analyze
 from distill_dynamics.analysis.models import Model
+from distill_dynamics.analysis.prepare import TransformOverrides
 from distill_dynamics.cli.checks import import_all, refuse_functions
 from distill_dynamics.cli.parser import OneLineParser
 from distill_dynamics.cli.tools import tool_parser
@@ -174,7 +175,9 @@ def run(settings: Any, command: str) -> None:
         settings.out,
         n_images=None if n_images == "all" else n_images,
         seed=settings.seed,
-        told=Told(**{field.name: settings[field.name] for field in fields(Told)}),
+        overrides=TransformOverrides(
+            **{field.name: settings[field.name] for field in fields(TransformOverrides)}
+        ),
         value_ranges=list(dict.fromkeys(map(_range, settings.value_range))),
         bins=settings.bins,
         layers="all" if "all" in settings.layers else settings.layers,
