@@ -29,14 +29,11 @@ BEGIN, END = "<!-- by notebooks/study/write_up.py -->", "<!-- to here -->"
 
 
 HEADLINE = (
+    "none",
     "softkd",
     "softkd_60",
-    "none",
-    "spectralkd_f1",
     "spectralkd_l1",
     "spectralkd_l1_60",
-    "spectralkd_l1_beta01",
-    "spectralkd_f1_l1",
     "projectorkd_l1",
     "projectorkd_l1_frozen",
 )

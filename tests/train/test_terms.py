@@ -319,12 +319,12 @@ def test_what_two_models_do_not_have_is_one_line_before_anything_is_written(
 
 
 def test_the_loss_in_the_readme_trains_as_it_is_written(experiment, tmp_path, monkeypatch):
-    section = (ROOT / "README.md").read_text().split("### A loss of your own")[1]
-    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)[:2]
-    assert [kind for kind, _ in blocks] == ["python", "yaml"]
-    (tmp_path / "my_losses.py").write_text(blocks[0][1])
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [text for kind, text in blocks if kind == "python" and "my_losses.py" in text]
+    (terms,) = [text for kind, text in blocks if kind == "yaml" and "my_losses" in text]
+    (tmp_path / "my_losses.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    terms = yaml.safe_load(blocks[1][1])["terms"]
+    terms = yaml.safe_load(terms)["terms"]
     fit(experiment(model__terms=terms, probe__every_n_epochs=0), "--name", "r")
     losses = [float(row["train/loss_gram"]) for row in rows(tmp_path / "runs" / "r")[1:]]
     assert len(losses) == 2
