@@ -7,7 +7,7 @@ from test_fit import checkpoint, fit, rows
 
 from distill_dynamics import UserError
 from distill_dynamics.data import FashionMNISTSample
-from distill_dynamics.data.module import share_batch
+from distill_dynamics.data.global_batch import share_batch
 
 STEPS = 3
 SPECTRAL = {

@@ -6,6 +6,7 @@ Letters: B batch, N images, C channels, H W grid.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from distill_dynamics.data.fashion_mnist import FashionMNISTSample
-from distill_dynamics.data.images import Unreadable, as_drawn
 from distill_dynamics.data.listing import ENDINGS, images_in
+from distill_dynamics.data.loading import Unreadable, in_batches
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.probe import draw_probe
 from distill_dynamics.data.sources import FileSource, Source, UnreadableImage
@@ -95,7 +95,11 @@ class ImageSet:
             indices = usable[draw_probe(self.source.targets[usable], wanted, seed)]
             if not self.skip_unreadable:
                 return indices
-            bad = _unreadable(self.source, indices[~checked[indices]], num_workers)
+            loader = in_batches(
+                partial(_unreadable, self.source), indices[~checked[indices]], 32, num_workers
+            )
+            bar = tqdm(loader, "looking for unreadable images", disable=len(loader) < 2, leave=False)
+            bad = {index: line for lines in bar for index, line in lines.items()}
             if not bad:
                 return indices
             report.report(list(bad.values()), left=len(usable) - len(bad))
@@ -140,8 +144,8 @@ class ImageStream:
         self.mean, self.std = mean, std
         self.probe_id = ""
         self._count = len(indices)
-        dataset = _Pixels(source, indices, to_pixels, "L" if len(mean) == 1 else "RGB")
-        self._loader = _loader(dataset, batch_size, num_workers)
+        work = partial(_pixels, source, to_pixels, "L" if len(mean) == 1 else "RGB")
+        self._loader = in_batches(work, indices, batch_size, num_workers)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -158,61 +162,20 @@ class ImageStream:
         self.probe_id = digest.hexdigest()[:16] if digest else ""
 
 
-class _Pixels(Dataset[Tensor]):
-    """Batches of pixels, uint8 [B,C,H,W]; or a line about one that cannot be read.
+def _pixels(source: Source, to_pixels: Compose, mode: str, indices: list[int]) -> Tensor | str:
+    """uint8 [B,C,H,W]; or a line about an image that cannot be read, for the main process to raise."""
+    try:
+        return torch.stack([to_pixels(source.image(index).convert(mode)) for index in indices])
+    except UnreadableImage as error:
+        return str(error)
 
-    The line is raised by the main process: torch would turn a worker's error into a page.
-    """
 
-    def __init__(self, source: Source, indices: NDArray[np.integer], to_pixels: Compose, mode: str):
-        self.source, self.indices, self.to_pixels, self.mode = source, indices, to_pixels, mode
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, places: list[int]) -> Tensor | str:
+def _unreadable(source: Source, indices: list[int]) -> dict[int, str]:
+    """A line about each image that cannot be decoded, by index."""
+    lines = {}
+    for index in indices:
         try:
-            return torch.stack([self._pixels(int(self.indices[place])) for place in places])
+            source.image(index)
         except UnreadableImage as error:
-            return str(error)
-
-    def _pixels(self, index: int) -> Tensor:
-        return self.to_pixels(self.source.image(index).convert(self.mode))
-
-
-class _Decoded(Dataset[dict[int, str]]):
-    """Batches of nothing but lines about images that cannot be read, by index."""
-
-    def __init__(self, source: Source, indices: NDArray[np.integer]):
-        self.source, self.indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, places: list[int]) -> dict[int, str]:
-        lines = {}
-        for place in places:
-            try:
-                self.source.image(int(self.indices[place]))
-            except UnreadableImage as error:
-                lines[error.index] = str(error)
-        return lines
-
-
-def _unreadable(source: Source, indices: NDArray[np.integer], num_workers: int) -> dict[int, str]:
-    loader = _loader(_Decoded(source, indices), 32, num_workers)
-    bar = tqdm(loader, "looking for unreadable images", disable=len(loader) < 2, leave=False)
-    return {index: line for lines in bar for index, line in lines.items()}
-
-
-def _loader(dataset: Any, batch_size: int, num_workers: int) -> DataLoader:
-    batches = -(-len(dataset) // batch_size)
-    workers = min(num_workers, batches) if batches > 1 else 0  # a process costs more than one batch
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=as_drawn,
-        generator=torch.Generator(),  # its own: the global one is left as it is
-    )
+            lines[index] = str(error)
+    return lines

@@ -9,21 +9,20 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, functional
 from tqdm import tqdm
 
 from distill_dynamics.data.chunks import DATASET, IMAGES, INDEX, is_stored, is_url, storage, told_as
 from distill_dynamics.data.image_folder import ImageFolder
-from distill_dynamics.data.images import as_drawn
+from distill_dynamics.data.loading import in_batches
 from distill_dynamics.data.module import Split
 from distill_dynamics.data.sources import FileSource, UnreadableImage
 from distill_dynamics.errors import UserError
@@ -165,13 +164,7 @@ def _convert_split(
     count = len(source.targets)
     order = np.random.default_rng(0).permutation(count) if split == "train" else np.arange(count)
     writer = BinaryWriter(str(output.folder / split), chunk_bytes=int(chunk_mb * 1e6))
-    loader = DataLoader(
-        _Encoded(source, order, size, quality),
-        batch_size=32,
-        num_workers=min(num_workers, -(-count // 32)),
-        collate_fn=as_drawn,
-        generator=torch.Generator(),  # its own: the global one is left as it is
-    )
+    loader = in_batches(partial(_contents, source, size, quality), order, 32, num_workers)
     sizes = np.zeros(count, np.int64)
     stored: list[int] = []
     skipped: list[int] = []
@@ -230,31 +223,25 @@ def _arrays(
     return file.getvalue()
 
 
-class _Encoded(Dataset[list[tuple[int, bytes | str]]]):
-    """Batches of (index, file to be stored), or (index, a line about an image that cannot be read)."""
+def _contents(
+    source: FileSource, size: int | None, quality: int, indices: list[int]
+) -> list[tuple[int, bytes | str]]:
+    """(index, file to be stored) each, or (index, a line about an image that cannot be read)."""
+    return [(index, _content(source, size, quality, index)) for index in indices]
 
-    def __init__(self, source: FileSource, order: NDArray[np.int64], size: int | None, quality: int):
-        self.source, self.order, self.size, self.quality = source, order, size, quality
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitems__(self, turns: Sequence[int]) -> list[tuple[int, bytes | str]]:
-        indices = [int(self.order[turn]) for turn in turns]
-        return [(index, self._content(index)) for index in indices]
-
-    def _content(self, index: int) -> bytes | str:
+def _content(source: FileSource, size: int | None, quality: int, index: int) -> bytes | str:
+    try:
+        image = source.image(index)
+    except UnreadableImage as error:
+        return str(error)
+    if size is None or min(image.size) <= size:
+        path = source.path(index)
         try:
-            image = self.source.image(index)
-        except UnreadableImage as error:
-            return str(error)
-        if self.size is None or min(image.size) <= self.size:
-            path = self.source.path(index)
-            try:
-                return path.read_bytes()
-            except OSError as error:
-                return f"{path}: {error.strerror}"
-        file = io.BytesIO()
-        image = functional.resize(image, [self.size], InterpolationMode.BICUBIC)
-        image.save(file, "JPEG", quality=self.quality)
-        return file.getvalue()
+            return path.read_bytes()
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+    file = io.BytesIO()
+    image = functional.resize(image, [size], InterpolationMode.BICUBIC)
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.transforms import Compose
 
-from distill_dynamics.data.images import Unreadable
 from distill_dynamics.data.listing import ENDINGS, folders_in, images_in
+from distill_dynamics.data.loading import Unreadable
 from distill_dynamics.data.module import ImageData, Split
 from distill_dynamics.data.sources import FileSource, Source
-from distill_dynamics.data.transforms import train_transforms
 from distill_dynamics.errors import UserError
 
 _SETTING = "data.data_dir"
@@ -65,17 +63,6 @@ class ImageFolder(ImageData):
         )
         self.data_dir = data_dir
         self.unreadable = Unreadable(skip_unreadable)
-
-    def _train_transforms(self) -> tuple[Compose, Compose]:
-        return train_transforms(
-            self.image_size,
-            self.mean,
-            self.std,
-            self.interpolation,
-            self.crop_padding,
-            self.augment,
-            self.reduced_decode,
-        )
 
     def load(self, split: Split) -> Source:
         """Lists the files; images are decoded when drawn.

@@ -18,7 +18,7 @@ import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler
 
-PADDING = -1
+NO_IMAGE = -1
 """The index that `EvalSampler` gives to the short ranks in place of an image."""
 
 
@@ -116,7 +116,7 @@ class KeyedSampler(DistributedSampler[Key]):
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Every image exactly once: rank r gets r, r + world, ...; short ranks get `PADDING` at the end.
+    """Every image exactly once: rank r gets r, r + world, ...; short ranks get `NO_IMAGE` at the end.
 
     So every rank has the same number of batches, and nothing is counted twice.
     """
@@ -127,4 +127,4 @@ class EvalSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         for image in range(self.rank, self.total_size, self.num_replicas):
-            yield image if image < self.size else PADDING
+            yield image if image < self.size else NO_IMAGE

@@ -2,27 +2,20 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torchvision.transforms import Compose
 
-from distill_dynamics.data.images import (
-    EvalImages,
-    FixedViews,
-    ImageLoader,
-    Images,
-    TrainImages,
-    Unreadable,
-    as_drawn,
-)
-from distill_dynamics.data.keyed import EvalSampler, Key, KeyedSampler, View
-from distill_dynamics.data.probe import ProbeSet, draw_probe
-from distill_dynamics.data.sources import Source, UnreadableImage, fingerprint
+from distill_dynamics.data.global_batch import share_batch
+from distill_dynamics.data.images import Answers, EvalImages, Images, TrainImages
+from distill_dynamics.data.keyed import EvalSampler, KeyedSampler, View
+from distill_dynamics.data.loading import ImageLoader, Unreadable, as_drawn
+from distill_dynamics.data.probe import ProbeSet, probe_set
+from distill_dynamics.data.sources import Source, fingerprint
 from distill_dynamics.data.transforms import eval_transform, train_transforms
 from distill_dynamics.errors import UserError
 from distill_dynamics.signals import worker_ignore_signals
@@ -74,6 +67,7 @@ class ImageData(pl.LightningDataModule):
 
     classes: list[str]
     in_chans: int
+    reduced_decode = False
 
     def __init__(
         self,
@@ -107,7 +101,7 @@ class ImageData(pl.LightningDataModule):
         self.repeats = repeats
         self.views, self.view_seed = views, view_seed
         self.indexed = False  # whether training batches have the images' places in the data set
-        self.answers: Callable[[Sequence[View]], dict[str, torch.Tensor]] | None = None
+        self.answers: Answers | None = None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
         self.seed = seed
@@ -123,12 +117,10 @@ class ImageData(pl.LightningDataModule):
                 )
         if min(self.std) <= 0:
             raise UserError(f"data.std: {self.std} must be positive")
-        for name in ("image_size", "batch_size", "global_batch", "eval_batch_size", "repeats", "views"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
-        for name in ("num_workers", "crop_padding"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.{name}: {getattr(self, name)} must not be negative")
+        at_least_1 = ("image_size", "batch_size", "global_batch", "eval_batch_size", "repeats", "views")
+        for name, least in {**dict.fromkeys(at_least_1, 1), "num_workers": 0, "crop_padding": 0}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"data.{name}: {value} must be at least {least}")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"data.crop_pct: {self.crop_pct} must be in (0, 1]")
         self._eval_transform()
@@ -195,23 +187,20 @@ class ImageData(pl.LightningDataModule):
         Raises UserError if there are fewer images, or if one of them cannot be read. With `skip_unreadable`
         the set is drawn anew without that image.
         """
-        source = self._source(split)
-        to_pixels = self._eval_transform()
-        usable = np.arange(len(source.targets))
-        while True:
-            indices = usable[draw_probe(source.targets[usable], n, seed)]
-            try:
-                return ProbeSet(indices, torch.stack([to_pixels(source.image(int(i))) for i in indices]))
-            except UnreadableImage as error:
-                self.unreadable.report([str(error)], left=n)
-                usable = usable[usable != error.index]
+        return probe_set(self._source(split), self._eval_transform(), n, seed, self.unreadable)
 
     def _eval_transform(self) -> Compose:
         return eval_transform(self.image_size, self.crop_pct, self.interpolation)
 
     def _train_transforms(self) -> tuple[Compose, Compose]:
         return train_transforms(
-            self.image_size, self.mean, self.std, self.interpolation, self.crop_padding, self.augment
+            self.image_size,
+            self.mean,
+            self.std,
+            self.interpolation,
+            self.crop_padding,
+            self.augment,
+            self.reduced_decode,
         )
 
     def _train_sampler(self, **settings: int) -> KeyedSampler:
@@ -242,53 +231,45 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Augmented views in the order of (seed, epoch). Raises UserError if they do not fill one batch."""
-        seed = self._seed()
         sampler = self._train_sampler(
-            seed=seed,
+            seed=self._seed(),
             repeats=self.repeats,
             multiple=1 if self.global_batch is None else self.batch_size * self._accumulated,
             **self._share(),
         )
         if len(sampler) < self.batch_size:
-            given = len(sampler.order)
-            if self.global_batch is not None:
-                raise UserError(
-                    f"data.global_batch: {self.global_batch} is more than the training images of an epoch, "
-                    f"{given} a device"
-                )
+            name = "batch_size" if self.global_batch is None else "global_batch"
             raise UserError(
-                f"data.batch_size: {self.batch_size} is more than "
-                f"the {given} training images that a device gets"
+                f"data.{name}: {getattr(self, name)} is more than the {len(sampler.order)} training images "
+                "that a device gets in an epoch"
             )
-        dataset = self._train_images(seed, self.answers)
-        return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True)
+        return self._loader(
+            self._train_images(self.answers), sampler=sampler, batch_size=self.batch_size, drop_last=True
+        )
 
     def views_dataloader(self, views: Sequence[View]) -> ImageLoader:
         """Fixed views in the order given, batches of `eval_batch_size`, with "view" and "image" of each."""
-        dataset = self._train_images(0, _places)
-        keys = _Keys(views, self.repeats)
-        return self._loader(dataset, sampler=keys, batch_size=self.eval_batch_size)
+        return self._loader(self._train_images(_places), sampler=views, batch_size=self.eval_batch_size)
 
-    def _train_images(
-        self, seed: int, answers: Callable[[Sequence[View]], dict[str, torch.Tensor]] | None
-    ) -> TrainImages:
+    def _train_images(self, answers: Answers | None) -> TrainImages:
         to_pixels, finish = self._train_transforms()
-        given = (self._source("train"), to_pixels, self.mean, self.std, self.unreadable)
-        if self.views is None:
-            return TrainImages(*given, finish=finish, seed=seed, indexed=self.indexed)
-        return FixedViews(
-            *given,
+        return TrainImages(
+            self._source("train"),
+            to_pixels,
+            self.mean,
+            self.std,
+            self.unreadable,
             finish=finish,
-            seed=self.view_seed,
-            indexed=self.indexed,
+            seed=self._seed() if self.views is None else self.view_seed,
             views=self.views,
             repeats=self.repeats,
+            indexed=self.indexed,
             answers=answers,
         )
 
     def views_depend_on(self) -> dict[str, Any]:
         """What the pixels of fixed views are a function of, by name; the data must be loaded."""
-        names = (
+        names = [
             "views",
             "view_seed",
             "image_size",
@@ -297,11 +278,11 @@ class ImageData(pl.LightningDataModule):
             "augment",
             "crop_padding",
             "interpolation",
-        )
+        ]
         transforms = re.sub(r" at 0x[0-9a-f]+", "", repr(self._train_transforms()))
         return {
             "fingerprint": fingerprint(self._source("train")),
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in [*names, "interpolation"]},
             "transforms": sha256(transforms.encode()).hexdigest()[:16],
         }
 
@@ -324,38 +305,6 @@ class ImageData(pl.LightningDataModule):
         return self.val_dataloader()
 
 
-class _Keys(Sequence[Key]):
-    """Views as the keys that `FixedViews` takes, made when they are asked for: there may be millions."""
-
-    def __init__(self, views: Sequence[View], repeats: int) -> None:
-        self.views, self.repeats = views, repeats
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, place: Any) -> Any:
-        view, image = self.views[place]
-        return Key(view // self.repeats, image, view % self.repeats)
-
-
 def _places(views: Sequence[View]) -> dict[str, torch.Tensor]:
     view, image = torch.tensor(views).unbind(1)
     return {"view": view, "image": image}
-
-
-def share_batch(global_batch: int, most: int, devices: int) -> tuple[int, int]:
-    """How many images a device takes at once (`most` at most) and how often, to make `global_batch`.
-
-    Raises UserError where that cannot be met to the image.
-    """
-    share, rest = divmod(global_batch, devices)
-    if rest:
-        raise UserError(f"data.global_batch: {global_batch} images cannot be shared out to {devices} devices")
-    batch = min(most, share)
-    if share % batch:
-        fits = max(size for size in range(1, batch) if share % size == 0)
-        raise UserError(
-            f"data.global_batch: {global_batch} images are {share} for each of {devices} devices, which "
-            f"is no multiple of data.batch_size {batch}; {fits} would do"
-        )
-    return batch, share // batch

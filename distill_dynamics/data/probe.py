@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms import Compose
 
+from distill_dynamics.data.loading import Unreadable
+from distill_dynamics.data.sources import Source, UnreadableImage
 from distill_dynamics.data.transforms import normalise
 from distill_dynamics.errors import UserError
 
@@ -56,3 +60,15 @@ class ProbeSet:
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         """float32 [N,C,H,W], (pixels/255 - mean) / std for each channel."""
         return normalise(self.pixels, mean, std)
+
+
+def probe_set(source: Source, to_pixels: Compose, n: int, seed: int, unreadable: Unreadable) -> ProbeSet:
+    """`n` images of a source; where unreadable images are skipped, drawn anew without each that is met."""
+    usable = np.arange(len(source.targets))
+    while True:
+        indices = usable[draw_probe(source.targets[usable], n, seed)]
+        try:
+            return ProbeSet(indices, torch.stack([to_pixels(source.image(int(i))) for i in indices]))
+        except UnreadableImage as error:
+            unreadable.report([str(error)], left=n)
+            usable = usable[usable != error.index]

@@ -7,7 +7,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSa
 from torch.utils.data import DistributedSampler
 
 from distill_dynamics.data.keyed import (
-    PADDING,
+    NO_IMAGE,
     EvalSampler,
     Key,
     KeyedSampler,
@@ -105,7 +105,7 @@ def test_evaluation_shares_out_each_image_once_and_pads(size, world):
         theirs = OrderedDistributedSampler(range(size), world, rank)
         real = theirs.num_valid_samples
         assert ours[:real] == list(theirs)[:real]
-        assert ours[real:] == [PADDING] * (len(theirs) - real)
+        assert ours[real:] == [NO_IMAGE] * (len(theirs) - real)
         assert len(EvalSampler(size, rank=rank, world=world)) == len(ours)
         seen += ours[:real]
     assert sorted(seen) == list(range(size))

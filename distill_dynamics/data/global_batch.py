@@ -1,0 +1,21 @@
+"""How the images of an optimiser's step are shared out to devices and accumulated batches."""
+
+from distill_dynamics.errors import UserError
+
+
+def share_batch(global_batch: int, most: int, devices: int) -> tuple[int, int]:
+    """How many images a device takes at once (`most` at most) and how often, to make `global_batch`.
+
+    Raises UserError where that cannot be met to the image.
+    """
+    share, rest = divmod(global_batch, devices)
+    if rest:
+        raise UserError(f"data.global_batch: {global_batch} images cannot be shared out to {devices} devices")
+    batch = min(most, share)
+    if share % batch:
+        fits = max(size for size in range(1, batch) if share % size == 0)
+        raise UserError(
+            f"data.global_batch: {global_batch} images are {share} for each of {devices} devices, which "
+            f"is no multiple of data.batch_size {batch}; {fits} would do"
+        )
+    return batch, share // batch
