@@ -426,6 +426,7 @@ def test_rank_correlation_is_scipys_and_its_p_counts_permutations(scripts):
     assert evidence.permutation_p(same, same) == pytest.approx(2 / 120, rel=0.2)
 
 
+@pytest.mark.slow  # all of it, from 89 runs
 def test_the_committed_tables_are_those_of_the_committed_results(scripts, tmp_path):
     read, tables = scripts("evidence").read, scripts("tables")
     for table in tables.TABLES_MADE:

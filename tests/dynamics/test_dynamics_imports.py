@@ -1,4 +1,4 @@
-"""What the rooms of the dynamics, and what shows them, load: each in a fresh interpreter."""
+"""What names that are loaded late bring with them: each in a fresh interpreter."""
 
 import subprocess
 import sys
@@ -19,15 +19,6 @@ NO_TORCH = HEAVY | {"torch"}
         (
             "from distill_dynamics.dynamics import channel_entropy, channel_spectrum, activation_magnitude",
             HEAVY,
-        ),
-        ("from distill_dynamics.dynamics.measures.effective_rank import effective_rank", HEAVY),
-        ("import distill_dynamics.dynamics.profile_file, distill_dynamics.dynamics.statistics", NO_TORCH),
-        ("from distill_dynamics.dynamics.signature import gap, scalars, signature", NO_TORCH),
-        ("import distill_dynamics.tables", NO_TORCH),
-        ("from distill_dynamics import figures; figures.spectra", NO_TORCH - {"matplotlib"}),
-        (
-            "import distill_dynamics.callbacks.probe as p; p.DynamicsProbe",
-            {"jinja2", "distill_dynamics.report"},
         ),
     ],
 )
