@@ -50,7 +50,7 @@ def make_parser() -> OneLineParser:
 
 def run(settings: Any, command: str) -> None:
     """Write the chunks."""
-    from distill_dynamics.data.convert import convert  # needs the extra `streaming`
+    from distill_dynamics.data.streaming.convert import convert  # needs the extra `streaming`
 
     convert(
         settings.data_dir,

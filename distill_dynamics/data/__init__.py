@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from distill_dynamics.data.image_folder import ImageFolder
     from distill_dynamics.data.module import ImageData
     from distill_dynamics.data.probe import ProbeSet, draw_probe
-    from distill_dynamics.data.streamed import StreamedImageFolder
+    from distill_dynamics.data.streaming.folder import StreamedImageFolder
 
 _HOMES = {
     "CIFAR10": "cifar",
@@ -20,7 +20,7 @@ _HOMES = {
     "ImageData": "module",
     "ImageFolder": "image_folder",
     "ProbeSet": "probe",
-    "StreamedImageFolder": "streamed",
+    "StreamedImageFolder": "streaming.folder",
     "draw_probe": "probe",
 }
 __all__ = [*_HOMES]

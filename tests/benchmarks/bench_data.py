@@ -25,8 +25,8 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_STD
 
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
-from distill_dynamics.data.convert import convert
 from distill_dynamics.data.loading import ImageLoader
+from distill_dynamics.data.streaming.convert import convert
 
 SIZES = {"500 x 375": (500, 375, 256), "1600 x 1200": (1600, 1200, 64)}
 """Width, height, and how many files: an even number of batches, as two workers share them out."""

@@ -13,8 +13,8 @@ from torchvision import datasets, transforms
 
 from distill_dynamics.cli.tools import run
 from distill_dynamics.data import StreamedImageFolder
-from distill_dynamics.data import convert as module
-from distill_dynamics.data.convert import convert
+from distill_dynamics.data.streaming import convert as module
+from distill_dynamics.data.streaming.convert import convert
 from distill_dynamics.errors import UserError
 
 

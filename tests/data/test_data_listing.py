@@ -11,8 +11,8 @@ from torchvision import datasets
 
 from distill_dynamics.data import ImageFolder
 from distill_dynamics.data.analysed import ImageSet
-from distill_dynamics.data.convert import convert
 from distill_dynamics.data.sources import FileSource, UnreadableImage
+from distill_dynamics.data.streaming.convert import convert
 from distill_dynamics.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)

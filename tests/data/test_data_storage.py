@@ -14,8 +14,9 @@ from test_data_streamed import SMALL, plain, streamed, views
 
 from distill_dynamics import Backbone, Distiller
 from distill_dynamics.cli.tools import run
-from distill_dynamics.data import StreamedImageFolder, chunks
-from distill_dynamics.data.convert import convert
+from distill_dynamics.data import StreamedImageFolder
+from distill_dynamics.data.streaming import storage
+from distill_dynamics.data.streaming.convert import convert
 from distill_dynamics.errors import UserError
 
 
@@ -43,9 +44,9 @@ def server(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def new_clients(server, monkeypatch):
     """A client keeps the environment that it was made in."""
-    chunks._client.cache_clear()
+    storage._client.cache_clear()
     yield
-    chunks._client.cache_clear()
+    storage._client.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +184,10 @@ def test_wrong_credentials_are_one_line(folders, server, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_server_that_is_away_is_one_line(folders, tmp_path, monkeypatch, num_workers):
-    monkeypatch.setattr(chunks, "ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
     data = from_bucket(tmp_path, num_workers=num_workers)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the port "discard", where nobody listens
-    chunks._client.cache_clear()
+    storage._client.cache_clear()
     line = error_of(data.train_dataloader())
     assert line.startswith("data.data_dir: s3://bucket/deep/er/train/chunk-")
     assert "127.0.0.1:9" in line

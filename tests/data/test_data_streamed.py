@@ -12,9 +12,10 @@ from test_data_image_folder import error_of, write_images
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.data import ImageFolder, StreamedImageFolder, chunks
-from distill_dynamics.data.chunks import ChunkSampler
-from distill_dynamics.data.convert import convert
+from distill_dynamics.data import ImageFolder, StreamedImageFolder
+from distill_dynamics.data.streaming import storage
+from distill_dynamics.data.streaming.convert import convert
+from distill_dynamics.data.streaming.sampler import ChunkSampler
 from distill_dynamics.errors import UserError
 
 SMALL = {"image_size": 32, "batch_size": 4, "num_workers": 0, "window": 2}
@@ -218,7 +219,7 @@ def fetches(monkeypatch):
             counts[remote] = counts.get(remote, 0) + 1
         copy(remote, local)
 
-    monkeypatch.setattr(chunks.shutil, "copyfile", counting)
+    monkeypatch.setattr(storage.shutil, "copyfile", counting)
     return counts
 
 
@@ -300,7 +301,7 @@ def test_a_cache_that_cannot_take_a_chunk_is_one_line(folders, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(local))
 
     with monkeypatch.context() as patch:
-        patch.setattr(chunks.shutil, "copyfile", full)
+        patch.setattr(storage.shutil, "copyfile", full)
         message = error_of(data.train_dataloader())
     assert message.startswith(f"data.cache_dir: no space left in {tmp_path}/cache/")
     assert message.endswith("(data.cache_gb limits the cache)")

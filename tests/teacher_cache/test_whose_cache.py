@@ -22,7 +22,7 @@ from test_teacher_cache import (  # noqa: F401 - fixtures
 
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
-from distill_dynamics.data.convert import convert
+from distill_dynamics.data.streaming.convert import convert
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import soft_kd
 from distill_dynamics.models.backbone import Backbone

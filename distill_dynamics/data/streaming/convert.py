@@ -9,22 +9,23 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torchvision.transforms import InterpolationMode, functional
 from tqdm import tqdm
 
-from distill_dynamics.data.chunks import DATASET, IMAGES, INDEX, is_stored, is_url, storage, told_as
 from distill_dynamics.data.image_folder import ImageFolder
 from distill_dynamics.data.loading import in_batches
 from distill_dynamics.data.module import Split
 from distill_dynamics.data.sources import FileSource, UnreadableImage
+from distill_dynamics.data.streaming.chunks import DATASET, IMAGES, INDEX
+from distill_dynamics.data.streaming.storage import error_line, is_stored, is_url, storage
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write, remove_partial
 
@@ -82,9 +83,11 @@ def convert(
         }
         for split, source in sources.items():
             assert isinstance(source, FileSource)
-            facts[split] = _convert_split(
-                source, output, split, size, quality, chunk_mb, num_workers, skip_unreadable
-            )
+            count = len(source.targets)
+            # Files lie class by class; a chunk of training images is to be a fair sample of the classes.
+            order = np.random.default_rng(0).permutation(count) if split == "train" else np.arange(count)
+            batches = in_batches(partial(_contents, source, size, quality), order, 32, num_workers)
+            facts[split] = _write_split(source, batches, output, split, int(chunk_mb * 1e6), skip_unreadable)
         output.keep(DATASET, json.dumps(facts, indent=1).encode())
 
 
@@ -106,7 +109,7 @@ class _Output:
             with atomic_write(path) as partial:
                 partial.write_bytes(content)
         if self._storage is not None:
-            with told_as(f"--out: {self.url} cannot be written"):
+            with error_line(f"--out: {self.url} cannot be written"):
                 self._storage.upload_file(str(path), f"{self.url}/{name}")
             path.unlink()
 
@@ -147,80 +150,60 @@ def _clear(folder: Path) -> None:
         raise UserError(f"--out: {folder} is not empty ({other[0]}); name a new folder")
 
 
-def _convert_split(
+def _write_split(
     source: FileSource,
+    batches: Iterable[list[tuple[int, bytes | str]]],
     output: _Output,
     split: str,
-    size: int | None,
-    quality: int,
-    chunk_mb: float,
-    num_workers: int,
+    chunk_bytes: int,
     skip_unreadable: bool,
 ) -> dict[str, int]:
-    """Writes one split, and gives its numbers of images, chunks and bytes."""
+    """Writes the chunks of a split, and gives its numbers of images, chunks and bytes."""
     from litdata.streaming.writer import BinaryWriter
 
-    # Files lie class by class; a chunk is to be a fair sample. Evaluation reads them in their own order.
     count = len(source.targets)
-    order = np.random.default_rng(0).permutation(count) if split == "train" else np.arange(count)
-    writer = BinaryWriter(str(output.folder / split), chunk_bytes=int(chunk_mb * 1e6))
-    loader = in_batches(partial(_contents, source, size, quality), order, 32, num_workers)
-    sizes = np.zeros(count, np.int64)
-    stored: list[int] = []
-    skipped: list[int] = []
-    chunks: list[str] = []
+    places, sizes = np.full(count, -1), np.zeros(count, np.int64)  # of the image files in the chunks
+    stored, chunks = 0, 0
+    writer = BinaryWriter(str(output.folder / split), chunk_bytes=chunk_bytes)
     with tqdm(total=count, desc=f"converting {split}", unit=" images", leave=False) as bar:
-        for batch in loader:
-            for index, content in batch:
-                bar.update()
-                if isinstance(content, str):
-                    if not skip_unreadable:
-                        raise UserError(
-                            f"unreadable image {content} (--skip-unreadable leaves such images out)"
-                        )
-                    warnings.warn(f"left out unreadable image {content}", stacklevel=2)
-                    skipped.append(index)
-                    continue
-                if chunk := writer.add_item(len(stored), content):
-                    chunks.append(chunk)
-                    output.keep(f"{split}/{Path(chunk).name}")
-                sizes[index] = len(content)
-                stored.append(index)
-    if lost := set(range(int(source.targets.max()) + 1)) - set(source.targets[stored].tolist()):
+        for index, content in chain.from_iterable(batches):
+            bar.update()
+            if isinstance(content, str):
+                if not skip_unreadable:
+                    raise UserError(f"unreadable image {content} (--skip-unreadable leaves such images out)")
+                warnings.warn(f"left out unreadable image {content}", stacklevel=2)
+                continue
+            if chunk := writer.add_item(stored, content):
+                chunks += 1
+                output.keep(f"{split}/{Path(chunk).name}")
+            places[index], sizes[index] = stored, len(content)
+            stored += 1
+    kept = np.flatnonzero(places >= 0)
+    if lost := set(range(int(source.targets.max()) + 1)) - set(source.targets[kept].tolist()):
         first = source.path(int(np.flatnonzero(source.targets == min(lost))[0])).parent
         raise UserError(f"no image in {first} can be read")
     for chunk in writer.done():
-        chunks.append(chunk)
+        chunks += 1
         output.keep(f"{split}/{Path(chunk).name}")
     writer.merge()
     output.keep(f"{split}/{INDEX}")
-    kept = np.setdiff1d(np.arange(count), skipped)
-    output.keep(f"{split}/{IMAGES}", _arrays(source, kept, sizes, np.array(stored)))
-    before = sum(source.path(int(index)).stat().st_size for index in kept)
-    total = int(sizes.sum())
-    left_out = f", {len(skipped)} left out" if skipped else ""
-    print(
-        f"  {split}: {len(kept):,} images{left_out} in {len(chunks)} chunks, {total / 1e9:.3g} GB "
-        f"({total / before:.0%} of the files)"
-    )
-    return {"images": len(kept), "chunks": len(chunks), "bytes": total}
-
-
-def _arrays(
-    source: FileSource, kept: NDArray[np.int64], sizes: NDArray[np.int64], stored: NDArray[np.int64]
-) -> bytes:
-    """images.npz: of the images that were kept, in ImageFolder's order."""
-    place = np.empty(len(sizes), np.int64)
-    place[stored] = np.arange(len(stored))
-    file = io.BytesIO()
+    images = io.BytesIO()
     np.savez_compressed(
-        file,
+        images,
         targets=source.targets[kept],
         names=source.names[kept],
         sizes=sizes[kept],
-        places=place[kept],
+        places=places[kept],
     )
-    return file.getvalue()
+    output.keep(f"{split}/{IMAGES}", images.getvalue())
+    before = sum(source.path(int(index)).stat().st_size for index in kept)
+    total = int(sizes.sum())
+    left_out = f", {count - stored} left out" if stored < count else ""
+    print(
+        f"  {split}: {stored:,} images{left_out} in {chunks} chunks, {total / 1e9:.3g} GB "
+        f"({total / before:.0%} of the files)"
+    )
+    return {"images": stored, "chunks": chunks, "bytes": total}
 
 
 def _contents(

@@ -1,24 +1,16 @@
 """An ImageFolder that `convert` has put into chunks: for object storage, or data larger than a disk."""
 
+import json
 import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill_dynamics.data.chunks import (
-    DATASET,
-    IMAGES,
-    INDEX,
-    Chunks,
-    ChunkSampler,
-    ChunkSource,
-    fetch,
-    is_stored,
-    is_url,
-    read_json,
-)
 from distill_dynamics.data.image_folder import ImageFolder
 from distill_dynamics.data.module import Split
+from distill_dynamics.data.streaming.chunks import DATASET, IMAGES, INDEX, Chunks, ChunkSource
+from distill_dynamics.data.streaming.sampler import ChunkSampler
+from distill_dynamics.data.streaming.storage import fetch, is_stored, is_url
 from distill_dynamics.errors import UserError
 
 
@@ -73,11 +65,11 @@ class StreamedImageFolder(ImageFolder):
                 f"conversion ({DATASET} is missing); `python -m distill_dynamics convert` writes one"
             )
         if not remote:
-            return read_json(Path(path))
+            return json.loads(Path(path).read_text())
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, DATASET)
             fetch(path, local)
-            return read_json(local)
+            return json.loads(local.read_text())
 
     def load(self, split: Split) -> ChunkSource:
         """Reads what is known of the split's images; chunks are fetched and images decoded when drawn.
@@ -92,7 +84,7 @@ class StreamedImageFolder(ImageFolder):
             for name in (INDEX, IMAGES):
                 fetch(f"{place}/{name}", cache / name)
         known = cache or Path(place)
-        index = read_json(known / INDEX)
+        index = json.loads((known / INDEX).read_text())
         limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
         if limit is not None:
             least = 2 * self.window * max(file["chunk_bytes"] for file in index["chunks"])
