@@ -119,10 +119,10 @@ class Views:
         loader = self.data.views_dataloader(order)
         began = time.perf_counter()
         # In this process: starting others for one batch would take longer than the batch.
-        images, _, lines, _ = loader.dataset.__getitems__(list(loader.sampler))
+        batch = loader.dataset.__getitems__(list(loader.sampler))
         seconds = time.perf_counter() - began
-        loader.dataset.unreadable.report(lines, len(images))
-        return Sample(self.on_device(images), seconds / len(order))
+        loader.dataset.unreadable.report(batch.unreadable, len(batch.images))
+        return Sample(self.on_device(batch.images), seconds / len(order))
 
 
 class ViewsOf(Sequence[View]):
