@@ -1,4 +1,7 @@
-"""The one exception that means "the user can mend this", and how another is told in a line."""
+"""The one exception that means "the user can mend this", and what its line is made of."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -12,3 +15,11 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, the name of its class where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def nearest(word: str, known: Iterable[str], few: int = 12, least: int = 1, cutoff: float = 0.6) -> str:
+    """ "; did you mean 'first'?", else what is known if that is little, else nothing."""
+    known = list(known)
+    if close := difflib.get_close_matches(word, known, n=1, cutoff=cutoff):
+        return f"; did you mean {close[0]!r}?"
+    return f" (known: {', '.join(known)})" if least <= len(known) <= few else ""

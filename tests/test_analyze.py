@@ -466,16 +466,16 @@ def test_a_mistake_in_the_last_model_is_found_before_the_first_is_run(photos, tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"overrides": TransformOverrides(image_size=64)}, "give --image-size 28"),
-        ({"overrides": TransformOverrides(crop_pct=1.5)}, "--crop-pct above 0 and at most 1"),
+        ({"overrides": TransformOverrides(image_size=64)}, "give --image_size 28"),
+        ({"overrides": TransformOverrides(crop_pct=1.5)}, "--crop_pct above 0 and at most 1"),
         ({"overrides": TransformOverrides(std=[0.0])}, "--std"),
         ({"layers": [9]}, "layer 9 does not exist"),
         ({"n_images": 7}, "7 is more than the 6 images"),
-        ({"n_images": 0}, "--n-images is at least 1"),
+        ({"n_images": 0}, "--n_images is at least 1"),
         ({"seed": -1}, "--seed"),
         ({"overrides": TransformOverrides(std=[0.5, 0.5])}, "--std: 2 numbers for the 3 channels"),
         ({"models": [Model(DEIT, checkpoint=[])]}, "no file is named"),
-        ({"batch_size": 0}, "--batch-size"),
+        ({"batch_size": 0}, "--batch_size"),
         ({"bins": 0}, "bins must be at least 1"),
         ({"models": [Model(DEIT, timm_kwargs={**SMALL, "in_chans": 4})]}, "takes 4 channels"),
         ({"value_ranges": [(1.0, 0.0)]}, "lo < hi"),
@@ -485,7 +485,7 @@ def test_a_mistake_in_the_last_model_is_found_before_the_first_is_run(photos, tm
         ),
         (
             {"models": [Model("resnet18")], "overrides": TransformOverrides(image_size=10**8)},
-            "give another --image-size",
+            "give another --image_size",
         ),
     ],
 )

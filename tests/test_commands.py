@@ -12,7 +12,6 @@ from conftest import ROOT
 from PIL import Image
 
 from distill_dynamics.analysis.models import Model
-from distill_dynamics.cli import analyze
 from distill_dynamics.cli.completion import CompletionCLI
 from distill_dynamics.cli.help import COMMANDS, PLAIN_COMMANDS
 from distill_dynamics.cli.main import main
@@ -21,7 +20,7 @@ from distill_dynamics.dynamics import Profile
 
 DEIT = "deit_tiny_patch16_224"
 SMALL = "{img_size: 28, patch_size: 14, embed_dim: 16, depth: 2, num_heads: 2}"
-ANALYZE = ["analyze", "--model", DEIT, "--timm-kwargs", SMALL, "--n-images", "2", "--out", "out"]
+ANALYZE = ["analyze", "--model", DEIT, "--timm_kwargs", SMALL, "--n_images", "2", "--out", "out"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +39,7 @@ def asked(monkeypatch):
     def call(*args: str) -> dict:
         found: dict = {}
         monkeypatch.setattr(
-            analyze,
-            "analyze",
+            "distill_dynamics.analysis.analyze.analyze",
             lambda models, images, out, **rest: found.update(models=models, images=images, out=out, **rest),
         )
         main(["analyze", *args])
@@ -65,10 +63,10 @@ def refused(capsys, *args: str) -> str:
 
 
 def test_analyze_on_the_command_line(no_report):
-    main([*ANALYZE, "--images", "photos", "--value-range", "layer", "-5e0,5", "--seed", "3", "--bins", "50"])
+    main([*ANALYZE, "--images", "photos", "--value_range", "layer", "-5e0,5", "--seed", "3", "--bins", "50"])
     content = json.loads(Path("out/analysis.json").read_text())
     assert content["command"].startswith(
-        f"python -m distill_dynamics analyze --model {DEIT} --timm-kwargs '{{img"
+        f"python -m distill_dynamics analyze --model {DEIT} --timm_kwargs '{{img"
     )
     assert content["images"]["source"] == "photos"
     assert content["images"]["seed"] == 3
@@ -81,7 +79,7 @@ def test_models_by_name_and_as_mappings(asked):
     found = asked(
         "--model", DEIT, "{name: resnet18, pretrained: true, label: R}",
         "{name: b, checkpoint: [x_1.pth, x_2.pth]}",
-        "--timm-kwargs", "{in_chans: 1}", "--out", "o",
+        "--timm_kwargs", "{in_chans: 1}", "--out", "o",
     )  # fmt: skip
     assert found["models"] == [
         Model(DEIT, timm_kwargs={"in_chans": 1}),
@@ -101,11 +99,11 @@ def test_defaults(asked):
     assert (found["n_images"], found["seed"], found["bins"], found["layers"]) == (32, 0, 100, "all")
     assert (found["value_ranges"], found["bootstrap"], found["device"]) == (["global"], False, "auto")
     assert "sample" in found["images"].name
-    assert set(vars(found["told"]).values()) == {None}
+    assert set(vars(found["overrides"]).values()) == {None}
     assert len(found["images"].source.targets) == 1000
 
 
-@pytest.mark.parametrize(("given", "n"), [([], 3), (["--n-images", "2"], 2), (["--n-images", "all"], None)])
+@pytest.mark.parametrize(("given", "n"), [([], 3), (["--n_images", "2"], 2), (["--n_images", "all"], None)])
 def test_fewer_images_than_32(asked, given, n):
     assert asked("--model", "a", "--out", "o", "--images", "photos", *given)["n_images"] == n
 
@@ -115,14 +113,14 @@ def test_a_yaml_file_says_the_same(asked):
         "--model",
         "a",
         "{name: b, label: c}",
-        "--value-range",
+        "--value_range",
         "global",
         "0,1",
-        "--n-images",
+        "--n_images",
         "5",
         "--pretrained",
     ]
-    options += ["--image-size", "64", "--mean", "0.5", "0.4", "0.3", "--layers", "1", "-1", "--out", "o"]
+    options += ["--image_size", "64", "--mean", "0.5", "0.4", "0.3", "--layers", "1", "-1", "--out", "o"]
     settings = {
         "model": ["a", {"name": "b", "label": "c"}],
         "value_range": ["global", [0, 1]],
@@ -140,7 +138,15 @@ def test_a_yaml_file_says_the_same(asked):
     assert one == other
     assert one["value_ranges"] == ["global", (0.0, 1.0)]
     assert one["layers"] == [1, -1]
-    assert one["told"].image_size == 64
+    assert one["overrides"].image_size == 64
+
+
+def test_hyphens_of_earlier_versions_in_the_names_of_options_are_underscores(asked):
+    hyphens = asked(
+        "--model", "a", "--out", "o-o", "--n-images=3", "--value-range", "-5,5", "--crop-pct", "0.5"
+    )
+    assert (hyphens["n_images"], hyphens["value_ranges"], hyphens["out"]) == (3, [(-5.0, 5.0)], "o-o")
+    assert hyphens["overrides"].crop_pct == 0.5
 
 
 def test_the_datamodule_of_a_fits_config(asked):
@@ -166,7 +172,7 @@ def test_the_datamodule_of_a_fits_config(asked):
 def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
     quickstart = ROOT / "configs" / "quickstart.yaml"
     model = "{name: cait_xxs24_224, checkpoint: 'packaged:cait_fashion_mnist'}"
-    main(["analyze", "--model", model, "--data", str(quickstart), "--n-images", "4", "--out", "out"])
+    main(["analyze", "--model", model, "--data", str(quickstart), "--n_images", "4", "--out", "out"])
     profile = Profile.load("out/profiles/cait_xxs24_224/global/model.npz")
     data = FashionMNISTSample(**yaml.safe_load(quickstart.read_text())["data"]["init_args"])
     data.setup("validate")
@@ -177,33 +183,33 @@ def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
     ("args", "words"),
     [
         (["--modle", "x"], ["--modle", "'model'"]),
-        (["--valu-range", "layer"], ["--valu-range", "'value-range'"]),
+        (["--valu_range", "layer"], ["--valu_range", "'value_range'"]),
         (["--model", "cait_s24_22"], ["'cait_s24_224'"]),
         (["--model", "{nam: x}"], ["--model", "'nam'", "'name'"]),
-        (["--model", "{label: x}"], ["--model", "no name"]),
+        (["--model", "{label: x}"], ["--model", "required, but not given: name"]),
         (["--model", "{name: x, timm_kwargs: 3}"], ["timm_kwargs: expected a mapping, not 3"]),
         (["--model", DEIT, "b", "--checkpoint", "x.pth"], ["--checkpoint", "{name: deit_tiny_patch16_224"]),
         (["--model", "{name: x}", "--checkpoint", "x.pth"], ["--checkpoint"]),
-        (["--model", "{name: x}"], ["--timm-kwargs", "by name alone", "{name: x, timm_kwargs: ...}"]),
+        (["--model", "{name: x}"], ["--timm_kwargs", "by name alone", "{name: x, timm_kwargs: ...}"]),
         (["--model", "{name: x}", "--pretrained"], ["--pretrained", "{name: x, pretrained: ...}"]),
-        (["--timm-kwargs", "{embed_dm: 3}"], ["'embed_dm'", "'embed_dim'"]),
-        (["--timm-kwargs", "3"], ["--timm-kwargs: expected a mapping"]),
-        (["--model", "{name: x, checkpoint: [1]}"], ["checkpoint: expected a file or a list of files"]),
+        (["--timm_kwargs", "{embed_dm: 3}"], ["'embed_dm'", "'embed_dim'"]),
+        (["--timm_kwargs", "3"], ["--timm_kwargs: expected a mapping"]),
+        (["--model", "{name: x, checkpoint: [1]}"], ["--model.checkpoint[0]: expected text, not 1"]),
         (["--layers", "all", "1"], ["--layers: give numbers, or all"]),
         (["--images", ""], ["--images"]),
         (["--images", "nowhere"], ["--images", "nowhere"]),
         (["--images", "empty"], ["--images", "empty", "no image"]),
-        (["--images", "broken"], ["unreadable image broken/", "--skip-unreadable"]),
+        (["--images", "broken"], ["unreadable image broken/", "--skip_unreadable"]),
         (["--images", "photos", "--data", "a.yaml"], ["either --images or --data"]),
         (["--checkpoint", "none_*.pth"], ["none_*.pth", "no file matches"]),
         (["--checkpoint", "none.pth"], ["none.pth", "no such file"]),
         (["--checkpoint", "epoch_1.pth", "other/epoch_1.pth"], ["epoch_1.pth", "both of epoch 1"]),
-        (["--value-range", "leyer"], ["--value-range", "'layer'"]),
-        (["--value-range", "1,x"], ["--value-range", "'1,x'"]),
-        (["--value-range", "-inf,inf"], ["value_range", "lo < hi"]),
-        (["--value-range", "1,0"], ["lo < hi", "(1.0, 0.0)"]),
-        (["--n-images", "some"], ["--n-images", "a whole number or 'all'"]),
-        (["--n-images", "5000"], ["--n-images", "1000 images"]),
+        (["--value_range", "leyer"], ["--value_range", "'layer'"]),
+        (["--value_range", "1,x"], ["--value_range", "'1,x'"]),
+        (["--value_range", "-inf,inf"], ["value_range", "lo < hi"]),
+        (["--value_range", "1,0"], ["lo < hi", "(1.0, 0.0)"]),
+        (["--n_images", "some"], ["--n_images", "a whole number, 'all' or null"]),
+        (["--n_images", "5000"], ["--n_images", "1000 images"]),
         (["--device", "gpu"], ["--device", "'cuda'"]),
         (["--interpolation", "cubic"], ["--interpolation", "'bicubic'"]),
         (["--bins", "many"], ["--bins", "a whole number"]),
@@ -215,7 +221,7 @@ def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
         (["--data", "misspelt.yaml"], ["misspelt.yaml:4: data.init_args.batch_sizee", "'batch_size'"]),
         (["--data", "open.yaml"], ["open.yaml", "no valid YAML"]),
         (["--data", "photos/a/0.png"], ["0.png", "no text file"]),
-        (["--config", "wrong.yaml"], ["wrong.yaml:1", "n_imags", "'n-images'"]),
+        (["--config", "wrong.yaml"], ["wrong.yaml:1", "n_imags", "'n_images'"]),
         (["--config", "scalar.yaml"], ["scalar.yaml:1: model", "a list"]),
         (["photos"], ["'photos' is no option"]),
     ],
@@ -257,7 +263,7 @@ def test_what_is_left_out_is_a_line(no_report, monkeypatch):
     Path("photos/a/x.png").write_bytes(b"no image")
     lines = []
     monkeypatch.setattr(warnings, "showwarning", lambda *args: lines.append(warnings.formatwarning(*args)))
-    main([*ANALYZE, "--images", "photos", "--n-images", "all", "--skip-unreadable"])
+    main([*ANALYZE, "--images", "photos", "--n_images", "all", "--skip_unreadable"])
     (line,) = lines
     assert line.startswith("warning: left out unreadable image photos/a/x.png")
     assert line.count("\n") == 1

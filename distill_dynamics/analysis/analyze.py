@@ -89,7 +89,7 @@ def analyze(
     jobs = [(model, label, weights) for model, label, found in evolutions for weights in found]
     where = device_named(device)
     if batch_size < 1 or num_workers < 0:
-        raise UserError("--batch-size is at least 1, --num-workers at least 0")
+        raise UserError("--batch_size is at least 1, --num_workers at least 0")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is from 0 to 2^63 - 1, not {seed}")
 

@@ -61,7 +61,7 @@ def eval_transform_of(backbone: Backbone, images: ImageSet, overrides: Transform
     wanted = {key: value for key, value in wanted.items() if value is not None}
     evaluation = backbone.evaluation._replace(**{**images.evaluation, **wanted})
     if min(evaluation.image_size) < 1 or not 0 < evaluation.crop_pct <= 1:
-        raise UserError("--image-size is at least 1, --crop-pct above 0 and at most 1")
+        raise UserError("--image_size is at least 1, --crop_pct above 0 and at most 1")
     if evaluation.image_size != backbone.input_size[1:]:
         try:
             backbone.check_input(backbone.input_size[0], evaluation.image_size[0])
@@ -69,7 +69,7 @@ def eval_transform_of(backbone: Backbone, images: ImageSet, overrides: Transform
             wanted_size, given = backbone.input_size[1], evaluation.image_size[0]
             raise UserError(
                 f"{backbone.name} takes {wanted_size} x {wanted_size} images, not {given} x {given}; give "
-                f"--image-size {wanted_size}, or the model img_size: {given} in its timm_kwargs"
+                f"--image_size {wanted_size}, or the model img_size: {given} in its timm_kwargs"
             ) from error
     return evaluation
 
@@ -86,7 +86,7 @@ def check_size(backbone: Backbone, size: tuple[int, int]) -> None:
         reason = textwrap.shorten(first_line(error), 160)
         raise UserError(
             f"{backbone.name} takes no images of {size[0]} x {size[1]} here ({reason}); give another "
-            f"--image-size, such as its own, {own[0]}"
+            f"--image_size, such as its own, {own[0]}"
         ) from error
 
 

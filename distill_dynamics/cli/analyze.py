@@ -2,223 +2,135 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import yaml
+from jsonargparse.typing import restricted_string_type
 
-from distill_dynamics import data, yaml_text
-from distill_dynamics.analysis.analyze import Range, analyze
+from distill_dynamics import data as data_room
+from distill_dynamics import yaml_text
+from distill_dynamics.analysis import analyze as analysis
 from distill_dynamics.analysis.models import Model
 from distill_dynamics.analysis.prepare import TransformOverrides
 from distill_dynamics.cli.checks import import_all, refuse_functions
 from distill_dynamics.cli.parser import OneLineParser
-from distill_dynamics.cli.tools import tool_parser
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.dynamics.profiler import RangeMode
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, nearest
+
+Name = restricted_string_type("Name", r"^[^{].*$", "a name of timm, not a mapping")
 
 
-def make_parser() -> OneLineParser:
-    """The options."""
-    parser = tool_parser(
-        "analyze",
-        "--model NAME [NAME ...] [--images DIR] --out DIR [--OPTION VALUE ...]",
-        "--model cait_s24_224 --pretrained --images photos --out analysis",
-    )
-    models = parser.add_argument_group(
-        "models", "--pretrained, --checkpoint and --timm-kwargs are for models given by name alone."
-    )
-    models.add_argument(
-        "--model",
-        type=str | dict,
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="timm names; or mappings, which have settings of their own: '{name: NAME, checkpoint: FILE, "
-        "timm_kwargs: {...}, label: TEXT}'",
-    )
-    models.add_argument("--pretrained", action="store_true", help="timm's published weights")
-    models.add_argument(
-        "--checkpoint",
-        nargs="+",
-        metavar="FILE",
-        help="weights of one model: a checkpoint of fit, .safetensors, or a timm-style .pth; several "
-        "files, or a pattern such as 'DIR/checkpoint_epoch_*.pth', are its evolution over epochs",
-    )
-    models.add_argument(
-        "--timm-kwargs",
-        type=dict,
-        default={},
-        metavar="MAPPING",
-        help="keywords of timm: '{img_size: 32, in_chans: 1}'",
-    )
+def analyze(
+    *,
+    model: list[Name | Model],  # type: ignore[valid-type]
+    out: str,
+    pretrained: bool = False,
+    checkpoint: list[str] | None = None,
+    timm_kwargs: dict | None = None,
+    images: str | None = None,
+    data: str | None = None,
+    n_images: int | Literal["all"] | None = None,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    value_range: list[str | tuple[float, float]] = ["global"],  # noqa: B006 (read, not written)
+    bins: int = 100,
+    layers: list[int | Literal["all"]] = ["all"],  # noqa: B006
+    bootstrap: bool = False,
+    batch_size: int = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    num_workers: int | None = None,
+    command: str = "",
+) -> None:
+    """Profile models on the same images.
 
-    images = parser.add_argument_group(
-        "images",
-        "Without --images and --data: the validation images of the packaged sample of Fashion-MNIST.",
-    )
-    images.add_argument(
-        "--images",
-        metavar="DIR",
-        help="a folder, classes being the folders in which the files lie; or one image file",
-    )
-    images.add_argument(
-        "--data", metavar="CONFIG", help="a config of fit: its DataModule's validation images"
-    )
-    images.add_argument(
-        "--n-images",
-        type=int | Literal["all"],
-        metavar="N",
-        help="how many, drawn class-balanced; or all (default: up to 32)",
-    )
-    images.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the draw, and of random weights (default: 0)"
-    )
-    images.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out images that cannot be read, after trying all",
-    )
-
-    pixels = parser.add_argument_group(
-        "pixels",
-        "Without these: as the model's own weights want it; with --data, size and crop are the DataModule's.",
-    )
-    pixels.add_argument("--image-size", type=int, metavar="N", help="side of the images, pixels")
-    pixels.add_argument(
-        "--crop-pct", type=float, metavar="X", help="the shorter side is resized to size / X first"
-    )
-    pixels.add_argument("--interpolation", type=Literal["bilinear", "bicubic", "lanczos", "nearest"])
-    pixels.add_argument(
-        "--mean", type=float, nargs="+", metavar="X", help="a number a channel, of pixels in 0 to 1"
-    )
-    pixels.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
-
-    measures = parser.add_argument_group("measures")
-    measures.add_argument(
-        "--value-range",
-        type=str | tuple[float, float],
-        nargs="+",
-        default=["global"],
-        metavar="RANGE",
-        help="what the entropy's bins span: global (over all layers, the paper's, the default), layer (each "
-        "layer's own), scaled (over all layers, divided by their magnitude first) or two numbers LO,HI; "
-        "several are measured side by side",
-    )
-    measures.add_argument("--bins", type=int, default=100, metavar="N", help="of the entropy (default: 100)")
-    measures.add_argument(
-        "--layers",
-        type=int | Literal["all"],
-        nargs="+",
-        default=["all"],
-        metavar="N",
-        help="numbers from 1, negative from the end (default: all)",
-    )
-    measures.add_argument(
-        "--bootstrap", action="store_true", help="95 %% bootstrap intervals over images, not standard errors"
-    )
-    measures.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images held at a time (default: 32)"
-    )
-    measures.add_argument(
-        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="(default: auto)"
-    )
-    measures.add_argument(
-        "--num-workers",
-        type=int,
-        metavar="N",
-        help="processes that prepare images (default: one a core, up to 4)",
-    )
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="a new folder, for Profiles, tables, figures and report.html",
-    )
-    return parser
-
-
-def run(settings: Any, command: str) -> None:
-    """Analyse; `command` is the command line, for the record."""
-    models = [_model(entry, settings) for entry in settings.model]
-    if settings.checkpoint and not (len(models) == 1 and isinstance(settings.model[0], str)):
-        raise UserError(
-            "--checkpoint is for one model given by its name; with several, each has its own: "
-            f"--model '{{name: {models[0].name}, checkpoint: FILE}}'"
-        )
-    if not any(isinstance(entry, str) for entry in settings.model):
-        for option, given in (
-            ("pretrained", settings.pretrained),
-            ("timm-kwargs", settings.timm_kwargs),
-        ):
-            if given:
-                raise UserError(
-                    f"--{option} is for models given by name alone; a mapping has its own: "
-                    f"--model '{{name: {models[0].name}, {option.replace('-', '_')}: ...}}'"
-                )
-    images = _images(settings)
-    if "all" in settings.layers and len(settings.layers) > 1:
+    Args:
+        model: timm names, or mappings with settings of their own: '{name: NAME, checkpoint: FILE,
+            timm_kwargs: {...}, label: TEXT}'
+        out: a new folder, for Profiles, tables, figures and report.html
+        pretrained: timm's published weights, for models given by name alone
+        checkpoint: weights of one model given by name alone: a checkpoint of fit, .safetensors, or a
+            timm-style .pth; several files, or a pattern such as 'DIR/checkpoint_epoch_*.pth', are its
+            evolution over epochs
+        timm_kwargs: keywords of timm, '{img_size: 32, in_chans: 1}', for models given by name alone
+        images: a folder, classes being the folders in which the files lie, or one image file (without
+            --images and --data: the validation images of the packaged sample of Fashion-MNIST)
+        data: a config of fit, for its DataModule's validation images, their size and crop
+        n_images: how many, drawn class-balanced, or all (default: up to 32)
+        seed: seed of the draw, and of random weights
+        skip_unreadable: leave out images that cannot be read, after trying all
+        image_size: side of the images, pixels; this and the next four are the model's own if left out
+        crop_pct: the shorter side is resized to image_size / crop_pct first
+        interpolation: of the resizing
+        mean: a number a channel, of pixels in 0 to 1
+        std: a number a channel, of pixels in 0 to 1
+        value_range: what the entropy's bins span: global (all layers, the paper's, the default), layer (each
+            layer's own), scaled (all layers, divided by their magnitude first) or two numbers LO,HI; several
+            are measured side by side
+        bins: bins of the entropy
+        layers: numbers from 1, negative from the end (default: all)
+        bootstrap: 95 % bootstrap intervals over images, not standard errors
+        batch_size: images held at a time
+        device: where the models run
+        num_workers: processes that prepare images (default: one a core, up to 4)
+        command: the command line, for the record
+    """
+    models = _models(model, pretrained, checkpoint, timm_kwargs)
+    image_set = _images(images, data, skip_unreadable)
+    if "all" in layers and len(layers) > 1:
         raise UserError("--layers: give numbers, or all, not both")
-    n_images = settings.n_images
     if n_images is None:
-        n_images = min(32, len(images.source.targets))
-    analyze(
+        n_images = min(32, len(image_set.source.targets))
+    analysis.analyze(
         models,
-        images,
-        settings.out,
+        image_set,
+        out,
         n_images=None if n_images == "all" else n_images,
-        seed=settings.seed,
-        overrides=TransformOverrides(
-            **{field.name: settings[field.name] for field in fields(TransformOverrides)}
-        ),
-        value_ranges=list(dict.fromkeys(map(_range, settings.value_range))),
-        bins=settings.bins,
-        layers="all" if "all" in settings.layers else settings.layers,
-        batch_size=settings.batch_size,
-        bootstrap=settings.bootstrap,
-        device=settings.device,
-        num_workers=min(4, os.cpu_count() or 1) if settings.num_workers is None else settings.num_workers,
+        seed=seed,
+        overrides=TransformOverrides(image_size, crop_pct, interpolation, mean, std),
+        value_ranges=list(dict.fromkeys(map(_range, value_range))),
+        bins=bins,
+        layers="all" if "all" in layers else layers,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        bootstrap=bootstrap,
+        device=device,
+        num_workers=min(4, os.cpu_count() or 1) if num_workers is None else num_workers,
         command=command,
     )
 
 
-_MODEL_KEYS: dict[str, tuple[Any, str]] = {
-    "name": (str, "text"),
-    "pretrained": (bool, "true or false"),
-    "checkpoint": ((str, list), "a file or a list of files"),
-    "timm_kwargs": (dict, "a mapping"),
-    "label": (str, "text"),
-}
+def _models(
+    entries: list[str | Model], pretrained: bool, checkpoint: list[str] | None, timm_kwargs: dict | None
+) -> list[Model]:
+    """Names, for which the options speak, and mappings, which speak for themselves."""
+    names = [entry for entry in entries if isinstance(entry, str)]
+    first = entries[0] if isinstance(entries[0], str) else entries[0].name
+    if checkpoint and (len(entries) > 1 or not names):
+        raise UserError(
+            "--checkpoint is for one model given by its name; with several, each has its own: "
+            f"--model '{{name: {first}, checkpoint: FILE}}'"
+        )
+    for option, given in (("pretrained", pretrained), ("timm_kwargs", timm_kwargs)):
+        if given and not names:
+            raise UserError(
+                f"--{option} is for models given by name alone; a mapping has its own: "
+                f"--model '{{name: {first}, {option}: ...}}'"
+            )
+    return [
+        Model(entry, pretrained, checkpoint, timm_kwargs or {}) if isinstance(entry, str) else entry
+        for entry in entries
+    ]
 
 
-def _model(entry: str | dict[str, Any], settings: Any) -> Model:
-    """A name, for which the options speak, or a mapping of Model's fields, which speaks for itself."""
-    if isinstance(entry, str):
-        return Model(entry, settings.pretrained, settings.checkpoint, settings.timm_kwargs)
-    for key in entry:
-        if key not in _MODEL_KEYS:
-            close = difflib.get_close_matches(str(key), _MODEL_KEYS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(_MODEL_KEYS)})"
-            raise UserError(f"--model: no key {key!r}{hint}")
-    for key, value in entry.items():
-        kinds, words = _MODEL_KEYS[key]
-        if not isinstance(value, kinds):
-            raise UserError(f"--model: {key}: expected {words}, not {value!r}")
-        if isinstance(value, list) and not all(isinstance(file, str) for file in value):
-            raise UserError(f"--model: {key}: expected {words}, not {value!r}")
-    if "name" not in entry:
-        raise UserError(f"--model: {entry} has no name, that of a timm model")
-    return Model(**entry)
-
-
-def _range(given: str | tuple[float, float]) -> Range:
+def _range(given: str | tuple[float, float]) -> analysis.Range:
     modes = get_args(RangeMode)
     if given in modes:
         return given  # type: ignore[return-value]
@@ -226,22 +138,20 @@ def _range(given: str | tuple[float, float]) -> Range:
     try:
         low, high = map(float, limits)
     except ValueError:
-        close = difflib.get_close_matches(str(given), modes, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(
-            f"--value-range: expected {', '.join(modes)} or two numbers LO,HI, "
-            f"not {str(given).strip()!r}{hint}"
+            f"--value_range: expected {', '.join(modes)} or two numbers LO,HI, "
+            f"not {str(given).strip()!r}{nearest(str(given), modes, few=0)}"
         ) from None
     return low, high
 
 
-def _images(settings: Any) -> ImageSet:
-    if settings.images is not None and settings.data is not None:
+def _images(images: str | None, config: str | None, skip_unreadable: bool) -> ImageSet:
+    if images is not None and config is not None:
         raise UserError("give either --images or --data, not both")
-    if settings.images is not None:
-        return ImageSet.of_path(settings.images, settings.skip_unreadable)
-    if settings.data is not None:
-        return ImageSet.of_datamodule(_datamodule(settings.data), settings.data, settings.skip_unreadable)
+    if images is not None:
+        return ImageSet.of_path(images, skip_unreadable)
+    if config is not None:
+        return ImageSet.of_datamodule(_datamodule(config), config, skip_unreadable)
     return ImageSet.of_sample()
 
 
@@ -258,7 +168,7 @@ def _datamodule(config: str) -> ImageData:
         raise UserError(f"--data: {yaml_text.told(path, error)}") from error
     if not isinstance(content, dict) or "data" not in content:
         raise UserError(f"--data: {path} holds no `data:`, so it is no config of fit")
-    import_all(data)
+    import_all(data_room)
     parser = OneLineParser()
     parser.add_subclass_arguments(ImageData, "data", required=True)
     parser.args = ["--config", str(path)]  # where a mistake is looked up

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, nearest
 
 _MAY_BE_EMPTY = ("WANDB_", "PL_", "SLURM_", "TORCHELASTIC_")
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -32,9 +31,8 @@ def wandb_mode(given: str | None) -> str:
     """W&B's mode: as given, else as WANDB_MODE says, else offline. UserError for one that there is not."""
     mode = given or os.environ.get("WANDB_MODE", "offline")
     if mode not in _WANDB_MODES:
-        close = difflib.get_close_matches(mode, _WANDB_MODES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(
-            f"the environment variable WANDB_MODE is online, offline or disabled, not {mode!r}{hint}"
+            "the environment variable WANDB_MODE is online, offline or disabled, "
+            f"not {mode!r}{nearest(mode, _WANDB_MODES, few=0)}"
         )
     return mode

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import distill_dynamics
-from distill_dynamics.cli.reasons import nearest
+from distill_dynamics.errors import nearest
 from distill_dynamics.runs.directory import PROGRAM
 
 COMMANDS = {
@@ -26,8 +27,8 @@ PLAIN_COMMANDS = {
 }
 """Those that train nothing: `tools.py`, and `CacheTeacherCLI`."""
 GROUPS = {
-    "model": "model: student, teacher, loss and optimiser",
-    "data": "data: a DataModule and its settings (--data.help FashionMNISTSample lists them)",
+    "model": "model: student, teacher, loss and optimiser (--model.optimizer.help NAME lists a class's own options)",
+    "data": "data: a DataModule and its settings (--data.help NAME lists them)",
     "probe": "probe: watching the representations",
     "wandb": "wandb: where W&B's record of the run goes",
     "trainer": "trainer: Lightning's Trainer",
@@ -37,6 +38,8 @@ OPTIONS = {
     "--print_config": "print the whole configuration as YAML and exit (skip_default: only what was changed)",
     "--seed_everything": "seed of the weights, the order, the augmentation and dropout",
     "--ckpt_path": "a checkpoint file, or `last` or `best` of the run whose config.yaml is given as --config",
+    "--data": "FashionMNISTSample, FashionMNIST, CIFAR10, CIFAR100, ImageFolder, StreamedImageFolder, or a class of "
+    "your own",
     "--weights_only": SUPPRESS,  # always
     "--return_predictions": SUPPRESS,
 }
@@ -79,6 +82,10 @@ def describe(commands: Mapping[str, Any]) -> None:
         for action in parser._actions:
             for option in action.option_strings:
                 action.help = OPTIONS.get(option, action.help)
+            if action.dest.startswith("trainer."):  # Lightning's own texts are pages long
+                action.help = re.split(r"(?<=[a-z)`])\. |\s*Default: ", action.help or "")[0].rstrip(".")
+            if action.dest.endswith(".help") or type(action).__name__ == "_ActionConfigLoad":
+                action.help = SUPPRESS
             if ONLY_FOR.get(action.dest.split(".")[0], command) != command:
                 action.help = SUPPRESS
         for group, title in {command: "checkpoint", **GROUPS}.items():

@@ -9,21 +9,58 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, NoReturn
+from argparse import SUPPRESS, Action
+from copy import copy
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from distill_dynamics import yaml_text
-from distill_dynamics.cli.places import place, yaml_texts
-from distill_dynamics.cli.reasons import Reason, reason_of
+from distill_dynamics.cli.places import check_yaml, place
+from distill_dynamics.cli.reasons import reason_of
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """jsonargparse's help, without the types and classes that it lists by the page."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"max_help_position": 28, **kwargs})
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        told = "default" in text.lower() or action.default is False or action.default == SUPPRESS
+        return (
+            text
+            if told or not isinstance(action.default, int | float | str)
+            else f"{text} (default: %(default)s)"
+        )
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        hint = getattr(action, "_typehint", None)
+        kinds = [hint, *get_args(hint)]
+        choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices and not {int, float, str} & {*kinds}:
+            return f"{{{','.join(choices)}}}"
+        return (
+            "N"
+            if int in kinds
+            else "X"
+            if float in kinds
+            else super()._get_default_metavar_for_optional(action)
+        )
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy(action)
+        shown.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        return super()._format_action_invocation(shown)
 
 
 class OneLineParser(ArgumentParser):
-    """jsonargparse's parser, with errors of one line and without abbreviated options."""
+    """jsonargparse's parser, with errors of one line, short help and without abbreviated options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": ShortHelp, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the mistake and exit with 2."""
@@ -38,27 +75,10 @@ class OneLineParser(ArgumentParser):
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse options; jsonargparse does not mind a number where a group of keys belongs."""
         words = args[0] if args else kwargs.get("args")
-        self._refuse_repeated_keys(sys.argv[1:] if words is None else words)
+        if words is None or isinstance(words, list):
+            check_yaml(sys.argv[1:] if words is None else words)
         config = super().parse_args(*args, **kwargs)
         for group in {a.dest.split(".")[0] for a in self._actions if re.search(r"\.(?!help$)", a.dest)}:
             if group in config and not isinstance(config[group], Namespace):
                 self.error(f"Parser key \"{group}\": Expected a <class 'dict'>. Got value: {config[group]}")
         return config
-
-    def _refuse_repeated_keys(self, args: Any) -> None:
-        """jsonargparse takes the last of two equal keys of a mapping, and drops the other without a word."""
-        if isinstance(args, list):
-            for name, text in yaml_texts(args):
-                try:
-                    yaml_text.refuse_repeated(text)
-                except yaml.constructor.ConstructorError as error:
-                    self.error(Reason(yaml_text.told(name, error)).packed())
-                except yaml.YAMLError:
-                    pass  # told where it is read
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parse a config file; jsonargparse lets the error of one that is no text through."""
-        try:
-            return super().parse_path(path, *args, **kwargs)
-        except UnicodeDecodeError:
-            self.error(f"{path}: no text file, so no config")

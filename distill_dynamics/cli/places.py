@@ -1,4 +1,4 @@
-"""Where in a command line and its config files a key was given."""
+"""Where in a command line and its config files a key was given, and what is wrong with the files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+from distill_dynamics import yaml_text
+from distill_dynamics.errors import UserError, nearest
 
 
 class Setting(NamedTuple):
@@ -25,19 +28,15 @@ def place(key: str, value: str, args: Sequence[str]) -> str:
     Without such a value it is where the key itself is given, and else the key alone. Between the names in
     `key` others may lie: jsonargparse says `model.terms.first` of `model.terms.spectral.first`.
     """
-    names = _names(key.split("."))
+    names = key.split(".")
     under = [s for s in settings(args) if s.path[0] == names[0] and _in_order(names, s.path)]
-    equal = sorted((s for s in under if s.value == value), key=lambda setting: len(setting.path))
-    named = [s for s in under if s.path[-1] == names[-1]]
+    later_first = under[::-1]  # what is given later is what counts
+    equal = sorted((s for s in later_first if s.value == value), key=lambda setting: len(setting.path))
+    named = [s for s in later_first if s.path[-1] == names[-1]]
     return next((setting.where for setting in equal + named + under), key)
 
 
-def _names(path: Iterable[str]) -> tuple[str, ...]:
-    """A path as jsonargparse names it, whatever the user wrote: n_images for n-images."""
-    return tuple(name.replace("-", "_") for name in path)
-
-
-def _in_order(names: Sequence[str], path: Sequence[str]) -> bool:
+def _in_order(names: Iterable[str], path: Iterable[str]) -> bool:
     remaining = iter(path)
     return all(name in remaining for name in names)
 
@@ -58,20 +57,48 @@ def settings(args: Sequence[str]) -> Iterator[Setting]:
                 yield from _keys(Path(value).read_text(), (), file=value)
             else:
                 path = tuple(option.split("."))
-                yield Setting(f"--{option}", _names(path), value)
+                yield Setting(f"--{option}", path, value)
                 yield from _keys(value, path)
 
 
-def yaml_texts(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The YAML of a command line, by the name of the option or file: its files, and those that they name."""
-    values = [(f"--{option}", value) for option, value in options(args)]
-    folders = [Path(), *(Path(value).parent for option, value in values if option == "--config")]
-    yield from ((option, value) for option, value in values if value.lstrip().startswith(("{", "[")))
-    named = [value for _, value in values] + [setting.value for setting in settings(args)]
-    for name in dict.fromkeys(name for name in named if name.endswith((".yaml", ".yml", ".json"))):
+def check_yaml(args: Sequence[str]) -> None:
+    """UserError for a --config that is no file with keys, and for a key that is given twice in any YAML.
+
+    jsonargparse takes the last of two equal keys of a mapping, and drops the other without a word.
+    """
+    given = [*options(args)]
+    for option, value in given:
+        if value.lstrip().startswith(("{", "[")):
+            _load(f"--{option}", value)
+        elif option == "config" and value and ": " not in value:  # else it is the YAML itself
+            _check_config(Path(value))
+    folders = [Path(), *(Path(value).parent for option, value in given if option == "config")]
+    named = [value for _, value in given] + [setting.value for setting in settings(args)]
+    for name in dict.fromkeys(name for name in named if name.endswith((".yaml", ".yml"))):
         for path in dict.fromkeys(folder / name for folder in folders):
             with suppress(OSError, UnicodeDecodeError, ValueError):
-                yield str(path), path.read_text()
+                _load(path, path.read_text())
+
+
+def _check_config(path: Path) -> None:
+    if not path.is_file():
+        folder, wrong = (path, "is a folder, not a file") if path.is_dir() else (path.parent, "no such file")
+        known = sorted(file.name for file in folder.glob("*") if file.suffix in (".yaml", ".yml"))
+        raise UserError(f"{path}: {wrong}{nearest(path.name, known, cutoff=0.75)}")
+    try:
+        content = _load(path, path.read_text())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no text file, so no config") from error
+    if not isinstance(content, dict):
+        wrong = "is empty" if content is None else f"holds no keys, but {str(content)[:60]}"
+        raise UserError(f"{path}: {wrong}; a config has keys, such as model: and data:")
+
+
+def _load(name: object, text: str) -> object:
+    try:
+        return yaml_text.load(text)
+    except yaml.YAMLError as error:
+        raise UserError(yaml_text.told(name, error)) from error
 
 
 def _keys(text: str, above: tuple[str, ...], file: str = "") -> Iterator[Setting]:
@@ -87,7 +114,7 @@ def _keys(text: str, above: tuple[str, ...], file: str = "") -> Iterator[Setting
             path = (*above, name)
             dotted = ".".join(path).replace(".[", "[")
             where = f"{file}:{mark.start_mark.line + 1}: {dotted}" if file else f"--{dotted}"
-            yield Setting(where, _names(path), str(loader.construct_object(child, deep=True)))
+            yield Setting(where, path, str(loader.construct_object(child, deep=True)))
             yield from visit(child, path)
 
     return visit(loader.get_single_node(), above)

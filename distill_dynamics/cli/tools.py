@@ -1,36 +1,44 @@
-"""The commands that need no LightningCLI, as they train nothing. Only the one that is meant is imported."""
+"""The commands that train nothing: functions, whose parameters and docstrings are options and help."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from functools import partial
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from distill_dynamics.cli.help import PLAIN_COMMANDS, PROGRAM
 from distill_dynamics.cli.parser import OneLineParser
 
-TOOLS = ("analyze", "report", "dashboard", "convert")
-"""Each is a module beside this one, with `make_parser()` and `run(settings, command)`."""
+TOOLS = {
+    "analyze": "--model NAME [NAME ...] [--images DIR] --out DIR [--OPTION VALUE ...]",
+    "report": "RUN [RUN ...] --out FILE.html [--figures DIR]",
+    "dashboard": "--entity TEAM --project PROJECT",
+    "convert": "--data_dir DIR --out DIR_OR_URL [--size N] [--OPTION VALUE ...]",
+}
+"""How each is used. It is the function of its name in `cli/analyze.py` or `cli/commands.py`."""
+
+EXAMPLES = {
+    "analyze": "--model cait_s24_224 --pretrained --images photos --out analysis",
+    "report": "runs/softkd-1 runs/spectralkd-1 --out report.html",
+    "dashboard": "--entity my-team --project distill_dynamics",
+    "convert": "--data_dir imagenet --out s3://bucket/imagenet",
+}
 
 
-def _module(command: str) -> Any:
-    return import_module(f"{__package__}.{command}")
-
-
-def run(args: Sequence[str]) -> None:
-    """Run the command that `args` begin with."""
-    command, *options = args
-    # To argparse a range such as -5,5 is an option, unless there is a space in it.
-    options = [f" {word}" if re.match(r"-[^-,]+,", word) else word for word in options]
-    module = _module(command)
-    settings = module.make_parser().parse_args(options)
+def run(words: Sequence[str]) -> None:
+    """Run the command that `words` begin with."""
+    command, *options = map(_spelling, words)
+    function = _function(command)
+    parser = _parser(command, function)
+    settings = parser.instantiate_classes(parser.parse_args(options))
+    del settings.config
+    record = {"command": shlex.join([*PROGRAM.split(), *words])} if command == "analyze" else {}
     try:
-        module.run(settings, shlex.join([*PROGRAM.split(), *args]))
+        function(**vars(settings), **record)
     except KeyboardInterrupt:
         print(f"\nerror: {command} was stopped", file=sys.stderr)
         raise SystemExit(130) from None
@@ -38,20 +46,39 @@ def run(args: Sequence[str]) -> None:
 
 def parsers() -> dict[str, OneLineParser]:
     """The parser of each command, for a shell that completes them."""
-    return {command: _module(command).make_parser() for command in TOOLS}
+    return {command: _parser(command, _function(command)) for command in TOOLS}
 
 
-def tool_parser(command: str, usage: str, example: str) -> OneLineParser:
-    """A parser with the texts of a command, to which the command adds its options."""
+def _spelling(word: str) -> str:
+    """`--n_images` for `--n-images`, as earlier versions had it; " -5,5", no option to argparse, for -5,5."""
+    if re.match(r"-[^-,]+,", word):
+        return f" {word}"
+    option, equals, value = word.partition("=")
+    return f"--{option[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def _function(command: str) -> Callable[..., None]:
+    module = "analyze" if command == "analyze" else "commands"
+    return getattr(import_module(f"distill_dynamics.cli.{module}"), command)
+
+
+def _parser(command: str, function: Callable[..., None]) -> OneLineParser:
     parser = OneLineParser(
         prog=f"{PROGRAM} {command}",
-        usage=f"{PROGRAM} {command} {usage}",
+        usage=f"{PROGRAM} {command} {TOOLS[command]}",
         description=PLAIN_COMMANDS[command],
-        epilog=f"Example: {PROGRAM} {command} {example}",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
+        epilog=f"Example: {PROGRAM} {command} {EXAMPLES[command]}",
     )
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file that holds options")
+    parser.add_argument("--config", action="config", help="YAML file that holds options")
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={"command"})
     for action in parser._actions:
-        if "--print_config" in action.option_strings:
-            action.help = argparse.SUPPRESS
+        if action.dest.endswith(("print_config", ".help")):
+            action.help = SUPPRESS
+        hint: Any = getattr(action, "_typehint", None)
+        lists = [one for one in (hint, *get_args(hint)) if get_origin(one) is list]
+        if hint is bool:
+            action.nargs, action.const = "?", True  # also without a value
+        if lists:  # `--model A B`, where jsonargparse has `--model '[A, B]'`
+            action.nargs, action.metavar = "+", action.dest.upper()
+            action._typehint = get_args(lists[0])[0]  # type: ignore[attr-defined]
     return parser

@@ -89,9 +89,9 @@ class ImageSet:
         while True:
             wanted = len(usable) if n is None else n
             if wanted < 1:
-                raise UserError(f"--n-images is at least 1, not {n}")
+                raise UserError(f"--n_images is at least 1, not {n}")
             if wanted > len(usable):
-                raise UserError(f"--n-images: {n} is more than the {len(usable)} images of {self.name}")
+                raise UserError(f"--n_images: {n} is more than the {len(usable)} images of {self.name}")
             indices = usable[draw_probe(self.source.targets[usable], wanted, seed)]
             if not self.skip_unreadable:
                 return indices
@@ -154,7 +154,7 @@ class ImageStream:
         digest = None
         for pixels in self._loader:
             if isinstance(pixels, str):
-                raise UserError(f"unreadable image {pixels} (--skip-unreadable leaves such images out)")
+                raise UserError(f"unreadable image {pixels} (--skip_unreadable leaves such images out)")
             if digest is None:  # that of ProbeSet, which has all pixels at hand
                 digest = sha256(repr((self._count, *pixels.shape[1:])).encode())
             digest.update(pixels.numpy().tobytes())

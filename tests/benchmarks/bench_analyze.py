@@ -79,8 +79,8 @@ def peak_memory(folder: Path, counts: list[int]) -> None:
     write_images(photos, max(counts))
     for count in counts:
         command = [sys.executable, "-m", "distill_dynamics", "analyze", "--model", "cait_s24_224"]
-        command += ["--images", str(photos), "--n-images", str(count), "--out", str(folder / str(count))]
-        command += ["--num-workers", "0", "--value-range", "-20,20"]
+        command += ["--images", str(photos), "--n_images", str(count), "--out", str(folder / str(count))]
+        command += ["--num_workers", "0", "--value_range", "-20,20"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:

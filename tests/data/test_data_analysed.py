@@ -181,7 +181,7 @@ def test_an_unreadable_image_is_one_line_also_from_a_worker(tree):
     images = ImageSet.of_path(tree)
     for workers in (0, 2):
         with pytest.raises(
-            UserError, match=r"unreadable image .*zebra/3\.png: .*--skip-unreadable"
+            UserError, match=r"unreadable image .*zebra/3\.png: .*--skip_unreadable"
         ) as caught:
             list(stream(images, np.arange(18), batch_size=4, num_workers=workers))
         assert "\n" not in str(caught.value)

@@ -135,7 +135,7 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, name):
 def test_an_unreadable_image_is_named_or_left_out(tmp_path):
     folder = write_images(tmp_path / "raw")
     broken = truncate(folder / "train" / "bee" / "2.JPEG")
-    with pytest.raises(UserError, match=f"unreadable image {broken}: .*--skip-unreadable"):
+    with pytest.raises(UserError, match=f"unreadable image {broken}: .*--skip_unreadable"):
         small(folder, tmp_path / "out")
     with pytest.warns(UserWarning, match=f"left out unreadable image {broken}"):
         data = small(folder, tmp_path / "out", skip_unreadable=True)
@@ -163,8 +163,8 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path):
     [
         ({"size": 0}, "--size is at least 1"),
         ({"quality": 101}, "--quality is from 1 to 100"),
-        ({"chunk_mb": 0}, "--chunk-mb is from 0 to 2000"),
-        ({"num_workers": -1}, "--num-workers is at least 0"),
+        ({"chunk_mb": 0}, "--chunk_mb is from 0 to 2000"),
+        ({"num_workers": -1}, "--num_workers is at least 0"),
     ],
 )
 def test_a_wrong_setting_is_told_before_anything_is_written(tmp_path, setting, message):
@@ -176,7 +176,7 @@ def test_a_wrong_setting_is_told_before_anything_is_written(tmp_path, setting, m
 def test_the_command_says_how_large_the_data_became(tmp_path, capsys):
     write_images(tmp_path / "raw")
     run(
-        ["convert", "--data-dir", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--num-workers", "0"]
+        ["convert", "--data_dir", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--num_workers", "0"]
     )
     assert "train: 12 images in 1 chunks" in capsys.readouterr().out
 

@@ -75,8 +75,8 @@ def objects(prefix):
 
 def test_the_command_writes_to_a_bucket_what_it_writes_to_a_folder(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    where = ["--out", "s3://bucket/by-command", "--chunk-mb", "0.01", "--num-workers", "0"]
-    run(["convert", "--data-dir", str(folders / "raw"), *where])
+    where = ["--out", "s3://bucket/by-command", "--chunk_mb", "0.01", "--num_workers", "0"]
+    run(["convert", "--data_dir", str(folders / "raw"), *where])
     assert "train: 60 images in" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     ours = {str(p.relative_to(folders / "out")): p.read_bytes() for p in (folders / "out").rglob("*.*")}

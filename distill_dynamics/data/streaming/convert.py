@@ -68,9 +68,9 @@ def convert(
     if not 1 <= quality <= 100:
         raise UserError(f"--quality is from 1 to 100, not {quality}")
     if not 0 < chunk_mb <= 2000:  # litdata counts the bytes of a chunk in 32 bits
-        raise UserError(f"--chunk-mb is from 0 to 2000, not {chunk_mb}")
+        raise UserError(f"--chunk_mb is from 0 to 2000, not {chunk_mb}")
     if num_workers < 0:
-        raise UserError(f"--num-workers is at least 0, not {num_workers}")
+        raise UserError(f"--num_workers is at least 0, not {num_workers}")
     folder = ImageFolder(data_dir)
     sources = {split: folder.load(split) for split in SPLITS}
     with _output(out) as output:
@@ -170,7 +170,7 @@ def _write_split(
             bar.update()
             if isinstance(content, str):
                 if not skip_unreadable:
-                    raise UserError(f"unreadable image {content} (--skip-unreadable leaves such images out)")
+                    raise UserError(f"unreadable image {content} (--skip_unreadable leaves such images out)")
                 warnings.warn(f"left out unreadable image {content}", stacklevel=2)
                 continue
             if chunk := writer.add_item(stored, content):
