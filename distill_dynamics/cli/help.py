@@ -27,8 +27,8 @@ PLAIN_COMMANDS = {
 }
 """Those that train nothing: `tools.py`, and `CacheTeacherCLI`."""
 GROUPS = {
-    "model": "model: student, teacher, loss and optimiser (--model.optimizer.help NAME lists a class's own options)",
-    "data": "data: a DataModule and its settings (--data.help NAME lists them)",
+    "model": "model: student, teacher, loss, optimiser (--model.optimizer.help AdamW lists its options)",
+    "data": "data: a DataModule and its settings (--data.help ImageFolder lists them)",
     "probe": "probe: watching the representations",
     "wandb": "wandb: where W&B's record of the run goes",
     "trainer": "trainer: Lightning's Trainer",
@@ -38,8 +38,7 @@ OPTIONS = {
     "--print_config": "print the whole configuration as YAML and exit (skip_default: only what was changed)",
     "--seed_everything": "seed of the weights, the order, the augmentation and dropout",
     "--ckpt_path": "a checkpoint file, or `last` or `best` of the run whose config.yaml is given as --config",
-    "--data": "FashionMNISTSample, FashionMNIST, CIFAR10, CIFAR100, ImageFolder, StreamedImageFolder, or a class of "
-    "your own",
+    "--data": "FashionMNISTSample, FashionMNIST, CIFAR10, CIFAR100, ImageFolder or StreamedImageFolder",
     "--weights_only": SUPPRESS,  # always
     "--return_predictions": SUPPRESS,
 }
@@ -124,7 +123,7 @@ def _program(commands: Mapping[str, str]) -> ArgumentParser:
     program.add_argument("--version", action="store_true", help="Show the version and exit.")
     listed = program.add_subparsers(
         title="commands",
-        description=f"{PROGRAM} COMMAND --help shows what it can be told.",
+        description=f"{PROGRAM} COMMAND --help shows its options.",
         metavar="COMMAND",
     )
     for command, text in commands.items():

@@ -29,26 +29,19 @@ class ShortHelp(DefaultHelpFormatter):
         text = action.help or ""
         if action.required and action.option_strings:
             return f"{text} (required)"
-        told = "default" in text.lower() or action.default is False or action.default == SUPPRESS
-        return (
-            text
-            if told or not isinstance(action.default, int | float | str)
-            else f"{text} (default: %(default)s)"
-        )
+        default = action.default
+        shows = isinstance(default, int | float | str) and default is not False and default != SUPPRESS
+        return f"{text} (default: %(default)s)" if shows and "default" not in text.lower() else text
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         hint = getattr(action, "_typehint", None)
-        kinds = [hint, *get_args(hint)]
-        choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        if choices and not {int, float, str} & {*kinds}:
-            return f"{{{','.join(choices)}}}"
-        return (
-            "N"
-            if int in kinds
-            else "X"
-            if float in kinds
-            else super()._get_default_metavar_for_optional(action)
-        )
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
+        if int in kinds:
+            return "N"
+        if float in kinds:
+            return "X"
+        choices = get_args(kinds[0]) if len(kinds) == 1 and get_origin(kinds[0]) is Literal else ()
+        return f"{{{','.join(choices)}}}" if choices else action.dest.rpartition(".")[2].upper()
 
     def _format_action_invocation(self, action: Action) -> str:
         shown = copy(action)
