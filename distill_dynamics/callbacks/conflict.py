@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from distill_dynamics.callbacks.at_probes import AtProbes
 from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
@@ -21,7 +21,6 @@ from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.progress import progress_after
-from distill_dynamics.train.run_logger import log_row
 
 
 def conflict(
@@ -103,7 +102,7 @@ def block_parameters(student: Backbone) -> list[list[nn.Parameter]]:
     return [[p for name, p in trained if name.startswith(f"{layer}.")] for layer in student.layers]
 
 
-class GradientConflict(Callback):
+class GradientConflict(AtProbes):
     """Logs at each probe how far each feature term and the rest of the loss agree about each block.
 
     `dynamics/conflict/<term>/block_01` is the cosine of `conflict`, between -1 and 1, on the axis
@@ -145,13 +144,11 @@ class GradientConflict(Callback):
         self.every_n_epochs = every_n_epochs
         self.n_images = n_images
         self.seed = seed
-        self._period = 0  # 0 where there is nothing to measure
         self._blocks: list[list[nn.Parameter]]
         self._images: Tensor
         self._targets: Tensor
         self._index: Tensor
         self._terms: list[str] = []  # those that align blocks
-        self._probed: int | None = None  # the latest epoch that was, on every rank
 
     def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Draw the images and find each block's parameters."""
@@ -166,31 +163,15 @@ class GradientConflict(Callback):
                 "names by its module, so nothing is logged"
             )
             return
-        self._period = self.every_n_epochs or _probe_period(trainer)
+        self.period = self.every_n_epochs or _probe_period(trainer)
         data = datamodule(trainer)
         probe_set = data.probe_set(self.n_images, self.seed, split="train")
         self._images = probe_set.normalised(data.mean, data.std)
         self._index = torch.as_tensor(probe_set.indices)
         self._targets = torch.as_tensor(data.sources["train"].targets[probe_set.indices])
 
-    def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Measure at epoch 0."""
-        if self._period and trainer.global_step == 0:
-            self._measure(trainer, pl_module, 0)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Measure if this epoch is due."""
-        epoch = trainer.current_epoch + 1
-        if self._period and (epoch % self._period == 0 or epoch == trainer.max_epochs):
-            self._measure(trainer, pl_module, epoch)
-
-    def on_train_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Measure at the last epoch of a run that was stopped early."""
-        if self._period and self._probed != trainer.current_epoch:
-            self._measure(trainer, pl_module, trainer.current_epoch)
-
-    def _measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
-        self._probed = epoch
+    def measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
+        """Log the cosines."""
         with isolated(pl_module), torch.enable_grad():
             weight = next(pl_module.student.parameters())
             images = self._images.to(device=weight.device, dtype=weight.dtype)
@@ -201,22 +182,14 @@ class GradientConflict(Callback):
             terms = {name: parts.pop(name) for name in self._terms}
             weighted = [weights[name] * part for name, part in parts.items()]
             other = torch.stack(weighted).sum() if weighted else images.new_zeros(())
-            found = conflict(terms, weights, other, self._blocks)
-        self._log(trainer, epoch, found)
-
-    @rank_zero_only
-    def _log(self, trainer: Trainer, epoch: int, found: dict[str, list[float]]) -> None:
+            cosines = conflict(terms, weights, other, self._blocks)
         metrics = {
             f"dynamics/conflict/{term}/block_{block:02d}": cosine
-            for term, cosines in found.items()
-            for block, cosine in enumerate(cosines, start=1)
+            for term, of_blocks in cosines.items()
+            for block, cosine in enumerate(of_blocks, start=1)
             if math.isfinite(cosine)
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                for name in metrics:
-                    logger.experiment.define_metric(name, step_metric="dynamics/epoch")
-        log_row(trainer.loggers, epoch, {"dynamics/epoch": epoch, **metrics}, trainer.global_step)
+        self.log_probe(trainer, epoch, metrics)
 
 
 def _probe_period(trainer: Trainer) -> int:

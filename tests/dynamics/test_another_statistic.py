@@ -56,7 +56,7 @@ profile = Profile.load(sys.argv[1] + "/p.npz")
 run = Run("r", "r", None, "fit", RunProfiles([profile], None, None))
 said = {
     "negatives": profile.curves["negatives"].tolist(),
-    "metrics": sorted(probe._measures("student", profile)),
+    "metrics": sorted(probe._scalars("student", profile)),
     "figures": sorted(figures.of_run([profile])),
     "pictures": [picture.title for picture in gallery([run])],
     "widths": profile.pairs["widths"].tolist(),
