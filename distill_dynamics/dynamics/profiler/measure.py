@@ -15,7 +15,7 @@ from torch import Tensor
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.profiler.covariance import TokenCovariance
 from distill_dynamics.dynamics.profiler.moments import Moments
-from distill_dynamics.dynamics.profiler.passes import BINNED, PLAIN, FeatureModel, Look, Run
+from distill_dynamics.dynamics.profiler.passes import BINNED, PLAIN, FeatureModel, ForwardPasses, Measurements
 from distill_dynamics.dynamics.profiler.ranges import ValueRange, bin_edges, given_range
 from distill_dynamics.dynamics.profiler.ranks import interleave, on_every_rank
 from distill_dynamics.dynamics.statistics import STATISTICS
@@ -131,11 +131,11 @@ def profile_ranges(
     ]
     rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     again = len(given) < len(edges)
-    run = Run(backbone, images, batch_size, numbers, bins, progress, rank, world, again)
+    passes = ForwardPasses(backbone, images, batch_size, numbers, bins, progress, rank, world, again)
 
     with isolated(backbone):
-        looks = on_every_rank(lambda: run.look(given), group)
-        counts = [len(look.plain) for look in looks]
+        shares = on_every_rank(lambda: passes.measure(given), group)
+        counts = [len(share.plain) for share in shares]
         count = sum(counts)
         if count == 0:
             raise UserError(f"{backbone.name}: there are no images to analyse")
@@ -144,29 +144,29 @@ def profile_ranges(
                 f"{backbone.name}: image i of {count} must be on rank i mod {len(counts)}, but the ranks "
                 f"have {counts} images"
             )
-        plain = interleave([look.plain for look in looks])
+        plain = interleave([share.plain for share in shares])
         curves = {one.name: plain[..., i] for i, one in enumerate(PLAIN)}
         lowest, highest = (
-            np.min([look.low for look in looks], axis=0),
-            np.max([look.high for look in looks], axis=0),
+            np.min([share.low for share in shares], axis=0),
+            np.max([share.high for share in shares], axis=0),
         )
         measured = [
             bin_edges(lowest, highest, curves["magnitude"].mean(axis=0), mode)
             for mode in modes
             if mode != "explicit"
         ]
-        seconds = on_every_rank(lambda: run.entropies(measured), group) if measured else []
+        seconds = on_every_rank(lambda: passes.entropies(measured), group) if measured else []
 
     if probe_indices is not None and np.shape(probe_indices) != (count,):
         raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
-    spectra = [reduce(Moments.add, parts) for parts in zip(*(look.spectra for look in looks), strict=True)]
-    values, errors = _of_the_set(looks)
+    spectra = [reduce(Moments.add, parts) for parts in zip(*(share.spectra for share in shares), strict=True)]
+    values, errors = _of_the_set(shares)
 
     # Each of these three has one entry a range, in the order of value_ranges.
-    first = iter([*np.moveaxis(interleave([look.binned for look in looks]), 2, 0)])
+    first = iter([*np.moveaxis(interleave([share.binned for share in shares]), 2, 0)])
     second = iter([*np.moveaxis(interleave(seconds), 2, 0)] if seconds else [])
     binned = [next(first if mode == "explicit" else second) for mode in modes]
-    outside = iter([*interleave([look.outside for look in looks]).mean(axis=0).T])
+    outside = iter([*interleave([share.outside for share in shares]).mean(axis=0).T])
     clipped = [next(outside) if mode == "explicit" else np.zeros(len(numbers)) for mode in modes]
     found = iter(measured)
     limits = [next(found) if known is None else known for known in edges]
@@ -191,11 +191,11 @@ def profile_ranges(
     ]
 
 
-def _of_the_set(looks: Sequence[Look]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def _of_the_set(shares: Sequence[Measurements]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Statistics of all images at once by name, [L] each, and their standard errors."""
     listed = [one for one in STATISTICS if one.kind == "set"]
     functions = [one.load() for one in listed]
-    layers = zip(*(look.covariances for look in looks), strict=True)
+    layers = zip(*(share.covariances for share in shares), strict=True)
     measured = np.stack([reduce(TokenCovariance.merge, parts).measure(functions) for parts in layers])
     values, errors = (
         {one.name: measured[:, row, column] for row, one in enumerate(listed)} for column in (0, 1)

@@ -48,7 +48,7 @@ class FeatureModel(Protocol):
 
 
 @dataclass
-class Look:
+class Measurements:
     """What n images tell of each of the L layers."""
 
     low: FloatArray
@@ -66,7 +66,7 @@ class Look:
 
 
 @dataclass
-class Run:
+class ForwardPasses:
     """The forward passes of one process."""
 
     backbone: FeatureModel
@@ -87,10 +87,10 @@ class Run:
     batches: int = 0
     """Of the first pass."""
 
-    def look(self, given: list[FloatArray]) -> Look:
+    def measure(self, given: list[FloatArray]) -> Measurements:
         """First pass; entropies too, for the ranges that are known beforehand."""
         channels = [self.backbone.channels[number - 1] for number in self.numbers]
-        found = Look(
+        found = Measurements(
             low=np.full(len(channels), np.inf),
             high=np.full(len(channels), -np.inf),
             spectra=[Moments(0, np.zeros(c), np.zeros(c)) for c in channels],
@@ -113,7 +113,7 @@ class Run:
             self.batches += 1
             self.pixel_sums.add(_pixel_sums(images))
             self._forward(images)
-            self._look_at_held(given, found, *rows)
+            self._measure_held(given, found, *rows)
         found.plain, found.binned, found.outside = (row.all() for row in rows)
         return found
 
@@ -135,8 +135,8 @@ class Run:
 
     # Loops over what is held have a frame of their own: a loop variable left behind would hold it longer.
 
-    def _look_at_held(
-        self, given: list[FloatArray], found: Look, plain: Rows, binned: Rows, outside: Rows
+    def _measure_held(
+        self, given: list[FloatArray], found: Measurements, plain: Rows, binned: Rows, outside: Rows
     ) -> None:
         """Add to the last four, in place, what the latest batch tells."""
         first = plain.n * self.world + self.rank
