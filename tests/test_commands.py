@@ -216,7 +216,7 @@ def test_data_of_the_shipped_quickstart_gives_the_probe_of_its_fit(no_report):
         (["--layers", "3"], ["layer 3 does not exist"]),
         (["--out", "photos"], ["--out", "photos", "new folder"]),
         (["--out", "photos/a/0.png"], ["photos/a/0.png", "File exists"]),
-        (["--data", "none.yaml"], ["--data", "none.yaml"]),
+        (["--data", "none.yaml"], ["none.yaml: no such file"]),
         (["--data", "nodata.yaml"], ["--data", "nodata.yaml", "no `data:`"]),
         (["--data", "misspelt.yaml"], ["misspelt.yaml:4: data.init_args.batch_sizee", "'batch_size'"]),
         (["--data", "open.yaml"], ["open.yaml", "no valid YAML"]),

@@ -17,7 +17,6 @@ from test_fit import fit
 from torch import nn
 
 from distill_dynamics import Backbone, Distiller, UserError, yaml_text
-from distill_dynamics.cli import reasons
 from distill_dynamics.cli.main import main
 from distill_dynamics.losses import SpectralKD
 from distill_dynamics.train.dry_run import dry_run
@@ -349,13 +348,6 @@ def test_merge_keys_and_aliases_are_no_repetition():
     for twice in ("{1: a, 0x1: b}", "{a: {b: 1, 'b': 2}}", "- {a: 1, a: 1}"):
         with pytest.raises(yaml.YAMLError, match="twice"):
             yaml_text.load(twice)
-
-
-def test_nothing_is_imported_for_a_suggestion(tmp_path, monkeypatch):
-    (tmp_path / "runs_at_import.py").write_text("raise SystemExit('was imported')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert reasons._import("runs_at_imprt.Loss", correct=True) == ("runs_at_import.Loss", None)
-    assert "runs_at_import" not in sys.modules
 
 
 PRINTS = """

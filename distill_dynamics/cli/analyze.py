@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
-import yaml
 from jsonargparse.typing import restricted_string_type
 
 from distill_dynamics import data as data_room
@@ -16,6 +15,7 @@ from distill_dynamics.analysis.models import Model
 from distill_dynamics.analysis.prepare import TransformOverrides
 from distill_dynamics.cli.checks import import_all, refuse_functions
 from distill_dynamics.cli.parser import OneLineParser
+from distill_dynamics.cli.places import check_yaml
 from distill_dynamics.data.analysed import ImageSet
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.dynamics.profiler import RangeMode
@@ -157,21 +157,14 @@ def _images(images: str | None, config: str | None, skip_unreadable: bool) -> Im
 
 def _datamodule(config: str) -> ImageData:
     """The DataModule of a config of `fit`, made as `fit` makes it."""
-    path = Path(config).expanduser()
-    try:
-        content = yaml_text.load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--data: {path} cannot be read: {getattr(error, 'strerror', 'no text file')}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--data: {yaml_text.told(path, error)}") from error
-    if not isinstance(content, dict) or "data" not in content:
-        raise UserError(f"--data: {path} holds no `data:`, so it is no config of fit")
-    import_all(data_room)
     parser = OneLineParser()
+    parser.args = ["--config", os.path.expanduser(config)]  # where a mistake is looked up
+    check_yaml(parser.args)
+    content = yaml_text.load(Path(parser.args[1]).read_text())
+    if "data" not in content:
+        raise UserError(f"--data: {config} holds no `data:`, so it is no config of fit")
+    import_all(data_room)
     parser.add_subclass_arguments(ImageData, "data", required=True)
-    parser.args = ["--config", str(path)]  # where a mistake is looked up
     parsed = parser.parse_object({"data": content["data"]})
     refuse_functions(parsed)
     return parser.instantiate_classes(parsed).data

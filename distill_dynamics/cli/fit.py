@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,22 +56,26 @@ class DistillCLI(LightningCLI):
         self._newest = False  # whether to go on from the newest checkpoint, not from one that was named
         self._record: RunRecord | None = None
         self._preemption = Preemption()
-        super().__init__(
-            model_class,
-            ImageData,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            trainer_defaults={
-                "max_epochs": 300,
-                "enable_model_summary": False,  # Console prints a better one
-                "num_sanity_val_steps": 0,  # the teacher has just been through the validation set
-                "use_distributed_sampler": False,  # the DataModules share out images themselves
-            },
-            auto_configure_optimizers=False,
-            parser_class=TrainerParser,
-            **{"parser_kwargs": PARSER_KWARGS, **kwargs},
-        )
+        try:
+            super().__init__(
+                model_class,
+                ImageData,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                save_config_callback=SaveConfig,
+                trainer_defaults={
+                    "max_epochs": 300,
+                    "enable_model_summary": False,  # Console prints a better one
+                    "num_sanity_val_steps": 0,  # the teacher has just been through the validation set
+                    "use_distributed_sampler": False,  # the DataModules share out images themselves
+                },
+                auto_configure_optimizers=False,
+                parser_class=TrainerParser,
+                **{"parser_kwargs": PARSER_KWARGS, **kwargs},
+            )
+        except BaseException as error:
+            self._explain(error)
+            raise
 
     def setup_parser(self, *args: Any) -> None:
         """Lightning's parsers, their help told for this program."""
@@ -81,12 +85,7 @@ class DistillCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run and not to one of its parts."""
-        parser.add_argument(
-            "--name",
-            type=str | None,
-            default=None,
-            help="run directory; the config's name and a counter if left out",
-        )
+        parser.add_argument("--name", type=str | None, help="run directory (default: config's name, counter)")
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of the run directories")
         parser.add_argument(
             "--checkpoint_every_n_epochs",
@@ -111,7 +110,8 @@ class DistillCLI(LightningCLI):
         check_trainer(config.trainer)
         refuse_functions(config)
         config.weights_only = True
-        self.run_dir, config.ckpt_path, self._newest = find_checkpoint(config, self.subcommand)
+        self._newest = self.subcommand == "fit" and config.ckpt_path in ("auto", "last")
+        self.run_dir, config.ckpt_path = find_checkpoint(config, self.subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; for `fit` with a run directory, its files and W&B."""
@@ -119,57 +119,28 @@ class DistillCLI(LightningCLI):
             made = super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
             watch_others(made, lambda error: None)
             return made
-        config, trainer = self.config.fit, self.config_init.fit.trainer
+        config, settings = self.config.fit, self.config_init.fit
         stem = Path(str(config.config[-1])).stem if config.config else "run"
-        if self.run_dir is None:
-            # The other ranks write nothing; what they need to know of the directory is broadcast to them.
-            self.new_run = is_first_rank()
-            self.run_dir = (
-                run.claim(config.runs_dir, config.name, stem) if self.new_run else Path(config.runs_dir)
-            )
-            if self.new_run:
-                lease.hold(self.run_dir)
-        elif is_first_rank():
-            lease.hold(self.run_dir)
-            run.take_up(self.run_dir)
-        wandb_settings = self.config_init.fit.wandb
-        config.wandb.group = wandb_settings.group = wandb_settings.group or stem
-        config.name = self.run_dir.name
-        given = trainer.logger
-        loggers: list[Logger] = [RunLogger(self.run_dir)]
-        loggers += given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
-        if given is not False:
-            loggers += wandb_loggers(self.config_init.fit.wandb, self.run_dir)
-        checkpoint = partial(
-            ModelCheckpoint, dirpath=self.run_dir / "checkpoints", save_on_train_epoch_end=True
-        )
-        given_callbacks = trainer.callbacks or []
-        if not isinstance(given_callbacks, list):
-            given_callbacks = [given_callbacks]
+        run_dir = self.run_dir = self._take_run_dir(config, stem)
+        config.wandb.group = settings.wandb.group = settings.wandb.group or stem
+        config.name = run_dir.name
+        loggers: list[Logger] = [RunLogger(run_dir)]
+        loggers += [logger for logger in _as_list(settings.trainer.logger) if isinstance(logger, Logger)]
+        if settings.trainer.logger is not False:
+            loggers += wandb_loggers(settings.wandb, run_dir)
         self.trainer_defaults["callbacks"] = [
             Console(),
-            *([] if trainer.enable_progress_bar is False else [ProgressBar()]),
-            # The best first and the last last: each holds what those before it have made of the epoch.
-            checkpoint(filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
-            checkpoint(
-                filename="epoch_{epoch:04.0f}",
-                auto_insert_metric_name=False,
-                save_top_k=-1,
-                every_n_epochs=config.checkpoint_every_n_epochs,
-                enable_version_counter=False,
-            ),
-            # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
-            # than the one before, where that is to keep every epoch.
-            checkpoint(filename="last", mode="max", every_n_epochs=1, enable_version_counter=False),
+            *([] if settings.trainer.enable_progress_bar is False else [ProgressBar()]),
+            *_checkpoints(run_dir, config.checkpoint_every_n_epochs),
             self._preemption,
         ]
         self._record = RunRecord()
         made = super().instantiate_trainer(
             **kwargs,
             # First of all, the record: it tells the loggers from where the run is continued.
-            callbacks=[OthersEnd(), self._record, *given_callbacks],
+            callbacks=[OthersEnd(), self._record, *_as_list(settings.trainer.callbacks)],
             logger=loggers,
-            default_root_dir=self.run_dir,
+            default_root_dir=run_dir,
         )
         first = OthersEnd, RunRecord, SaveConfig
         _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, first))
@@ -177,6 +148,19 @@ class DistillCLI(LightningCLI):
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
             made.strategy.checkpoint_io = WholeCheckpointIO()
         return made
+
+    def _take_run_dir(self, config: Any, stem: str) -> Path:
+        """Make the run's directory, or take up the one that is there, and hold it."""
+        if not is_first_rank():  # these write nothing; where the first one does is broadcast to them
+            return self.run_dir or Path(config.runs_dir)
+        if self.run_dir is None:
+            self.new_run = True
+            self.run_dir = run.claim(config.runs_dir, config.name, stem)
+            lease.hold(self.run_dir)
+        else:
+            lease.hold(self.run_dir)
+            run.take_up(self.run_dir)
+        return self.run_dir
 
     def _record_failure(self, trainer: Trainer, written: RunRecord, error: Exception) -> None:
         written.on_exception(trainer, self.model, error)
@@ -197,29 +181,11 @@ class DistillCLI(LightningCLI):
             with self._preemption.still_heard():
                 end(Path(self.trainer.default_root_dir), self.model)
 
-    def parse_arguments(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's; what a module raises that is imported for a class is a line."""
-        with self._until_the_first_step():
-            super().parse_arguments(*args, **kwargs)
-
     def _set_seed(self) -> None:
         try:
             super()._set_seed()
         except ValueError as error:
             raise UserError(f"seed_everything: {error}") from error
-
-    def instantiate_classes(self) -> None:
-        """Lightning's; what a class raises is a line."""
-        with self._until_the_first_step():
-            super().instantiate_classes()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; Lightning's, but for what keeps a training from its first step."""
-        if subcommand != "fit":
-            super()._run_subcommand(subcommand)
-            return
-        with self._until_the_first_step():
-            super()._run_subcommand(subcommand)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         try:
@@ -227,26 +193,26 @@ class DistillCLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
-    @contextmanager
-    def _until_the_first_step(self) -> Iterator[None]:
-        """What goes wrong before the first step is a line, and nothing is left of the start."""
-        try:
-            yield
-        except BaseException as error:
-            if self._record is not None and self._record.stepped:
-                if isinstance(error, OSError):
-                    lease.check()  # that the directory is gone says more
-                raise
-            if isinstance(error, Preempted):
-                raise  # it is to be continued
-            self._leave_nothing()
-            if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-                end_others()
-                print("error: stopped before the first step", file=sys.stderr)
-                raise SystemExit(130) from None
-            if isinstance(error, Exception):
-                raise UserError(line_of(error)) from error
-            raise
+    def _explain(self, error: BaseException) -> None:
+        """Make a line of what goes wrong before the first step, and leave nothing of the start.
+
+        What goes wrong later, or in another command than `fit` once it runs, is left as it is.
+        """
+        if self._record is None and hasattr(self, "trainer"):
+            return
+        if self._record is not None and self._record.stepped:
+            if isinstance(error, OSError):
+                lease.check()  # that the directory is gone says more
+            return
+        if isinstance(error, Preempted):
+            return  # it is to be continued
+        self._leave_nothing()
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+            end_others()
+            print("error: stopped before the first step", file=sys.stderr)
+            raise SystemExit(130) from None
+        if isinstance(error, Exception):
+            raise UserError(line_of(error)) from error
 
     def validate(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Print what the validation images say of the student, and of its teacher."""
@@ -288,3 +254,29 @@ class DistillCLI(LightningCLI):
 def _callbacks_of(trainer: Trainer) -> list[Callback]:
     """Those of a Trainer, which has them without declaring it."""
     return getattr(trainer, "callbacks")  # noqa: B009 (for mypy)
+
+
+def _as_list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _checkpoints(run_dir: Path, every_n_epochs: int) -> list[ModelCheckpoint]:
+    """The best first and the last last: each holds what those before it have made of the epoch."""
+    kept = partial(
+        ModelCheckpoint,
+        dirpath=run_dir / "checkpoints",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return [
+        kept(filename="best", monitor="val/acc1", mode="max"),
+        kept(
+            filename="epoch_{epoch:04.0f}",
+            auto_insert_metric_name=False,
+            save_top_k=-1,
+            every_n_epochs=every_n_epochs,
+        ),
+        # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
+        # than the one before, where that is to keep every epoch.
+        kept(filename="last", mode="max", every_n_epochs=1),
+    ]

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class _Output:
-    """Standard output for as long as somebody reads it."""
+    """A stream for as long as somebody reads it; then it says so once on standard error, and goes nowhere."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or say once that nobody reads, and write no more."""
-        try:
-            return self.stream.write(text)
-        except BrokenPipeError:
-            return self._closed(len(text))
+        self._while_read(self.stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
-        """Likewise."""
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self._closed(0)
+        self._while_read(self.stream.flush)
 
-    def _closed(self, written: int) -> int:
-        # The stream's own number, too: Python flushes it when it ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
-        print("standard output was closed: what is printed there is lost from here on", file=sys.stderr)
-        return written
+    def _while_read(self, do: Callable[..., Any], *args: Any) -> None:
+        try:
+            do(*args)
+        except BrokenPipeError:
+            # The stream's own number, too: Python flushes it when it ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            print("standard output was closed: what is printed there is lost from here on", file=sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

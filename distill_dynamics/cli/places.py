@@ -76,8 +76,9 @@ def check_yaml(args: Sequence[str]) -> None:
     named = [value for _, value in given] + [setting.value for setting in settings(args)]
     for name in dict.fromkeys(name for name in named if name.endswith((".yaml", ".yml"))):
         for path in dict.fromkeys(folder / name for folder in folders):
-            with suppress(OSError, UnicodeDecodeError, ValueError):
-                _load(path, path.read_text())
+            with suppress(OSError, UnicodeDecodeError):
+                text = path.read_text()
+                _load(path, text)
 
 
 def _check_config(path: Path) -> None:

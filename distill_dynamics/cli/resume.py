@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -13,44 +13,38 @@ from distill_dynamics.train.checkpoints import PREEMPTED, newest_whole, read_who
 from distill_dynamics.train.rank import is_first_rank
 
 
-class Found(NamedTuple):
-    """What `ckpt_path` of a command means."""
+def find_checkpoint(config: Any, command: str | None) -> tuple[Path | None, str | None]:
+    """The run that `config.ckpt_path` is of, None where a new one begins, and its file.
 
-    run_dir: Path | None
-    """The run that it is of, None where a new one begins from it."""
-    ckpt_path: str | None
-    newest: bool
-    """Whether to go on from the newest checkpoint, not from one that was named."""
-
-
-def find_checkpoint(config: Any, command: str | None) -> Found:
-    """Look for what `config.ckpt_path` says. UserError where that is not there or cannot be read."""
+    UserError where that is not there or cannot be read.
+    """
     given = config.ckpt_path
     if given is None:
-        return Found(None, None, False)
+        return None, None
     if given == "auto" and command != "fit":
         raise UserError("--ckpt_path auto is for fit, which may have to begin: give last, best or a file")
-    if given in ("auto", "last", "best"):
-        return _of_run(config, given, command)
-    path = Path(given)
-    if not path.is_file():
-        raise UserError(f"--ckpt_path: no such file: {given} (or say auto, last or best)")
-    run_dir, of_run = None, path.resolve().parents[1]
-    if command == "fit" and config.name == of_run.name and _given_run_dir(config).resolve() == of_run:
-        run_dir = _given_run_dir(config)  # else a new run begins from it
-    read_whole(path)
-    return Found(run_dir, str(path), False)
-
-
-def _of_run(config: Any, given: str, command: str | None) -> Found:
-    """What auto, last or best is in a run."""
-    run_dir = _given_run_dir(config)
     if given == "best":
+        run_dir = _given_run_dir(config)
         path = run_dir / "checkpoints" / "best.ckpt"
         if not path.is_file():
             raise UserError(f"--ckpt_path best: there is no {path}; give the --config of a run")
         read_whole(path)
-        return Found(run_dir, str(path), False)
+        return run_dir, str(path)
+    if given in ("auto", "last"):
+        return _newest(config, given, command)
+    path = Path(given)
+    if not path.is_file():
+        raise UserError(f"--ckpt_path: no such file: {given} (or say auto, last or best)")
+    run_dir = path.resolve().parents[1]
+    continues = (
+        command == "fit" and config.name == run_dir.name and _given_run_dir(config).resolve() == run_dir
+    )
+    read_whole(path)
+    return _given_run_dir(config) if continues else None, str(path)
+
+
+def _newest(config: Any, given: str, command: str | None) -> tuple[Path | None, str | None]:
+    run_dir = _given_run_dir(config)
     # Others than fit want one that the record tells of.
     newest = newest_whole(run_dir, begun=command == "fit")
     if given == "last" and newest is None:
@@ -60,7 +54,7 @@ def _of_run(config: Any, given: str, command: str | None) -> Found:
         )
     # The other ranks look only for checkpoints, which the first one cannot write without them.
     begins = given == "auto" and is_first_rank() and not run_dir.exists()
-    return Found(None if begins else run_dir, None if newest is None else str(newest), command == "fit")
+    return None if begins else run_dir, None if newest is None else str(newest)
 
 
 def _given_run_dir(config: Any) -> Path:
@@ -90,12 +84,12 @@ def of_these_devices(ckpt_path: str | None, trainer: Trainer) -> str | None:
     end = newest_whole(path.parents[1], begun=False)
     if is_first_rank():
         print(
-            f"{path} is of the middle of epoch {content['epoch'] + 1}, begun on {_told(was)}; "
-            f"on {_told(now)} that epoch is made anew, from {end or 'the start of the run'}",
+            f"{path} is of the middle of epoch {content['epoch'] + 1}, begun on {_devices(was)}; "
+            f"on {_devices(now)} that epoch is made anew, from {end or 'the start of the run'}",
             file=sys.stderr,
         )
     return None if end is None else str(end)
 
 
-def _told(layout: dict[str, Any]) -> str:
+def _devices(layout: dict[str, Any]) -> str:
     return f"{layout['devices']} devices" + (f" of {layout['nodes']} nodes" if "nodes" in layout else "")
