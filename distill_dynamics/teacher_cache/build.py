@@ -14,10 +14,11 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write, remove_partial
 from distill_dynamics.models.teacher_check import doubt, framed
 from distill_dynamics.runs import lease
-from distill_dynamics.teacher_cache.blocks import Block, Writer, make_files, missing, read_rows, rows_checksum
 from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.files import Writer, rows_checksum
 from distill_dynamics.teacher_cache.fitted import write_fitted
 from distill_dynamics.teacher_cache.identity import validated_on
+from distill_dynamics.teacher_cache.layout import Block
 from distill_dynamics.teacher_cache.plan import check_room, duration_text, expected_seconds, size_text
 from distill_dynamics.teacher_cache.rows import rounded, rows_of
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
@@ -101,64 +102,58 @@ class CacheBuilder:
     def build(self, stored: TeacherCache) -> None:
         """Write what is missing of a cache that is planned; every rank its share."""
         trainer = self.views.trainer
-        lacking: Any = self._lacking(stored) if self.views.is_first else None
-        lacking = trainer.strategy.broadcast(lacking)
-        share = np.array_split(np.arange(len(lacking)), trainer.world_size)[trainer.global_rank]
-        self._write(stored, [lacking[i] for i in share])
+        missing: Any = self._missing(stored) if self.views.is_first else None
+        missing = trainer.strategy.broadcast(missing)
+        share = np.array_split(np.arange(len(missing)), trainer.world_size)[trainer.global_rank]
+        self._write(stored, [missing[i] for i in share])
         trainer.strategy.barrier()
         if self.views.is_first:
             stored.check_whole()
             print(f"\n  {self.folder} is whole; train with --model.teacher_cache {self.folder}\n")
 
-    def _stored_fields(self, stored: TeacherCache) -> list[str]:
-        names = dict.fromkeys(name for name, _ in self.views.parts.values())
-        return [name for name in names if name in stored.layout.fields]
-
-    def _lacking(self, stored: TeacherCache) -> list[Block]:
-        """The blocks to be written, when there is a place for them and it was said how long it takes."""
+    def _missing(self, stored: TeacherCache) -> list[Block]:
+        """The blocks to be written, once there is room for them; says what is stored, how long it takes."""
         layout, views = stored.layout, self.views
-        make_files(self.folder, layout)
-        lacking = missing(self.folder, layout)
-        rows = sum(last - first for _, first, last in lacking)
-        check_room(views, rows * layout.row.itemsize)
+        stored.files.make()
+        missing = stored.files.missing()
+        rows = sum(last - first for _, first, last in missing)
+        check_room(views, rows * layout.dtype.itemsize)
+        a_view = size_text(layout.dtype.itemsize)
         print(
-            f"\n  {layout.images} images x {layout.views} views: {size_text(layout.bytes)}, "
-            f"{size_text(layout.row.itemsize)} a view"
+            f"\n  {layout.images} images x {layout.views} views: {size_text(layout.bytes)}, {a_view} a view"
         )
         if "log_probs" in layout.fields:
             kept = layout.fields["log_probs"].shape[0]
             print(f"  logits           the {kept} likeliest of {stored.classes} classes, stored")
         for reader in views.readers:
             if part := views.parts.get(reader.key):
-                name = part.name
-                how = (
-                    f"stored, {size_text(layout.fields[name].bytes)} a view"
-                    if name in layout.fields
-                    else "computed while training (at most a tenth of the teacher)"
-                )
+                field = layout.fields.get(part.name)
+                how = "computed while training (at most a tenth of the teacher)"
+                how = f"stored, {size_text(field.bytes)} a view" if field else how
                 print(f"  {reader.wanted.term:16} {reader.place}: {how}")
         total = len(layout.blocks())
-        takes = ""
+        there = f"  {total - len(missing)} of {total} blocks are there"
         if rows:
-            seconds = expected_seconds(views, stored, self._stored_fields(stored), rows)
-            takes = f"; the rest takes about {duration_text(seconds)}"
-        print(f"  {total - len(lacking)} of {total} blocks are there{takes}\n")
-        return lacking
+            seconds = expected_seconds(views, stored, views.fields_in(layout), rows)
+            there += f"; the rest takes about {duration_text(seconds)}"
+        print(f"{there}\n")
+        return missing
 
     def _write(self, stored: TeacherCache, blocks: Sequence[Block]) -> None:
-        layout, fields = stored.layout, self._stored_fields(stored)
-        logits = bool(stored.logit_fields())
-        writer = Writer(self.folder, layout, blocks)
-        images_of = np.argsort(read_rows(self.folder, layout))
+        layout, fields = stored.layout, self.views.fields_in(stored.layout)
+        writer = Writer(stored.files, blocks)
+        blank = np.zeros((), layout.dtype)
+        for name in layout.fields:
+            if blank[name].dtype.kind == "f":
+                blank[name] = np.nan  # of an image that cannot be read
+        images_of = np.argsort(stored.files.row_of_image())
         for images, shown, asked in self.views.shown(ViewsOf(blocks, images_of), "Teacher"):
-            rows = np.zeros(len(asked), layout.row)
-            for name in layout.fields:
-                if rows[name].dtype.kind == "f":
-                    rows[name] = np.nan  # of an image that cannot be read
+            rows = np.full(len(asked), blank)
             place = {view: i for i, view in enumerate(asked)}
-            at = [place[view] for view in shown]
-            for name, values in rows_of(stored, *self.views.answers(images, fields, logits)).items():
-                rows[name][at] = rounded(name, values, rows[name].dtype, shown)
+            places = [place[view] for view in shown]
+            answers = self.views.answers(images, fields, bool(stored.logit_fields()))
+            for name, values in rows_of(stored, *answers).items():
+                rows[name][places] = rounded(name, values, rows[name].dtype, shown)
             writer.write(rows)
 
 

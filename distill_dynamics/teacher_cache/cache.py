@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import TopClasses
-from distill_dynamics.teacher_cache.blocks import (
-    Answers,
-    Block,
-    Layout,
-    check_block,
-    map_view,
-    missing,
-    read_rows,
-    rows_checksum,
-)
+from distill_dynamics.teacher_cache.files import CacheFiles, rows_checksum
+from distill_dynamics.teacher_cache.layout import Layout
+from distill_dynamics.teacher_cache.reader import CacheReader
 from distill_dynamics.teacher_cache.scale import Scale
 
 SCHEMA = 2
@@ -76,10 +69,14 @@ class TeacherCache:
 
     def to_json(self) -> dict[str, Any]:
         """What `read` reads."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "folder"}
-        content["layout"] = self.layout.to_json()
+        content = {name: value for name, value in asdict(self).items() if name != "folder"}
         content["scales"] = {name: scale.to_json() for name, scale in self.scales.items()}
         return {"schema": SCHEMA, **content}
+
+    @property
+    def files(self) -> CacheFiles:
+        """Its files in the folder."""
+        return CacheFiles(self.folder, self.layout)
 
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Raises UserError, with the line that differs, unless `wanted` is what made the cache."""
@@ -95,21 +92,21 @@ class TeacherCache:
 
         Bits that have changed on disk are found by `cache-teacher --verify` alone, which reads everything.
         """
-        rows = read_rows(self.folder, self.layout)
-        if self.rows_sha256 not in (None, rows_checksum(rows)):
+        files = self.files
+        if self.rows_sha256 not in (None, rows_checksum(files.row_of_image())):
             raise UserError(
                 f"teacher_cache: {self.folder / 'rows.npy'} is not what was written (checksum): images would "
                 "get the answers to others; build the cache anew"
             )
-        if lacking := missing(self.folder, self.layout):
-            view, first, last = lacking[0]
+        if missing := files.missing():
+            view, first, last = missing[0]
             raise UserError(
-                f"teacher_cache: {self.folder} is unfinished, {len(lacking)} of {len(self.layout.blocks())} "
+                f"teacher_cache: {self.folder} is unfinished, {len(missing)} of {len(self.layout.blocks())} "
                 f"blocks are missing (the first: rows {first} to {last - 1} of view {view}); the same "
                 "cache-teacher command goes on with it"
             )
         for view in range(self.layout.views):
-            map_view(self.folder, self.layout, view)
+            files.map_view(view)
 
     def check_some(self, share: int = 0, of: int = 1) -> None:
         """Read one block of each view, drawn anew each time. UserError where it is not what was written.
@@ -117,15 +114,12 @@ class TeacherCache:
         That finds views that were swapped, and rows in a file with some luck. Of several processes each reads
         its share.
         """
-        rng, firsts = np.random.default_rng(), range(0, self.layout.images, self.layout.rows)
         for view in range(share, self.layout.views, of):
-            first = int(rng.choice(firsts))
-            last = min(first + self.layout.rows, self.layout.images)
-            check_block(self.folder, self.layout, Block(view, first, last))
+            self.files.check(secrets.choice([*self.layout.blocks_of(view)]))
 
-    def answers(self, fields: Sequence[str]) -> Answers:
+    def answers(self, fields: Sequence[str]) -> CacheReader:
         """Its rows, of them these fields."""
-        return Answers(self.folder, self.layout, fields)
+        return CacheReader(self.files, fields)
 
     def logit_fields(self) -> list[str]:
         """Those that `logits` or `top` needs; none if no logits are stored."""
@@ -136,21 +130,21 @@ class TeacherCache:
         """Whether of each answer the likeliest classes alone are stored."""
         return "classes" in self.layout.fields
 
-    def part(self, row: Mapping[str, Tensor], field: str) -> Tensor:
+    def target(self, cached: Mapping[str, Tensor], field: str) -> Tensor:
         """What a loss sees of a map, [B, ...] in float32, of a batch of rows."""
-        return self.scales[field].restored(row[field])
+        return self.scales[field].restored(cached[field])
 
-    def logits(self, row: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, cached: Mapping[str, Tensor]) -> Tensor:
         """[B, K] of a batch of rows, each image's up to a number; of a cache that holds all classes.
 
         Stored in half precision (rounded by up to 0.0078 nats at log p = -20, 0.001 at -2), the probabilities
         no longer add up to 1. A loss that softens these logits scales them so that they do, and then their
         rounding matters only in the second order where the student is near.
         """
-        return row["log_probs"].float() * self.temperature
+        return cached["log_probs"].float() * self.temperature
 
-    def top(self, row: Mapping[str, Tensor]) -> TopClasses:
+    def top(self, cached: Mapping[str, Tensor]) -> TopClasses:
         """The likeliest classes of a batch of rows, at the cache's temperature; scaled as `logits` says."""
-        rest = row["rest"].float()
-        log_probs = row["log_probs"].float().log_softmax(dim=1) + torch.log1p(-rest)[:, None]
-        return TopClasses(log_probs, row["classes"], rest)
+        rest = cached["rest"].float()
+        log_probs = cached["log_probs"].float().log_softmax(dim=1) + torch.log1p(-rest)[:, None]
+        return TopClasses(log_probs, cached["classes"], rest)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.teacher_cache.blocks import Field, Layout
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.fields import LOGITS
+from distill_dynamics.teacher_cache.layout import Field, Layout
 from distill_dynamics.teacher_cache.rows import rows_of
 from distill_dynamics.teacher_cache.scale import Scale
 from distill_dynamics.teacher_cache.views import Views
@@ -61,18 +59,21 @@ def plan(views: Views, top_k: int) -> TeacherCache:
 
 
 def _temperature(views: Views, cut: bool) -> float:
-    """At which the likeliest classes are stored: that of the losses that can do with them."""
+    """At which the likeliest classes are stored: that of the losses that can do with them.
+
+    Raises UserError for a `cut` where a loss needs all classes, or temperatures differ or change.
+    """
     losses = {r.wanted.term: r.loss for r in views.readers if r.wanted.word in LOGITS}
-    found = {name: getattr(loss, "temperature", None) for name, loss in losses.items()}
-    able = {t for name, t in found.items() if getattr(losses[name], "takes_top_classes", False)}
+    able = [name for name, loss in losses.items() if getattr(loss, "takes_top_classes", False)]
+    temperatures = {losses[name].temperature for name in able}
     if cut:
-        needs = [name for name in losses if not getattr(losses[name], "takes_top_classes", False)]
-        if needs or len(able) > 1 or any(callable(t) for t in able):
+        needs = [name for name in losses if name not in able]
+        if needs or len(temperatures) > 1 or any(callable(t) for t in temperatures):
             why = f"term {needs[0]} reads" if needs else "temperatures that differ or change need"
             raise UserError(
                 f"--top_k: {why} the logits of all classes: give {views.teacher.backbone.num_classes} or more"
             )
-    numbers = [t for t in able if isinstance(t, (int, float))]
+    numbers = [t for t in temperatures if isinstance(t, (int, float))]
     return float(numbers[0]) if len(numbers) == 1 else 1.0
 
 
@@ -109,9 +110,13 @@ def operations(views: Views, layers: list[int], logits: bool) -> int:
 def expected_seconds(views: Views, stored: TeacherCache, fields: list[str], count: int) -> float:
     """For so many views, shared by all ranks: loading as well as the teacher."""
     images, loading = views.sample()
-    answer = partial(views.answers, images, fields, bool(stored.logit_fields()))
+    times = []
     with views.trainer.precision_plugin.forward_context():
-        computing = _seconds(lambda: rows_of(stored, *answer())) / len(images)
+        for _ in range(3):  # the first warms up; rows are on the CPU, so that a GPU is waited for
+            began = time.perf_counter()
+            rows_of(stored, *views.answers(images, fields, bool(stored.logit_fields())))
+            times.append(time.perf_counter() - began)
+    computing = min(times) / len(images)
     workers = min(views.data.num_workers, os.cpu_count() or 1)
     each = max(loading / workers, computing) if workers else loading + computing
     return count * each / views.trainer.world_size
@@ -127,20 +132,6 @@ def check_room(views: Views, lacking: int) -> None:
             f"--out: the cache takes {size_text(lacking)} and {parent} has {size_text(free)} free: fewer "
             "views, a smaller --top_k, or another disk"
         )
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """The shortest of three, after one to warm up."""
-    times = []
-    for _ in range(4):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
 
 
 def size_text(number: float) -> str:

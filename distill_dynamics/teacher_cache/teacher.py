@@ -54,7 +54,7 @@ class CachedTeacher:
         if stored is None:
             return self.teacher(batch, wanted)
         found = self.teacher(batch, self.live)
-        found |= {key: self.cache.part(stored, name) for key, name in self.stored.items()}
+        found |= {key: self.cache.target(stored, name) for key, name in self.stored.items()}
         if self.of_logits:
             answer: Any = self.cache.top(stored) if self.cache.is_cut else self.cache.logits(stored)
             found |= dict.fromkeys(self.of_logits, answer)

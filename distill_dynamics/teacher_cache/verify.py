@@ -14,7 +14,6 @@ from torch import Tensor
 from distill_dynamics.data.keyed import View
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import softened
-from distill_dynamics.teacher_cache.blocks import check_block, read_rows
 from distill_dynamics.teacher_cache.build import read_cache
 from distill_dynamics.teacher_cache.views import Views
 
@@ -36,13 +35,13 @@ def verify(views: Views) -> None:
     stored.check_whole()
     layout, rank, world = stored.layout, trainer.global_rank, trainer.world_size
     for block in views.bar(layout.blocks()[rank::world], "Checksums", " blocks"):
-        check_block(views.folder, layout, block)
+        stored.files.check(block)
     rng, count = np.random.default_rng(), -(-VERIFIED // world)
     rows = np.sort(rng.integers(layout.images, size=count))
-    images_of = np.argsort(read_rows(views.folder, layout))
+    images_of = np.argsort(stored.files.row_of_image())
     drawn = [View(int(rng.integers(layout.views)), int(images_of[row])) for row in rows]
     # Of a cache that holds more, those of this config's terms.
-    fields = [*dict.fromkeys(name for name, _ in views.parts.values() if name in layout.fields)]
+    fields = views.fields_in(layout)
     logits = stored.logit_fields() if views.reads_logits else []
     read = stored.answers([*stored.logit_fields(), *fields])
     worst = 0.0
@@ -53,7 +52,7 @@ def verify(views: Views) -> None:
             now, then = _logits_of(answer.cpu(), there, stored.temperature)
             worst = max(worst, _off(views, "the logits", now, then, shown))
         for name, values in maps.items():
-            worst = max(worst, _off(views, name, values.float().cpu(), stored.part(there, name), shown))
+            worst = max(worst, _off(views, name, values.float().cpu(), stored.target(there, name), shown))
     gathered = trainer.strategy.all_gather(torch.tensor(worst, device=trainer.strategy.root_device))
     if views.is_first:
         untouched = [name for name in layout.fields if name not in [*stored.logit_fields(), *fields]]

@@ -21,8 +21,8 @@ from distill_dynamics.data.keyed import View
 from distill_dynamics.losses.maps import at_least_float32
 from distill_dynamics.models.features import Wanted
 from distill_dynamics.models.teacher import Teacher
-from distill_dynamics.teacher_cache.blocks import Block
 from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader, part_of
+from distill_dynamics.teacher_cache.layout import Block, Layout
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -68,6 +68,11 @@ class Views:
     def reads_logits(self) -> bool:
         """Whether a term reads the teacher's logits."""
         return any(reader.wanted.word in LOGITS for reader in self.readers)
+
+    def fields_in(self, layout: Layout) -> list[str]:
+        """Fields of a cache that this run's losses see, but for logits."""
+        names = dict.fromkeys(part.name for part in self.parts.values())
+        return [name for name in names if name in layout.fields]
 
     def bar(self, total: Any, title: str, unit: str) -> tqdm:
         """A progress bar of the first rank."""

@@ -9,25 +9,54 @@ import sys
 import time
 
 import pytest
-from test_teacher_cache import config, folder, same_cache  # noqa: F401 - fixtures
+from caching import AUGMENT, RGB, folder, same_cache  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(experiment, folder):
+    """YAMLs of `caching.Setup`."""
+    losses = "distill_dynamics.losses"
+    terms = {
+        "both": {"loss": {"class_path": f"{losses}.SpectralKD"}, "first": 1, "last": 1},
+        "projector": {"loss": {"class_path": f"{losses}.ProjectorKD"}, "last": 2},
+    }
+    data = {
+        "data_dir": str(folder), "image_size": 28, "batch_size": 16, "num_workers": 0,
+        "eval_batch_size": 7, "views": 2, "repeats": 3, "augment": AUGMENT,
+    }  # fmt: skip
+
+    def write(name="cached", **changes):
+        return experiment(
+            name,
+            **{
+                "model__student__timm_kwargs": {**RGB, "depth": 3},
+                "model__teacher__timm_kwargs": {**RGB, "embed_dim": 24, "depth": 12},
+                "model__terms": terms,
+                "data": {"class_path": "distill_dynamics.data.ImageFolder", "init_args": data},
+                **changes,
+            },
+        )
+
+    return write
+
 
 PROGRAM = """
 import sys, time
 from distill_dynamics.cli.main import main
-from distill_dynamics.teacher_cache import blocks, plan
+from distill_dynamics.teacher_cache import files, layout, plan
 
 least, pause = int(sys.argv[1]), float(sys.argv[2])
-blocks.LEAST_ROWS = least
+layout.LEAST_ROWS = least
 plan.operations = lambda views, layers, logits: layers[-1]
-write = blocks.Writer.write
+write = files.Writer.write
 
 def slowly(self, rows):
     time.sleep(pause)
     write(self, rows)
 
-blocks.Writer.write = slowly
+files.Writer.write = slowly
 main(sys.argv[3:])
 """
 

@@ -7,19 +7,18 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_blocks import IMAGES, layout, order, written  # noqa: F401
+from test_blocks import IMAGES, begun, layout, order, written  # noqa: F401
 
 from distill_dynamics import Backbone, UserError
 from distill_dynamics.models.teacher import Teacher
-from distill_dynamics.teacher_cache.blocks import record_of, rows_checksum, view_file
 from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.files import rows_checksum
 from distill_dynamics.teacher_cache.plan import cheap_depth, operations
 
 
 @pytest.fixture
-def cache(tmp_path, layout, order):  # noqa: F811
-    written(tmp_path, layout, order)
-    return TeacherCache(tmp_path, {}, layout, {}, 10, 1.0, 0, {}, {}, rows_checksum(order))
+def cache(written, order):  # noqa: F811
+    return TeacherCache(written.folder, {}, written.layout, {}, 10, 1.0, 0, {}, {}, rows_checksum(order))
 
 
 def test_what_was_written_passes_and_is_read_back(cache):
@@ -45,21 +44,18 @@ def test_views_that_changed_places_are_refused_before_training(cache, records_to
         os.rename(b, a)
         os.rename(kept, b)
 
-    swap(view_file(cache.folder, 0), view_file(cache.folder, 2))
+    swap(cache.files.view(0), cache.files.view(2))
     if records_too:
         blocks = cache.layout.blocks()
         for one in [block for block in blocks if block.view == 0]:
-            swap(
-                record_of(cache.folder, cache.layout, one),
-                record_of(cache.folder, cache.layout, one._replace(view=2)),
-            )
+            swap(cache.files.record(one), cache.files.record(one._replace(view=2)))
     for _ in range(3):  # whichever block is drawn
         with pytest.raises(UserError, match=r"view_000\.npy: rows .* are damaged"):
             cache.check_some()
 
 
 def test_ranks_share_the_views_out(cache):
-    path = view_file(cache.folder, 1)
+    path = cache.files.view(1)
     content = path.read_bytes()
     path.write_bytes(content[: -16 * IMAGES] + bytes(16 * IMAGES))
     cache.check_some(0, 2)

@@ -9,36 +9,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_fit import fit, rows
-from test_teacher_cache import (  # noqa: F401 - fixtures
-    LOSSES,
+from caching import (  # noqa: F401 - fixtures
+    ONE_STEP,
     RGB,
-    _no_lease_of_the_test_before,
+    Setup,
     _work_goes_with_depth,
-    cache_teacher,
-    config,
-    fails,
+    assert_same_losses,
     folder,
+    losses_of,
 )
 
+from distill_dynamics import Term
 from distill_dynamics.data.sources import FileSource
+from distill_dynamics.errors import UserError
+from distill_dynamics.losses import SpectralKD
 from distill_dynamics.losses.logits import SoftKD, TopClasses, soft_kd
 from distill_dynamics.losses.projector import standardise
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.teacher_cache.scale import Scale
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
-
-pytestmark = pytest.mark.usefixtures("no_report")
-
-ONE_STEP = {"trainer__limit_train_batches": 0.15, "trainer__max_epochs": 1, "trainer__limit_val_batches": 0}
-
-
-def term(loss, **pairs):
-    return {"loss": {"class_path": loss if "." in loss else f"{LOSSES}.{loss}"}, "weight": 0.2, **pairs}
-
-
-def losses_of(run_dir):
-    return {name: float(x) for name, x in rows(run_dir)[-1].items() if name.startswith("train/loss")}
 
 
 class FirstChannels(torch.nn.Module):
@@ -54,20 +43,17 @@ class FirstChannels(torch.nn.Module):
         return F.mse_loss(student_map, teacher_map[:, : student_map.shape[1]])
 
 
-def test_losses_that_see_other_parts_of_one_block_have_fields_of_their_own(config, tmp_path, capsys):
-    both = {
-        "pooled": term("SpectralKD", last=1),
-        "first_channels": term("test_what_is_stored.FirstChannels", last=1),
-        "same": term("SpectralKD", last=1),
+def test_losses_that_see_other_parts_of_one_block_have_fields_of_their_own(folder, tmp_path):
+    terms = {
+        "pooled": Term(SpectralKD, last=1),
+        "first_channels": Term(FirstChannels, last=1),
+        "same": Term(SpectralKD, last=1),
     }
-    cache = tmp_path / "cache"
-    cache_teacher(config(model__terms=both), cache)
-    fields = np.load(cache / "view_000.npy", mmap_mode="r").dtype.names
+    setup = Setup(folder, model={"terms": terms}, trainer=ONE_STEP)
+    setup.cache(tmp_path)
+    fields = np.load(tmp_path / "view_000.npy", mmap_mode="r").dtype.names
     assert len([name for name in fields if name.startswith("block")]) == 2
-    given = config(model__terms=both, **ONE_STEP)
-    fit(given, "--name", "online")
-    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
-    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
+    online, cached = losses_of(setup.fit()), losses_of(setup.fit(tmp_path))
     assert online["train/loss_pooled"] != pytest.approx(online["train/loss_first_channels"], rel=0.01)
     assert cached == pytest.approx(online, rel=1e-3, abs=5e-5)
 
@@ -90,15 +76,12 @@ def teacher_maps(monkeypatch):
     return change
 
 
-def test_maps_beyond_half_precision_are_stored(config, tmp_path, teacher_maps):
+def test_maps_beyond_half_precision_are_stored(folder, tmp_path, teacher_maps):
     teacher_maps(lambda x: 1e5 * x + 3e6)
-    cache = tmp_path / "cache"
-    cache_teacher(config(), cache)
-    cache_teacher(config(), cache, "--verify")
-    fit(config(**ONE_STEP), "--name", "online")
-    fit(config(**ONE_STEP), "--name", "cached", "--model.teacher_cache", str(cache))
-    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
-    assert cached == pytest.approx(online, rel=1e-3, abs=5e-5)
+    setup = Setup(folder, trainer=ONE_STEP)
+    setup.cache(tmp_path)
+    setup.cache(tmp_path, verify=True)
+    assert_same_losses(setup, tmp_path)
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (30, 0.3), (300, 0.1), (1e6, 1e4), (0, 1e-7)])
@@ -115,7 +98,7 @@ def test_a_standardised_map_keeps_its_precision(mean, deviation):
         assert (of_exact - of_stored)[:, :3].square().mean().sqrt() < 5e-4
 
 
-def test_an_answer_that_is_no_number_is_refused_by_name(config, tmp_path, capsys, teacher_maps):
+def test_an_answer_that_is_no_number_is_refused_by_name(folder, tmp_path, teacher_maps):
     seen = []
 
     def later(x):
@@ -123,85 +106,67 @@ def test_an_answer_that_is_no_number_is_refused_by_name(config, tmp_path, capsys
         return x if len(seen) < 60 else x / 0
 
     teacher_maps(later)
-    fails(capsys, lambda: cache_teacher(config(), tmp_path / "cache"), "cannot be stored", "of image ")
+    with pytest.raises(UserError, match=r"of image .* cannot be stored"):
+        Setup(folder).cache(tmp_path)
 
 
-def test_a_cache_of_logits_serves_cheap_blocks_that_it_never_heard_of(config, tmp_path, capsys):
-    cache = tmp_path / "cache"
-    cache_teacher(config(model__terms={}), cache)
-    first, last = ({"a": term("SpectralKD", **{end: 1})} for end in ("first", "last"))
-    given = config(model__terms=first, **ONE_STEP)
-    fit(given, "--name", "online")
-    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
-    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
-    assert cached == pytest.approx(online, rel=1e-4, abs=5e-5)
-    given = config(model__terms=last)
-    fails(capsys, lambda: fit(given, "--model.teacher_cache", str(cache)), "no map of the teacher's block 12")
-
-
-def test_a_teacher_without_classes(config, tmp_path):
-    cache = tmp_path / "cache"
-    given = config(
-        model__alpha=0.0,
-        model__teacher__timm_kwargs={**RGB, "embed_dim": 24, "depth": 12, "num_classes": 0},
-        **ONE_STEP,
+def test_a_cache_of_logits_serves_cheap_blocks_that_it_never_heard_of(folder, tmp_path):
+    Setup(folder, model={"terms": {}}).cache(tmp_path)
+    first, last = (
+        Setup(folder, model={"terms": {"a": Term(SpectralKD, **{end: 1})}}, trainer=ONE_STEP)
+        for end in ("first", "last")
     )
-    cache_teacher(given, cache)
-    cache_teacher(given, cache, "--verify")
-    fit(given, "--name", "online")
-    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
-    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
-    assert cached == pytest.approx(online, rel=1e-3, abs=5e-5)
+    assert_same_losses(first, tmp_path, rel=1e-4)
+    with pytest.raises(UserError, match="no map of the teacher's block 12"):
+        last.fit(tmp_path)
 
 
-@pytest.mark.slow
-def test_maps_in_bfloat16(config, tmp_path):
-    cache = tmp_path / "cache"
-    given = config(
-        model__teacher={"name": "resnet10t", "timm_kwargs": {"num_classes": 10}},
-        model__terms={"last": term("SpectralKD", last=1)},
-        data__init_args__image_size=28,
-        trainer__precision="bf16-mixed",
-        **ONE_STEP,
+def test_a_teacher_without_classes(folder, tmp_path):
+    headless = {"timm_kwargs": {**RGB, "embed_dim": 24, "depth": 12, "num_classes": 0}}
+    setup = Setup(folder, model={"alpha": 0.0}, teacher=headless, trainer=ONE_STEP)
+    setup.cache(tmp_path)
+    setup.cache(tmp_path, verify=True)
+    assert_same_losses(setup, tmp_path)
+
+
+def test_maps_in_bfloat16(folder, tmp_path):
+    setup = Setup(
+        folder,
+        model={"terms": {"last": Term(SpectralKD, last=1)}},
+        teacher={"name": "resnet10t", "timm_kwargs": {"num_classes": 10}},
+        trainer={**ONE_STEP, "precision": "bf16-mixed"},
     )
-    cache_teacher(given, cache)
-    cache_teacher(given, cache, "--verify")
-    fit(given, "--name", "online")
-    fit(given, "--name", "cached", "--model.teacher_cache", str(cache))
-    online, cached = (losses_of(tmp_path / "runs" / name) for name in ("online", "cached"))
-    assert cached == pytest.approx(online, rel=1e-2)
+    setup.cache(tmp_path)
+    setup.cache(tmp_path, verify=True)
+    assert_same_losses(setup, tmp_path, rel=1e-2)
 
 
-@pytest.mark.slow
-def test_an_image_that_was_unreadable_has_no_answer(config, tmp_path, folder, capsys):
+def test_an_image_that_was_unreadable_has_no_answer(folder, tmp_path):
     path = Path(folder, "train", "class_0", "0.png")
     good = path.read_bytes()
-    given = config(
-        data__init_args__skip_unreadable=True, trainer__max_epochs=1, trainer__limit_train_batches=1.0
-    )
+    every = {"limit_train_batches": 1.0, "max_epochs": 1}
+    setup = Setup(folder, data={"skip_unreadable": True}, trainer=every)
     cache = tmp_path / "cache"
     try:
         path.write_bytes(bytes(len(good)))
-        cache_teacher(given, cache)
-        fit(given, "--name", "left_out", "--model.teacher_cache", str(cache))
+        setup.cache(cache)
+        setup.fit(cache)
     finally:
         path.write_bytes(good)
+    mended = Setup(folder, data={"skip_unreadable": True, "repeats": 1}, trainer=every)
+    record = "view_000_00000.json"
+    with pytest.raises(UserError, match=f"image 0 of the training data could not be read.*{record}"):
+        mended.fit(cache)
+    for record in (cache / "done").iterdir():
+        record.unlink()
+    mended.cache(cache)
+    mended.fit(cache)
 
-    def mended():
-        fit(given, "--model.teacher_cache", str(cache), "--data.init_args.repeats", "1")
 
-    fails(capsys, mended, "image 0 of the training data could not be read", "view_000_00000.json")
-    (cache / "done" / "view_000_00000.json").unlink()
-    (cache / "done" / "view_001_00000.json").unlink()
-    cache_teacher(given, cache)
-    fit(given, "--model.teacher_cache", str(cache), "--data.init_args.repeats", "1")
-
-
-def test_the_likeliest_classes_keep_their_documented_distance(config, tmp_path, monkeypatch):
+def test_the_likeliest_classes_keep_their_documented_distance(folder, tmp_path, monkeypatch):
     """At every step of a training with 3 of 10 classes: the loss and its gradient, beside the whole ones."""
-    cache = tmp_path / "cache"
-    given = config(model__temperature=2.0, model__terms={})
-    cache_teacher(given, cache, "--top_k", "3")
+    setup = Setup(folder, model={"temperature": 2.0, "terms": {}})
+    setup.cache(tmp_path, top_k=3)
     seen, whole, forward, answer = [], [], SoftKD.forward, CachedTeacher.__call__
 
     def both(self, batch, wanted, stored=None):
@@ -230,7 +195,7 @@ def test_the_likeliest_classes_keep_their_documented_distance(config, tmp_path, 
 
     monkeypatch.setattr(CachedTeacher, "__call__", both)
     monkeypatch.setattr(SoftKD, "forward", watched)
-    fit(config(model__temperature=2.0, model__terms={}), "--name", "cut", "--model.teacher_cache", str(cache))
+    setup.fit(tmp_path)
     off, bound, gradient = np.array(seen).T
     assert len(seen) == 15
     assert (np.abs(off) < bound + 1e-3).all()
@@ -239,16 +204,15 @@ def test_the_likeliest_classes_keep_their_documented_distance(config, tmp_path, 
 
 
 def test_how_long_it_takes_is_said_with_the_images_that_have_to_be_read(
-    config, tmp_path, monkeypatch, capsys
+    folder, tmp_path, monkeypatch, capsys
 ):
     image = FileSource.image
 
     def slowly(self, *args):
-        time.sleep(0.05)
+        time.sleep(0.02)
         return image(self, *args)
 
     monkeypatch.setattr(FileSource, "image", slowly)
-    given = config(model__terms={}, data__init_args__views=1)
-    cache_teacher(given, tmp_path / "cache")
-    said = re.search(r"the rest takes about (\d+) s", capsys.readouterr().out)
-    assert int(said[1]) >= 120 * 0.05
+    Setup(folder, model={"terms": {}}, data={"views": 1}).cache(tmp_path)
+    printed = re.search(r"the rest takes about (\d+) s", capsys.readouterr().out)
+    assert int(printed[1]) >= int(120 * 0.02)

@@ -8,15 +8,13 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
-from test_fit import fit, rows
-from test_teacher_cache import (  # noqa: F401 - fixtures
-    _no_lease_of_the_test_before,
+import yaml
+from caching import (  # noqa: F401 - fixtures
+    ONE_STEP,
+    Setup,
     _work_goes_with_depth,
-    cache_teacher,
-    config,
-    fails,
     folder,
-    same_cache,
+    losses_of,
     small_blocks,
 )
 
@@ -27,62 +25,77 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.losses.logits import soft_kd
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.teacher_cache import plan
-from distill_dynamics.teacher_cache.blocks import Field, Layout
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.identity import identity, validated_on
+from distill_dynamics.teacher_cache.layout import Field, Layout
 from distill_dynamics.train import cache_teacher as cache_teacher_module
 from distill_dynamics.train import distiller
 
-pytestmark = pytest.mark.usefixtures("no_report")
 
-ONE_STEP = {"trainer__max_epochs": 1, "trainer__max_steps": 1}
+@pytest.fixture
+def config(experiment, folder):
+    """A YAML whose last term reads the teacher's last block."""
+    term = {"loss": {"class_path": "distill_dynamics.losses.SpectralKD"}, "weight": 0.2, "last": 1}
+    data = {"data_dir": str(folder), "image_size": 28, "batch_size": 16, "num_workers": 0, "views": 2}
+    rgb = {"model__student__timm_kwargs__in_chans": 3, "model__teacher__timm_kwargs__in_chans": 3}
+    return experiment(
+        "cached",
+        **rgb,
+        model__terms={"last": term},
+        data={"class_path": "distill_dynamics.data.ImageFolder", "init_args": data},
+        trainer__max_epochs=1,
+        trainer__limit_train_batches=1,
+    )
 
 
-def test_how_many_classes_is_checked_before_any_work(config, tmp_path, capsys):
+def test_the_config_that_trains_with_the_cache_builds_it(config, tmp_path, capsys, no_report):
+    """By the commands; and a run that is over needs its cache no more."""
+    content = yaml.safe_load(config.read_text())
+    content["model"]["teacher_cache"] = str(tmp_path / "cache")
+    config.write_text(yaml.safe_dump(content))
+    build = ["cache-teacher", "--config", str(config), "--out", str(tmp_path / "cache")]
     for number in ("0", "-1"):
-        build_ = lambda number=number: cache_teacher(config(), tmp_path / "c", "--top_k", number)  # noqa: E731
-        fails(capsys, build_, f"--top_k: {number} must be at least 1")
-    assert not (tmp_path / "c").exists()
-
-
-def test_what_a_kill_left_before_the_plan_was_written_is_cleared_away(config, tmp_path, capsys):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    (cache / ".cache.json.0123.partial").write_text("{")
-    cache_teacher(config(), cache)
-    assert not list(cache.rglob("*.partial"))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    fails(capsys, lambda: cache_teacher(config(), tmp_path / "mine"), "holds other files")
-
-
-def test_the_room_is_looked_at_again_when_a_build_goes_on(
-    config, tmp_path, monkeypatch, capsys, small_blocks
-):
-    cache = tmp_path / "cache"
-    cache_teacher(config(), cache)
-    gone = sorted((cache / "done").iterdir())[:2]
-    for path in gone:
-        path.unlink()
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 20_000))
-    fails(capsys, lambda: cache_teacher(config(), cache), "takes 25.5 kB", "20 kB free")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 30_000))
-    cache_teacher(config(), cache)
-    assert all(path.exists() for path in gone)
-
-
-def test_a_run_that_is_over_needs_its_cache_no_more(config, tmp_path, monkeypatch, capsys):
-    cache = tmp_path / "cache"
-    cache_teacher(config(), cache)
-    fit(config(**ONE_STEP), "--name", "done", "--model.teacher_cache", str(cache))
-    cache.rename(tmp_path / "elsewhere")
+        with pytest.raises(SystemExit):
+            main([*build, "--top_k", number])
+        assert f"--top_k: {number} must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    main(build)
+    main([*build, "--verify"])
+    main(["fit", "--config", str(config), "--name", "done"])
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
     run = tmp_path / "runs" / "done"
     main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last"])
     assert "val/acc1" in capsys.readouterr().out
 
 
-def test_the_teachers_accuracy_is_measured_anew_on_other_images(config, tmp_path, monkeypatch):
+def test_what_a_kill_left_before_the_plan_was_written_is_cleared_away(folder, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / ".cache.json.0123.partial").write_text("{")
+    Setup(folder).cache(cache)
+    assert not list(cache.rglob("*.partial"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        Setup(folder).cache(tmp_path / "mine")
+
+
+def test_the_room_is_looked_at_again_when_a_build_goes_on(folder, tmp_path, monkeypatch, small_blocks):
+    setup = Setup(folder)
+    setup.cache(tmp_path)
+    gone = sorted((tmp_path / "done").iterdir())[:2]
+    for path in gone:
+        path.unlink()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 20_000))
+    with pytest.raises(UserError, match=r"takes 25\.5 kB .*20 kB free"):
+        setup.cache(tmp_path)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 30_000))
+    setup.cache(tmp_path)
+    assert all(path.exists() for path in gone)
+
+
+def test_the_teachers_accuracy_is_measured_anew_on_other_images(folder, tmp_path, monkeypatch):
     measured = []
 
     def measure(teacher, trainer, classes):
@@ -91,13 +104,10 @@ def test_the_teachers_accuracy_is_measured_anew_on_other_images(config, tmp_path
 
     for module in (distiller, cache_teacher_module):
         monkeypatch.setattr(module, "measure", measure)
-    cache = tmp_path / "cache"
-    cache_teacher(config(), cache)
-    given = config(**ONE_STEP)
-    for crop in ("1.0", "0.5"):
-        settings = ["--model.teacher_cache", str(cache), "--data.init_args.crop_pct", crop]
-        fit(given, "--name", crop, *settings)
-        assert rows(tmp_path / "runs" / crop)[0]["teacher/acc1"] == "12.5"
+    Setup(folder).cache(tmp_path)
+    for crop in (1.0, 0.5):
+        rows = Setup(folder, data={"crop_pct": crop}, trainer=ONE_STEP).fit(tmp_path)
+        assert rows[0]["teacher/acc1"] == 12.5
     assert measured == [0.875, 1.0, 0.5]
 
 
@@ -146,17 +156,12 @@ def test_with_all_classes_stored_any_temperature_will_do():
         assert found.item() == pytest.approx(soft_kd(student, teacher, temperature).item(), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_streamed_images_are_gone_through_chunk_by_chunk_and_share_their_folders_cache(
-    config, tmp_path, folder, monkeypatch
+    tmp_path, folder, monkeypatch
 ):
     convert(str(folder), str(tmp_path / "chunks"), chunk_mb=0.05)
-    of_folder = config()
-    streamed = config(
-        "streamed",
-        data__class_path="distill_dynamics.data.StreamedImageFolder",
-        data__init_args__data_dir=str(tmp_path / "chunks"),
-    )
+    of_folder = Setup(folder, trainer=ONE_STEP)
+    streamed = Setup(tmp_path / "chunks", data_class=StreamedImageFolder)
     read, chunks = [], ImageFolder.views_dataloader
 
     def watched(self, views):
@@ -166,20 +171,17 @@ def test_streamed_images_are_gone_through_chunk_by_chunk_and_share_their_folders
         return chunks(self, views)
 
     monkeypatch.setattr(StreamedImageFolder, "views_dataloader", watched)
-    cache_teacher(streamed, tmp_path / "streamed")
+    streamed.cache(tmp_path / "streamed")
     assert read == [list(range(120)) * 2]
     rows_of = np.load(tmp_path / "streamed" / "rows.npy")
     assert sorted(rows_of) == list(range(120))
     assert list(rows_of) != sorted(rows_of)
-    cache_teacher(of_folder, tmp_path / "streamed", "--verify")
-    cache_teacher(of_folder, tmp_path / "folder")
-    cache_teacher(streamed, tmp_path / "folder", "--verify")
+    of_folder.cache(tmp_path / "streamed", verify=True)
+    of_folder.cache(tmp_path / "folder")
+    streamed.cache(tmp_path / "folder", verify=True)
     facts = [json.loads((tmp_path / x / "cache.json").read_text()) for x in ("streamed", "folder")]
     assert facts[0]["identity"] == facts[1]["identity"]
-    given = config(**ONE_STEP)
-    for name in ("streamed", "folder"):
-        fit(given, "--name", name, "--model.teacher_cache", str(tmp_path / name))
-    one, other = (float(rows(tmp_path / "runs" / name)[-1]["train/loss"]) for name in ("streamed", "folder"))
+    one, other = (losses_of(of_folder.fit(tmp_path / name)) for name in ("streamed", "folder"))
     assert one == pytest.approx(other, rel=1e-4)
 
 

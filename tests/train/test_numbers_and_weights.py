@@ -17,8 +17,8 @@ from distill_dynamics.callbacks.epoch_rows import EpochRows
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.losses.logits import soft_kd_top, top_classes
-from distill_dynamics.teacher_cache.blocks import Field, Layout
 from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.layout import Field, Layout
 from distill_dynamics.train.optimise import Optimisation
 from distill_dynamics.train.step import Step
 
