@@ -33,8 +33,10 @@ class DynamicsProbe(AtProbes):
     Before training (epoch 0), every `every_n_epochs`, at the last epoch, and at the end for the
     checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; the
     curves by block (`dynamics/statistics.py`) go to every logger, with what they say (`dynamics/signature/`)
-    of the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Training is
-    not touched: weights, generators, flags and gradients are afterwards what they were.
+    of the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Each
+    Profile of a student has its blocks beside the teacher's, too (`Profile.pairs`, of the first `batch_size`
+    images), for which the teacher sees the images again. Training is not touched: weights, generators, flags
+    and gradients are afterwards what they were.
 
     Under DDP each rank profiles its share of the images; a sharded teacher, which all ranks must call
     equally often, profiles all of them on each.

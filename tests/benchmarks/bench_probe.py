@@ -15,12 +15,14 @@ from distill_dynamics.dynamics import (
     channel_spectrum,
     profile_model,
 )
+from distill_dynamics.dynamics.profiler import compare_models
 from distill_dynamics.models.backbone import Backbone
 
 
 def rows(small: bool) -> Iterator[Row]:
     """CaiT-S24 and 32 images of 224 px, or two blocks of a small ViT and 4 images."""
     torch.manual_seed(0)
+    vit = {}
     if small:
         vit = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2}
         backbone, images = (
@@ -49,6 +51,21 @@ def rows(small: bool) -> Iterator[Row]:
     yield row(
         f"{name}probe ÷ bare forward in parts of 8 images, as the probe has it", probed, parts, unit="s"
     )
+
+    student = Backbone("deit_tiny_patch16_224", timm_kwargs=vit).eval()
+
+    @torch.no_grad()
+    def both() -> None:
+        for part in images.split(8):
+            student(part, "all", logits=False)
+            backbone(part, "all", logits=False)
+
+    def compare() -> None:
+        compare_models(student, backbone, images, images)
+
+    compared, passes = by_turns([compare, both], rounds)
+    what = f"{name}every pair of blocks with a student's ÷ the forward passes of both in parts of 8 images"
+    yield row(what, compared, passes, unit="s")
 
     with torch.no_grad():
         maps = backbone(images, "all", logits=False).maps
