@@ -127,9 +127,6 @@ def imports(path: Path) -> set[str]:
 
 LONG = {
     "data.module",
-    "report.gallery",
-    "report.page",
-    "report.summary",
 }
 """Modules that are still to be divided."""
 
@@ -241,10 +238,11 @@ READS = """
 import sys
 from pathlib import Path
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.report.summary import findings
+from distill_dynamics.report.study import Study
+from distill_dynamics.report.findings import findings
 runs = load_runs([Path(sys.argv[1])])
 assert runs[0].config and runs[0].metrics and runs[0].profiles.students
-findings(runs)
+findings(Study(runs))
 print([name for name in ("torch", "lightning", "timm", "wandb") if name in sys.modules])
 """
 

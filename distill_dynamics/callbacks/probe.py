@@ -94,7 +94,7 @@ class DynamicsProbe(AtProbes):
             metrics = _scalars("student", profile) | _named("evolution", evolution(profiles.students))
             if profiles.teacher is not None:
                 metrics |= _named("gap", gap(profile, profiles.teacher))
-            self.log_probe(trainer, epoch, metrics, figures.of_run(*profiles) if _wandb(trainer) else {})
+            self.log_probe(trainer, epoch, metrics, figures.run_figures(*profiles) if _wandb(trainer) else {})
 
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Profile the best student, and give W&B the figures with it in them."""
@@ -106,7 +106,7 @@ class DynamicsProbe(AtProbes):
         self._write(trainer, profile, "student_best")
         if trainer.is_global_zero:
             for logger in _wandb(trainer):
-                drawn = figures.of_run(*up_to(load_profiles(self._folder), trainer.current_epoch))
+                drawn = figures.run_figures(*up_to(load_profiles(self._folder), trainer.current_epoch))
                 logger.log_metrics(wandb_images(drawn), step=trainer.global_step)
 
     def _profile(

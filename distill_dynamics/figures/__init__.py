@@ -7,10 +7,9 @@ Letters: L layers, C_l channels of layer l, k frequency along the channels.
 """
 
 from distill_dynamics.figures.comparison import curve_by_block, entropy_by_range
-from distill_dynamics.figures.evolution import curve_evolution, of_run, overview
-from distill_dynamics.figures.heatmaps import entropy_heatmap
+from distill_dynamics.figures.evolution import curve_evolution, overview, run_figures
+from distill_dynamics.figures.heatmaps import entropy_heatmap, pair_heatmap
 from distill_dynamics.figures.methods import curve_by_method
-from distill_dynamics.figures.pairs import pair_heatmap
 from distill_dynamics.figures.spectrum import spectra
 from distill_dynamics.figures.training import signature_by_epoch, training_curves
 
@@ -20,9 +19,9 @@ __all__ = [
     "curve_evolution",
     "entropy_by_range",
     "entropy_heatmap",
-    "of_run",
     "overview",
     "pair_heatmap",
+    "run_figures",
     "signature_by_epoch",
     "spectra",
     "training_curves",

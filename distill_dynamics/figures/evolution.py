@@ -12,10 +12,19 @@ from matplotlib.lines import Line2D
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.statistics import SHOWN, Statistic, statistic
 from distill_dynamics.errors import UserError
-from distill_dynamics.figures.curves import Shows, curve_notes, draw_profile, label_y
-from distill_dynamics.figures.heatmaps import draw_heatmap, entropy_heatmap
-from distill_dynamics.figures.look import (
-    BEST,
+from distill_dynamics.figures.curves import (
+    CurveMeta,
+    curve_notes,
+    curves,
+    draw_curve,
+    draw_epochs,
+    label_y,
+    profile_curve,
+)
+from distill_dynamics.figures.heatmaps import draw_heatmap, entropy_heatmap, pair_heatmap
+from distill_dynamics.figures.order import ordered
+from distill_dynamics.figures.spectrum import spectra
+from distill_dynamics.figures.style import (
     STYLE,
     TEACHER,
     block_places,
@@ -30,9 +39,7 @@ from distill_dynamics.figures.look import (
     ticks,
     word,
 )
-from distill_dynamics.figures.order import ordered
-from distill_dynamics.figures.pairs import pair_heatmap
-from distill_dynamics.figures.spectrum import spectra
+from distill_dynamics.runs.profiles import RunProfiles
 
 
 @style.context(STYLE)
@@ -53,13 +60,12 @@ def curve_evolution(
     Raises `ValueError` without students; `UserError` where students or `best` differ in depth, or where
     two of them are of one epoch or several of none.
     """
-    students, curve = ordered(students, best), statistic(name)
+    run, curve = RunProfiles(ordered(students, best), teacher, best), statistic(name)
     figure = Figure(figsize=(4.6, 3.9), layout="constrained")
     ax = figure.subplots()
-    legend = _draw_run(ax, students, teacher, best, curve, bootstrap)
-    epoch_bar(figure, [ax], [profile.epoch for profile in students])
-    said = curve_notes(*students, teacher, best, curve=curve, bootstrap=bootstrap)
-    footer(figure, said, legend)
+    legend = _draw_run(ax, run, curve, bootstrap)
+    epoch_bar(figure, [ax], [profile.epoch for profile in run.students])
+    footer(figure, curve_notes(*students, teacher, best, curve=curve, bootstrap=bootstrap), legend)
     return figure
 
 
@@ -74,13 +80,13 @@ def overview(
 
     Legible when shown 800 pixels wide. Raises as `curve_evolution`.
     """
-    students = ordered(students, best)
+    run = RunProfiles(ordered(students, best), teacher, best)
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    legend = _draw_run(left, students, teacher, best, statistic("entropy"))
-    _draw_run(middle, students, teacher, best, statistic("magnitude"))
-    epoch_bar(figure, [left, middle], [profile.epoch for profile in students])
-    image = draw_heatmap(right, students, most=7)
+    legend = _draw_run(left, run, statistic("entropy"))
+    _draw_run(middle, run, statistic("magnitude"))
+    epoch_bar(figure, [left, middle], [profile.epoch for profile in run.students])
+    image = draw_heatmap(right, run.students, most=7)
     figure.colorbar(image, ax=right, label="Entropy (bits)").outline.set_visible(False)
     if left.child_axes:  # the teacher's axis has moved their titles up
         right.set_title(right.get_title("left"), pad=32)
@@ -90,7 +96,7 @@ def overview(
     return figure
 
 
-def of_run(
+def run_figures(
     students: Sequence[Profile],
     teacher: Profile | None = None,
     best: Profile | None = None,
@@ -102,26 +108,26 @@ def of_run(
     """
     if not students:
         return {}
-    everything = [*students, *([best] if best else []), *([teacher] if teacher else [])]
-    drawn = {
+    everything = [profile for profile in (*students, best, teacher) if profile is not None]
+    known = [curve for curve in SHOWN if any(profile.known(curve.name) for profile in everything)]
+    figures = {
         f"{curve.name}_evolution": curve_evolution(curve.name, students, teacher, best, bootstrap)
-        for curve in SHOWN
-        if curve.name == "entropy" or any(profile.known(curve.name) for profile in everything)
+        for curve in known
     }
-    drawn["entropy_heatmap"] = entropy_heatmap({students[0].model: students})
-    panels = _panels(ordered(students), best)
-    for curve in SHOWN:
-        if curve.kind == "pair" and any(profile.known(curve.name) for profile in panels.values()):
-            drawn[f"{curve.name}_heatmap"] = pair_heatmap(curve.name, panels, teacher)
+    figures["entropy_heatmap"] = entropy_heatmap({students[0].model: students})
+    for curve in known:
+        if curve.kind == "pair":
+            panels = _panels(ordered(students), best)
+            figures[f"{curve.name}_heatmap"] = pair_heatmap(curve.name, panels, teacher)
     with suppress(UserError):  # a dead student has no spectrum, and all else to show
-        drawn["student_spectra"] = spectra(best or ordered(students)[-1])
-    return drawn
+        figures["student_spectra"] = spectra(best or ordered(students)[-1])
+    return figures
 
 
 def _panels(students: list[Profile], best: Profile | None) -> dict[str, Profile]:
     """At most seven of the students, the first and the last among them, and the best checkpoint."""
-    shown = sorted({round(place) for place in np.linspace(0, len(students) - 1, min(7, len(students)))})
-    panels = {f"Epoch {students[row].epoch}": students[row] for row in shown}
+    rows = sorted({round(place) for place in np.linspace(0, len(students) - 1, min(7, len(students)))})
+    panels = {f"Epoch {students[row].epoch}": students[row] for row in rows}
     return panels | ({_best_label(best): best} if best is not None else {})
 
 
@@ -129,32 +135,22 @@ def _best_label(best: Profile) -> str:
     return "Best checkpoint" + ("" if best.epoch is None else f" (epoch {best.epoch})")
 
 
-def _draw_run(
-    ax: Axes,
-    students: list[Profile],
-    teacher: Profile | None,
-    best: Profile | None,
-    curve: Statistic,
-    bootstrap: bool = False,
-) -> dict[str, Line2D]:
+def _draw_run(ax: Axes, run: RunProfiles, curve: Statistic, bootstrap: bool = False) -> dict[str, Line2D]:
     """All curves of a run in one panel; returns the lines that no colour bar names."""
+    students, teacher = run.students, run.teacher
     name, blocks = word(students[0]), block_places(students[0])
     legend: dict[str, Line2D] = {}
-    colours = epoch_colours(len(students))
-    for profile, colour in zip(students, colours, strict=True):
-        if not profile.known(curve.name):
-            continue
-        look = {"color": colour, "marker": ".", "markersize": 4}
-        line = draw_profile(ax, blocks, profile, curve, Shows("student"), bootstrap, **look)
-        if len(students) == 1:
-            legend[named(profile)] = line
-    if best is not None and best.known(curve.name):
-        legend[_best_label(best)] = draw_profile(ax, blocks, best, curve, Shows("best"), bootstrap, **BEST)
+    colours = dict(zip((profile.epoch for profile in students), epoch_colours(len(students)), strict=True))
+    best = draw_epochs(ax, run, curve, colours, bootstrap=bootstrap)
+    if len(students) == 1 and students[0].known(curve.name):
+        legend[named(students[0])] = curves([ax])[0]
+    if best and run.best:
+        legend[_best_label(run.best)] = best
     if teacher is not None and teacher.known(curve.name):
         # First block on first and last on last, as layer pairs are counted from either end.
         matched = np.linspace(1, len(blocks), len(teacher.layers))
-        line = draw_profile(ax, matched, teacher, curve, Shows("teacher"), bootstrap, **TEACHER)
-        legend[f"Teacher ({teacher.model})"] = line
+        line = profile_curve(matched, teacher, curve, CurveMeta("teacher"), bootstrap)
+        legend[f"Teacher ({teacher.model})"] = draw_curve(ax, line, **TEACHER)
         if len(matched) != len(blocks):
             top = ax.secondary_xaxis("top")
             ticks(top.xaxis, matched, layer_labels(teacher), most=8)

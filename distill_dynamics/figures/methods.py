@@ -1,7 +1,6 @@
-"""Curves by block of several methods side by side, one line an epoch (the paper's Figure 4)."""
+"""Curves by block over the epochs of several runs, a panel a method (the paper's Figure 4)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -9,19 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.dynamics.statistics import Statistic, statistic
+from distill_dynamics.dynamics.statistics import statistic
 from distill_dynamics.figures.curves import (
     THIN,
+    CurveMeta,
     Role,
-    Shows,
     curve_notes,
+    draw_curve,
+    draw_epochs,
     draw_mean,
-    draw_profile,
     label_y,
     mean_notes,
     profile_curve,
 )
-from distill_dynamics.figures.look import (
+from distill_dynamics.figures.order import distinct, ordered
+from distill_dynamics.figures.style import (
     BEST,
     STYLE,
     TEACHER,
@@ -36,7 +37,6 @@ from distill_dynamics.figures.look import (
     word,
     wrapped,
 )
-from distill_dynamics.figures.order import distinct, ordered
 from distill_dynamics.runs.profiles import RunProfiles
 
 
@@ -60,20 +60,18 @@ def curve_by_method(
     one run.
     """
     curve, methods = statistic(name), methods or {}
-    trained = {
-        label: run._replace(
-            students=[student for student in ordered(run.students, run.best) if name in student.curves],
-            best=run.best if run.best is not None and name in run.best.curves else None,
-        )
-        for label, run in runs.items()
-        if any(name in student.curves for student in run.students)
-    }
+    trained: dict[str, RunProfiles] = {}
+    for label, run in runs.items():
+        students = [student for student in run.students if student.known(name)]
+        if students:
+            shown = run.best if run.best is not None and run.best.known(name) else None
+            trained[label] = RunProfiles(ordered(students, shown), run.teacher, shown)
     if not trained:
         raise ValueError("no Profiles to draw: no run has a student in training")
     panels: dict[tuple[str, int], dict[str, RunProfiles]] = {}
     for label, run in trained.items():
         panels.setdefault((methods.get(label, label), len(run.students[0].layers)), {})[label] = run
-    teachers = [t for t in distinct(run.teacher for run in trained.values()) if name in t.curves]
+    teachers = [t for t in distinct(run.teacher for run in trained.values()) if t.known(name)]
     drawn = [profile for run in trained.values() for profile in run.students]
     epochs = sorted({profile.epoch for profile in drawn}, key=lambda epoch: -1 if epoch is None else epoch)
     colours = dict(zip(epochs, epoch_colours(len(epochs)), strict=True))
@@ -82,49 +80,40 @@ def curve_by_method(
     legend: dict[str, Line2D] = {}
     for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
         means = _means(members) if len(members) > 1 else []
-        thin = THIN if means else {}
         for label, run in members.items():
-            for profile in run.students:
-                look = {"color": colours[profile.epoch], **(thin or {"marker": ".", "markersize": 4})}
-                _draw_alone(ax, profile, curve, Shows("student", run=label), bootstrap, **look)
-            if run.best is not None:
-                look = {**BEST, **thin}
-                shows = Shows("best", run=label)
-                legend["Best checkpoint"] = _draw_alone(ax, run.best, curve, shows, bootstrap, **look)
+            best = draw_epochs(ax, run, curve, colours, label, bootstrap, **(THIN if means else {}))
+            legend |= {"Best checkpoint": best} if best else {}
         for role, profiles in means:
-            lines = {n: profile_curve(block_places(p), p, curve, Shows(role)) for n, p in profiles.items()}
+            lines = {
+                n: profile_curve(block_places(p), p, curve, CurveMeta(role)) for n, p in profiles.items()
+            }
             epoch = next(iter(profiles.values())).epoch
             draw_mean(ax, title, lines, **(BEST if role == "best" else {"color": colours[epoch]}))
         _label_panel(ax, title, next(iter(members.values())).students[0])
     for ax, teacher in zip(axes[len(panels) :], teachers, strict=True):
-        legend["Teacher"] = _draw_alone(ax, teacher, curve, Shows("teacher"), bootstrap, **TEACHER)
+        line = profile_curve(block_places(teacher), teacher, curve, CurveMeta("teacher"), bootstrap)
+        legend["Teacher"] = draw_curve(ax, line, **TEACHER)
         _label_panel(ax, f"Teacher ({teacher.model})", teacher)
 
     label_y(axes, curve)
     share_y(axes)
     epoch_bar(figure, axes, epochs)
-    said = curve_notes(*drawn, *teachers, curve=curve, bootstrap=bootstrap)
-    footer(figure, [*said, *mean_notes(axes)], legend)
+    notes = curve_notes(*drawn, *teachers, curve=curve, bootstrap=bootstrap)
+    footer(figure, [*notes, *mean_notes(axes)], legend)
     return figure
-
-
-def _draw_alone(
-    ax: Axes, profile: Profile, curve: Statistic, shows: Shows, bootstrap: bool, **look: Any
-) -> Line2D:
-    return draw_profile(ax, block_places(profile), profile, curve, shows, bootstrap, **look)
 
 
 def _means(runs: Mapping[str, RunProfiles]) -> list[tuple[Role, dict[str, Profile]]]:
     """Of what the runs of one panel have a mean: the epochs at which all were probed, and their best."""
     probes = {name: {profile.epoch: profile for profile in run.students} for name, run in runs.items()}
     shared = set.intersection(*map(set, probes.values()))
-    found: list[tuple[Role, dict[str, Profile]]] = [
+    means: list[tuple[Role, dict[str, Profile]]] = [
         ("student", {name: probed[epoch] for name, probed in probes.items()})
         for epoch in next(iter(probes.values()))
         if epoch in shared
     ]
     bests = {name: run.best for name, run in runs.items() if run.best}
-    return [*found, ("best", bests)] if len(bests) == len(runs) else found
+    return [*means, ("best", bests)] if len(bests) == len(runs) else means
 
 
 def _label_panel(ax: Axes, title: str, profile: Profile) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.figures.look import named
+from distill_dynamics.figures.style import named
 
 
 def ordered(students: Sequence[Profile], best: Profile | None = None) -> list[Profile]:
@@ -32,11 +32,11 @@ def ordered(students: Sequence[Profile], best: Profile | None = None) -> list[Pr
 
 def distinct(profiles: Iterable[Profile | None]) -> list[Profile]:
     """Each Profile once: runs of one teacher have its curve in common."""
-    found: list[Profile] = []
+    firsts: list[Profile] = []
     for profile in profiles:
-        if profile is not None and not any(same_bins(profile, o) and alike(profile, o) for o in found):
-            found.append(profile)
-    return found
+        if profile is not None and not any(same_bins(profile, o) and alike(profile, o) for o in firsts):
+            firsts.append(profile)
+    return firsts
 
 
 def alike(one: Profile, other: Profile) -> bool:

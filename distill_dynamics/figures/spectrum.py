@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.errors import UserError
-from distill_dynamics.figures.curves import Curve, Shows, draw_curve
-from distill_dynamics.figures.look import (
+from distill_dynamics.figures.curves import Curve, CurveMeta, draw_curve
+from distill_dynamics.figures.style import (
     OKABE_ITO,
     STYLE,
     footer,
@@ -66,15 +66,21 @@ def spectra(profile: Profile, title: str | None = None) -> Figure:
     return figure
 
 
-def _draw(ax: Axes, profile: Profile, row: int, label: str, **look: Any) -> None:
+def _draw(ax: Axes, profile: Profile, row: int, label: str, **line_style: Any) -> None:
     channels = len(profile.spectrum[row])
     half = slice(channels // 2 + 1)
     x, y = np.arange(channels)[half] / channels, profile.spectrum[row][half]
     y = np.where(y > 0, y, np.nan)  # a dead layer has no place on a log axis
-    dot = {"color": look["color"], "marker": "o", "markersize": 4, "linestyle": "none", "clip_on": False}
+    dot = {
+        "color": line_style["color"],
+        "marker": "o",
+        "markersize": 4,
+        "linestyle": "none",
+        "clip_on": False,
+    }
     mean = ax.plot(x[:1], y[:1], **dot)
     points = [f"k = {k} of {channels}" for k in range(1, len(x))]
     error = profile.spectrum_se[row][half][1:]
-    curve = Curve(x[1:], y[1:], Shows("run", measure=label), points, error)
-    line = draw_curve(ax, curve, label=plain(label, 16), **{**look, "linewidth": 1})
+    curve = Curve(x[1:], y[1:], CurveMeta("run", measure=label), points, error)
+    line = draw_curve(ax, curve, label=plain(label, 16), **{**line_style, "linewidth": 1})
     line.companions += mean

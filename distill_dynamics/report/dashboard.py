@@ -70,12 +70,12 @@ def build(entity: str, project: str, name: str = "Distillation dynamics") -> ws.
         _section("Accuracy", TRAINING, _accuracy(), is_open=True),
         _section("Loss terms", TRAINING, _losses()),
         *(_section(curve.title, PROBES, _blocks(curve), is_open=curve is SHOWN[0]) for curve in SHOWN),
-        _section("Gap to the teacher", PROBES, _gap()),
-        _section("Signature of the student", PROBES, _signature()),
+        _section("Gap to the teacher", PROBES, _lines("dynamics/gap/", *_GAP)),
+        _section("Signature of the student", PROBES, _lines("dynamics/student/signature/", *_SIGNATURE)),
         _section("Spectra and large values", PROBES, _spectra()),
-        _section("Evolution over epochs", PROBES, _evolution()),
+        _section("Evolution over epochs", PROBES, _lines("dynamics/evolution/", *_EVOLUTION)),
         _section("Gradient conflict", PROBES, _conflict()),
-        _section("Rate and speed", TRAINING, _speed()),
+        _section("Rate and speed", TRAINING, _lines("train/", *_SPEED)),
     ]
     return workspace
 
@@ -159,6 +159,43 @@ def _section(name: str, axis: str, panels: list[Any], is_open: bool = False) -> 
     )
 
 
+_AXES: dict[str, dict[str, Any]] = {
+    "1 yes, 0 no": {"range_y": (0, 1)},
+    "share of the depth": {"range_y": (-1, 1)},
+    "cosine; below 0 they conflict": {"range_y": (-1, 1)},
+    "squared activation": {"log_y": True},
+    "largest over median |A|": {"log_y": True},
+}
+"""What a unit asks of its axis."""
+
+# Title, unit, and the names of the metrics.
+_GAP = (
+    ("Entropy: distance of the curves", "bits, RMS", "entropy_distance"),
+    ("Entropy: distance of their shapes", "bits, RMS", "entropy_shape_distance"),
+    ("Magnitude: distance", "RMS of log2 of the ratio", "magnitude_distance"),
+    ("Spectral flatness: distance", "RMS", "flatness_distance"),
+    ("Lowest block, student minus teacher", "share of the depth", "nadir_shift"),
+)
+_SIGNATURE = (
+    ("Block of the lowest entropy", "block", "nadir"),
+    ("The smaller of fall and rise: depth, where the curve is a U", "bits", "depth"),
+    ("Fall before, rise after the lowest block", "bits", "depth_left depth_right"),
+    ("Is the curve a U?", "1 yes, 0 no", "u_shaped"),
+    ("Block of the lowest magnitude", "block", "magnitude_nadir"),
+    ("Is the magnitude a U with it?", "1 yes, 0 no", "magnitude_agrees"),
+)
+_EVOLUTION = (
+    ("Last block: rebound from its lowest entropy", "bits", "last_rebound"),
+    ("Last block: entropy since the first probe", "bits", "last_change"),
+    ("First block: entropy since the first probe", "bits", "first_change"),
+    ("Lowest block since the first probe", "blocks", "nadir_change"),
+    ("Last block the lowest until", "epoch", "last_lowest_until"),
+    ("Last block rises from", "epoch", "last_rises_from"),
+    ("A U since", "epoch", "u_since"),
+)
+_SPEED = (("Learning rate", "", "lr"), ("Speed", "images a second", "images_per_s"))
+
+
 def _curve(title: str, unit: str, *metrics: str, **settings: Any) -> wr.LinePlot:
     """Metrics by name; a band for one, as those of several would hide each other."""
     return wr.LinePlot(
@@ -167,6 +204,7 @@ def _curve(title: str, unit: str, *metrics: str, **settings: Any) -> wr.LinePlot
         y=list(metrics),
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev" if len(metrics) == 1 else "none",
+        **_AXES.get(unit, {}),
         **settings,
     )
 
@@ -174,6 +212,11 @@ def _curve(title: str, unit: str, *metrics: str, **settings: Any) -> wr.LinePlot
 def _curves(title: str, unit: str, pattern: str, **settings: Any) -> wr.LinePlot:
     """Every metric that a regular expression matches."""
     return _curve(title, unit, metric_regex=pattern, **settings)
+
+
+def _lines(prefix: str, *rows: tuple[str, str, str]) -> list[Any]:
+    """Panels by title, unit and the names of their metrics behind the prefix."""
+    return [_curve(title, unit, *(prefix + name for name in names.split())) for title, unit, names in rows]
 
 
 def _picture(title: str, name: str) -> wr.MediaBrowser:
@@ -209,8 +252,9 @@ def _losses() -> list[Any]:
 
 def _blocks(curve: Statistic) -> list[Any]:
     name, title, unit = curve.name, curve.title, curve.unit or curve.axis
-    maps = {"entropy": "by block and epoch", "cka": "each pair of blocks"}
-    heatmap = [_picture(f"{title}, {maps[name]}", f"{name}_heatmap")] if name in maps else []
+    heatmap = [_picture("Entropy by block and epoch", "entropy_heatmap")] if name == "entropy" else []
+    if curve.kind == "pair":
+        heatmap = [_picture(f"{title}, each pair of blocks", f"{name}_heatmap")]
     return [
         _picture(f"{title} by block, a line an epoch, beside the teacher", f"{name}_evolution"),
         *heatmap,
@@ -219,79 +263,26 @@ def _blocks(curve: Statistic) -> list[Any]:
     ]
 
 
-def _gap() -> list[Any]:
-    gap = "dynamics/gap/"
-    return [
-        _curve("Entropy: distance of the curves", "bits, RMS", f"{gap}entropy_distance"),
-        _curve("Entropy: distance of their shapes", "bits, RMS", f"{gap}entropy_shape_distance"),
-        _curve("Magnitude: distance", "RMS of log2 of the ratio", f"{gap}magnitude_distance"),
-        _curve("Spectral flatness: distance", "RMS", f"{gap}flatness_distance"),
-        _curve(
-            "Lowest block, student minus teacher", "share of the depth", f"{gap}nadir_shift", range_y=(-1, 1)
-        ),
-    ]
-
-
-def _signature() -> list[Any]:
-    said = "dynamics/student/signature/"
-    return [
-        _curve("Block of the lowest entropy", "block", f"{said}nadir"),
-        _curve("The smaller of fall and rise: depth, where the curve is a U", "bits", f"{said}depth"),
-        _curve("Fall before, rise after the lowest block", "bits", f"{said}depth_left", f"{said}depth_right"),
-        _curve("Is the curve a U?", "1 yes, 0 no", f"{said}u_shaped", range_y=(0, 1)),
-        _curve("Block of the lowest magnitude", "block", f"{said}magnitude_nadir"),
-        _curve("Is the magnitude a U with it?", "1 yes, 0 no", f"{said}magnitude_agrees", range_y=(0, 1)),
-    ]
-
-
 def _spectra() -> list[Any]:
-    said = "dynamics/student/signature/"
-    parts = ("early", "middle", "late")
     return [
         _picture("Channel spectra of the student", "student_spectra"),
         _picture("Channel spectra of the teacher", "teacher_spectra"),
-        _curve("Spectral flatness", "1 is uniform", *(f"{said}flatness_{part}" for part in parts)),
-        _curve("Power in the lowest third of frequencies", "share", *(f"{said}low_{part}" for part in parts)),
-        _curve(
-            "Power in the highest third of frequencies", "share", *(f"{said}high_{part}" for part in parts)
+        *_lines(
+            "dynamics/student/signature/",
+            ("Spectral flatness", "1 is uniform", "flatness_early flatness_middle flatness_late"),
+            ("Power in the lowest third of frequencies", "share", "low_early low_middle low_late"),
+            ("Power in the highest third of frequencies", "share", "high_early high_middle high_late"),
+            ("Power", "squared activation", "energy_early energy_middle energy_late"),
+            ("Does the spectrum have three phases?", "1 yes, 0 no", "three_phases"),
+            ("Massive activations", "largest over median |A|", "massive_ratio"),
+            ("Block of the massive activations", "block", "massive_block"),
         ),
-        _curve("Power", "squared activation", *(f"{said}energy_{part}" for part in parts), log_y=True),
-        _curve("Does the spectrum have three phases?", "1 yes, 0 no", f"{said}three_phases", range_y=(0, 1)),
-        _curve("Massive activations", "largest over median |A|", f"{said}massive_ratio", log_y=True),
-        _curve("Block of the massive activations", "block", f"{said}massive_block"),
-    ]
-
-
-def _evolution() -> list[Any]:
-    so_far = "dynamics/evolution/"
-    return [
-        _curve("Last block: rebound from its lowest entropy", "bits", f"{so_far}last_rebound"),
-        _curve("Last block: entropy since the first probe", "bits", f"{so_far}last_change"),
-        _curve("First block: entropy since the first probe", "bits", f"{so_far}first_change"),
-        _curve("Lowest block since the first probe", "blocks", f"{so_far}nadir_change"),
-        _curve("Last block the lowest until", "epoch", f"{so_far}last_lowest_until"),
-        _curve("Last block rises from", "epoch", f"{so_far}last_rises_from"),
-        _curve("A U since", "epoch", f"{so_far}u_since"),
     ]
 
 
 def _conflict() -> list[Any]:
-    term_and_rest = "cosine; below 0 they conflict"
+    unit, metrics = "cosine; below 0 they conflict", "^dynamics/conflict/"
     return [
-        _curves(
-            "Feature term and rest of the loss, each block (callback GradientConflict)",
-            term_and_rest,
-            "^dynamics/conflict/",
-            range_y=(-1, 1),
-        ),
-        _curves(
-            "The same of the first block", term_and_rest, "^dynamics/conflict/.+/block_01$", range_y=(-1, 1)
-        ),
-    ]
-
-
-def _speed() -> list[Any]:
-    return [
-        _curve("Learning rate", "", "train/lr"),
-        _curve("Speed", "images a second", "train/images_per_s"),
+        _curves("Feature term and rest of the loss, each block (callback GradientConflict)", unit, metrics),
+        _curves("The same of the first block", unit, f"{metrics}.+/block_01$"),
     ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.profile_file import LARGEST
-from distill_dynamics.report.method_names import described
+from distill_dynamics.report.methods import describe
 from distill_dynamics.report.records import (
     Run,
     counted,
@@ -87,7 +87,7 @@ def _config(path: Path) -> tuple[dict[str, Any], list[str]]:
         config = read_yaml(file)
         sections = [config.get(key) or {} for key in ("model", "data", "trainer", "probe")]
         if all(isinstance(section, dict) for section in sections):
-            described(config)
+            describe(config)
             return config, []
     except Unreadable as error:
         reason = error.bound

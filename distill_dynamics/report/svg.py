@@ -27,7 +27,7 @@ class Drawing:
     width: float
     """In points, 1/72 inch: the svg's own units."""
     curves: list[dict[str, Any]]
-    """One a curve, ready for JSON: what `Shows` holds, `label`, title of its `panel`, `ids` of its
+    """One a curve, ready for JSON: what `CurveMeta` holds, `label`, title of its `panel`, `ids` of its
     elements, and `points`: [x, y, name, value as text] each, x and y in the svg's units."""
 
 
@@ -68,7 +68,7 @@ def value_text(value: float, error: FloatArray) -> str:
 
 def _described(figure: Figure, line: CurveLine, name: str) -> dict[str, Any]:
     """A curve as numbers and words, its points without those that are not drawn."""
-    shows, axes = line.shows, cast(Axes, line.axes)
+    axes = cast(Axes, line.axes)
     xy = np.asarray(line.get_xydata(), dtype=float)
     # In fractions of the figure, which do not depend on its resolution; y from above, as in an svg.
     fractions = axes.transData.transform(xy) / figure.bbox.size
@@ -80,8 +80,8 @@ def _described(figure: Figure, line: CurveLine, name: str) -> dict[str, Any]:
     ]
     parts = range(1 + len(line.companions))
     return {
-        **asdict(shows),
-        "label": shows.label,
+        **asdict(line.meta),
+        "label": line.meta.label,
         "ids": [f"{name}-{part}" for part in parts],
         "panel": axes.get_title("left").replace(r"\$", "$").replace("\n", " "),
         "points": points,

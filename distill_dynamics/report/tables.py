@@ -1,70 +1,157 @@
-"""Tables of several runs: methods and their accuracies, settings, entropy over the epochs."""
+"""Tables of several runs: contrasts, methods and accuracies, value ranges, settings, entropy over epochs."""
 
+import math
 from collections.abc import Sequence
-from itertools import compress
+from itertools import combinations, compress
+from statistics import fmean, stdev
+
+import numpy as np
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.signature import change_error, evolution, rebound, signature
-from distill_dynamics.report.methods import baseline, baselines, methods, methods_by_run, named_settings
+from distill_dynamics.report.methods import all_settings
 from distill_dynamics.report.records import Run, listed
-from distill_dynamics.tables import NOTHING, Row, filled, measured, number, signed, with_error
+from distill_dynamics.report.study import Study
+from distill_dynamics.tables import (
+    NOTHING,
+    Row,
+    accuracies,
+    filled,
+    measured,
+    number,
+    shape,
+    signed,
+    with_error,
+)
 
 
-def results_rows(runs: Sequence[Run]) -> list[Row]:
+def contrast_rows(study: Study) -> list[Row]:
+    """A row a method: its best top-1 against its baseline's, with the 95 % interval over seeds."""
+    rows: list[Row] = [("method", "compared with", "difference (points)", "95 % interval", "verdict")]
+    for contrast in study.contrasts:
+        method, baseline = contrast.method, contrast.baseline
+        if baseline is method or not method.by_seed() or (baseline is None and not contrast.reason):
+            continue
+        bounds = NOTHING if contrast.interval is None else " to ".join(f"{b:+.2f}" for b in contrast.interval)
+        verdict = f"not compared: {contrast.reason}" if baseline is None else contrast.verdict or "one seed"
+        against = NOTHING if baseline is None else baseline.label
+        rows.append((method.label, against, signed(contrast.difference), bounds, verdict))
+    return filled(rows)
+
+
+def results_rows(study: Study) -> list[Row]:
     """The paper's Table 1: a row a method, with mean ± standard deviation of top-1 over its seeds.
 
-    The difference is that of the best top-1 to the baseline: SoftKD with all other settings equal, else plain
-    training; the column is left out where no method has one. So is that of the averaged weights (EMA), each
-    run's best as well. A run that has not finished has a row to itself.
+    Teachers come first. Averaged weights (EMA) have a column where there are any: each run's best. A run that
+    has not finished has a row to itself.
     """
-    found = methods(runs)
-    scores = [
-        (method, method.score("best"), method.score("last"), method.score("best", "val/acc1_ema"))
-        for method in found
-    ]
-    if not any(best for _, best, *_ in scores):
+    known = [method for method in study.methods if method.by_seed()]
+    if not known:
         return []
-    bases, measured_against = [baseline(method, found) for method in found], baselines(found)
-    optional = {
-        "EMA best": any(ema for *_, ema in scores),
-        "difference": bool(measured_against),
-    }
-    header = ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", *optional, "epochs", "runs")
-    rows: list[Row] = [header]
-    for (method, best, last, ema), base in zip(scores, bases, strict=True):
-        base_score = base.score() if base else None
-        rows.append(
-            (
-                method.name,
-                method.layers or "N/A",
-                method.weight or "N/A",
-                str(len(method.by_seed("best"))),
-                str(best or NOTHING),
-                str(last or NOTHING),
-                str(ema or NOTHING),
-                "baseline"
-                if any(method is other for other in measured_against)
-                else f"{best.mean - base_score.mean:+.2f}"
-                if best and base_score and base is not method
-                else NOTHING,
-                method.epochs,
-                ", ".join(run.name for run in method.runs),
-            )
+    columns = [("best", "val/acc1"), ("last", "val/acc1"), ("best", "val/acc1_ema")]
+    shown = [True] * 6 + [any(method.by_seed("best", "val/acc1_ema") for method in known), True, True]
+    rows: list[Row] = [
+        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "EMA best", "epochs", "runs")
+    ]
+    teachers: dict[tuple[str, str], Run] = {}
+    for method in known:
+        name = method.settings.get("model.teacher.init_args.name", "")
+        for run in method.runs:
+            if teacher := accuracies(run.metrics).get("teacher"):
+                teachers.setdefault((name, f"{teacher.top1:.2f}"), run)
+    rows += [
+        (f"teacher, {name}" if name else "teacher", "", "", "", top1, *[""] * 4) for name, top1 in teachers
+    ]
+    rows += [
+        (
+            method.title,
+            method.layers or NOTHING,
+            method.weight or NOTHING,
+            str(len(method.by_seed())),
+            *(_mean([*method.by_seed(*column).values()]) for column in columns),
+            method.epochs,
+            ", ".join(run.name for run in method.runs),
         )
-    shown = [optional.get(name, True) for name in header]
+        for method in known
+    ]
     return [tuple(compress(row, shown)) for row in rows]
 
 
-def config_rows(runs: Sequence[Run]) -> list[Row]:
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return NOTHING
+    return with_error(f"{fmean(values):.2f}", stdev(values) if len(values) > 1 else math.nan, 2)
+
+
+def range_rows(runs: Sequence[Run]) -> list[Row]:
+    """A row a model that was analysed in several value ranges of the bins: what its curve says in each.
+
+    r is Pearson's correlation over blocks of the entropy with log2 of the magnitude, to which bins of one
+    width tie it. Whether the lowest block depends on the range is said beyond two standard errors.
+    """
+    models: dict[tuple[object, str], dict[str, Profile]] = {}
+    for run in runs:
+        if run.latest is not None and measured(run.latest) and len(run.latest.layers) > 1:
+            models.setdefault((run.path, run.label), {})[run.range] = run.latest
+    several = {label: found for (_, label), found in models.items() if len(found) > 1}
+    ranges = dict.fromkeys(name for found in several.values() for name in found)
+    rows: list[Row] = [("lowest block by range", *ranges, "verdict")]
+    rows += [
+        (
+            label,
+            *(_in_range(found[name]) if name in found else NOTHING for name in ranges),
+            _over_ranges([*found.values()]),
+        )
+        for label, found in several.items()
+    ]
+    return filled(rows)
+
+
+def _in_range(profile: Profile) -> str:
+    """Such as "4 ± 0.5 (no U), r = 0.98, 20.0 % outside"."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = np.corrcoef(profile.entropy, np.log2(profile.magnitude))[0, 1]
+    outside = 100 * profile.clipped.mean()  # of a range that was given: in the bins at its ends
+    return (
+        lowest_block(profile)
+        + (f", r = {r:.2f}" if np.isfinite(r) else "")
+        + (f", {outside:.1f} % outside" if outside > 0 else "")
+    )
+
+
+def lowest_block(profile: Profile, with_depth: bool = False) -> str:
+    """Such as "4 ± 0.5 (no U)", or with the depth of a U in bits."""
+    found = signature(profile)
+    deep = ""
+    if with_depth and found.u_shaped:
+        deep = f", {with_error(f'{found.depth:.3f}', found.depth_se, 3)} bits deep"
+    return f"{with_error(str(found.nadir), found.nadir_se, 1)} ({shape(profile)}{deep})"
+
+
+def _over_ranges(profiles: Sequence[Profile]) -> str:
+    found = [signature(profile) for profile in profiles]
+    pairs = [
+        (abs(a.nadir - b.nadir), 2 * math.hypot(a.nadir_se, b.nadir_se)) for a, b in combinations(found, 2)
+    ]
+    if any(math.isnan(margin) for _, margin in pairs):
+        return "too few images to tell"
+    if any(distance > margin for distance, margin in pairs):
+        return "another block"
+    if len({one.u_shaped for one in found}) > 1:
+        return "a U in some alone"
+    return "the same" if all(distance + margin < 1 for distance, margin in pairs) else "not certain"
+
+
+def config_rows(study: Study) -> list[Row]:
     """The settings in which the runs differ; what a run does not set is a dash.
 
     Runs of one method, which differ by seed and machine, share a column; those without a configuration have
     none. What only names a run (name, folder, W&B) is left out.
     """
-    settings = {run.name: named_settings(run) for run in runs if run.config}
-    owners, columns = methods_by_run(runs), dict[str, list[str]]()
+    settings = {run.name: all_settings(run) for run in study.runs if run.config}
+    columns: dict[str, list[str]] = {}
     for name in settings:
-        columns.setdefault(owners.get(name, name), []).append(name)
+        columns.setdefault(study.key_of.get(name, name), []).append(name)
     rows: list[Row] = [("setting", *map(listed, columns.values()))]
     for key in dict.fromkeys(key for setting in settings.values() for key in setting):
         values = {name: setting.get(key, NOTHING) for name, setting in settings.items()}
@@ -98,27 +185,27 @@ def evolution_rows(runs: Sequence[Run]) -> list[Row]:
         trained = trained_probes(run)
         if len(trained) < 2:
             continue
-        found, back = evolution(trained), rebound(trained)
-        rises = None if back.certain is False else found.last_rises_from
-        epoch = [
-            NOTHING if value is None else str(value)
-            for value in (found.last_lowest_until, rises, found.u_since)
-        ]
-        ends = trained[0], trained[-1]
-        nadirs = [signature(profile).nadir for profile in ends]
+        change, back = evolution(trained), rebound(trained)
+        first, last = trained[0], trained[-1]
+        rises = None if back.certain is False else change.last_rises_from
         rows.append(
             (
                 run.name,
-                f"{trained[0].epoch} to {trained[-1].epoch}",
-                f"{nadirs[0]} → {nadirs[1]}",
-                with_error(signed(found.first_change), change_error(*ends, 0), 2),
-                with_error(signed(found.last_change), change_error(*ends, -1), 2),
-                *epoch[:2],
+                f"{first.epoch} to {last.epoch}",
+                f"{signature(first).nadir} → {signature(last).nadir}",
+                with_error(signed(change.first_change), change_error(first, last, 0), 2),
+                with_error(signed(change.last_change), change_error(first, last, -1), 2),
+                _epoch(change.last_lowest_until),
+                _epoch(rises),
                 with_error(number(back.value, 2), back.error, 2),
-                epoch[2],
+                _epoch(change.u_since),
             )
         )
     return filled(rows)
+
+
+def _epoch(epoch: int | None) -> str:
+    return NOTHING if epoch is None else str(epoch)
 
 
 def trained_probes(run: Run) -> list[Profile]:

@@ -33,7 +33,7 @@ from panels import (
 from real_vit_figure import real_vit
 from rows import TEACHERS
 
-from distill_dynamics.figures.look import STYLE
+from distill_dynamics.figures.style import STYLE
 
 FIGURES = Path(__file__).parent / "figures"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rows import CONTROLS, ROWS, TEACHERS
 from tables import TABLES
 
-from distill_dynamics.figures.look import OKABE_ITO
+from distill_dynamics.figures.style import OKABE_ITO
 
 Cells = dict[str, str]
 

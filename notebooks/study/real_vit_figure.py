@@ -12,7 +12,7 @@ from real_vit_table import PROFILES
 
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import bootstrap_interval
-from distill_dynamics.figures.look import log_y
+from distill_dynamics.figures.style import log_y
 
 COLOUR = "#117733"
 

@@ -34,6 +34,7 @@ from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.dynamics.profiler import compare_models
 from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.records import Run
+from distill_dynamics.report.study import Study
 from distill_dynamics.runs.profiles import RunProfiles
 from distill_dynamics.tables import OTHER_CURVES, curve_rows
 
@@ -57,8 +58,8 @@ run = Run("r", "r", None, "fit", RunProfiles([profile], None, None))
 said = {
     "negatives": profile.curves["negatives"].tolist(),
     "metrics": sorted(probe._scalars("student", profile)),
-    "figures": sorted(figures.of_run([profile])),
-    "pictures": [picture.title for picture in gallery([run])],
+    "figures": sorted(figures.run_figures([profile])),
+    "pictures": [picture.title for picture in gallery(Study([run]))],
     "widths": profile.pairs["widths"].tolist(),
     "tables": [curve_rows([("x", profile)], curve)[0][0] for curve in OTHER_CURVES],
     "first_axis": [float(profile.curve("first_axis")[0]), float(profile.curve_se("first_axis")[0])],

@@ -256,10 +256,10 @@ def test_heat_map_has_epochs_from_left_to_right_and_block_one_at_the_bottom(stud
     (image,) = ax.images
     np.testing.assert_array_equal(image.get_array(), np.stack([s.entropy for s in students]).T)
     assert image.origin == "lower"
-    assert tuple(image.get_extent()) == (-0.5, 6.5, 0.5, 12.5)
+    assert tuple(image.get_extent()) == (0.5, 7.5, 0.5, 12.5)
     assert ax.get_ylim() == (0.5, 12.5)
     assert tick_labels(ax.xaxis) == [str(epoch) for epoch in EPOCHS]
-    assert list(ax.get_xticks()) == list(range(7))
+    assert list(ax.get_xticks()) == list(range(1, 8))
     assert tick_labels(ax.yaxis) == [str(n) for n in range(1, 13)]
     assert bar.get_ylabel() == "Entropy (bits)"
 

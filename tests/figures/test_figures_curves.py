@@ -47,8 +47,10 @@ def test_who_lacks_it_is_left_out():
 
 
 def test_a_run_of_old_profiles_has_no_figure_of_it():
-    assert "effective_rank_evolution" not in figures.of_run([profile(0), profile(3)], teacher(), profile(3))
-    assert "effective_rank_evolution" in figures.of_run([profile(0), ranked(3)])
+    assert "effective_rank_evolution" not in figures.run_figures(
+        [profile(0), profile(3)], teacher(), profile(3)
+    )
+    assert "effective_rank_evolution" in figures.run_figures([profile(0), ranked(3)])
 
 
 def test_several_runs_share_a_panel():

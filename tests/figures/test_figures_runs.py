@@ -10,7 +10,7 @@ from scipy import stats
 
 from distill_dynamics import figures
 from distill_dynamics.errors import UserError
-from distill_dynamics.figures.look import run_looks
+from distill_dynamics.figures.style import run_styles
 from distill_dynamics.report.svg import draw
 from distill_dynamics.runs.profiles import RunProfiles
 
@@ -110,7 +110,7 @@ def least_distance(colours, seen):
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_the_colours_of_runs_are_told_apart_by_the_colour_blind(kind):
-    looks = run_looks([f"run {number}" for number in range(6)])
+    looks = run_styles([f"run {number}" for number in range(6)])
     colours = [look["color"] for look in looks.values()]
     assert len(set(colours)) == 6
     assert least_distance(colours, BLIND[kind]) > 15
@@ -122,9 +122,9 @@ def test_seeds_of_one_method_share_a_colour_and_differ_in_their_dashes():
     methods = {name: name.split()[0] for name in names[:5]}
     rows = {name: [{"epoch": n, "val/acc1": 50.0} for n in (1.0, 2.0)] for name in names}
     trained = {name: run() for name in names}
-    looks = run_looks(names, methods)
+    looks = run_styles(names, methods)
     for figure in (
-        figures.curve_by_block("entropy", {name: profile(n) for n, name in enumerate(names)}, looks=looks),
+        figures.curve_by_block("entropy", {name: profile(n) for n, name in enumerate(names)}, styles=looks),
         figures.entropy_by_range({"global": {name: profile(0) for name in names}}, looks),
         figures.training_curves(rows, looks),
         figures.signature_by_epoch(trained, looks),
@@ -200,10 +200,10 @@ def test_seeds_of_a_method_share_a_panel_their_mean_thick_each_of_them_thin():
     assert bands(alone)
     thick = [line for line in shared.lines if line.get_linewidth() > 1]
     thin = [line for line in shared.lines if line.get_linewidth() < 1]
-    assert {line.shows.run for line in thin} == set(seeds)
-    assert [line.shows.run for line in thick] == ["SoftKD, 3 runs"] * 3
-    assert [line.shows.epoch for line in thin if line.shows.run == "soft 2"] == [0, 5, 9, 5]
-    assert [(line.shows.epoch, line.shows.role) for line in thick] == [
+    assert {line.meta.run for line in thin} == set(seeds)
+    assert [line.meta.run for line in thick] == ["SoftKD, 3 runs"] * 3
+    assert [line.meta.epoch for line in thin if line.meta.run == "soft 2"] == [0, 5, 9, 5]
+    assert [(line.meta.epoch, line.meta.role) for line in thick] == [
         (0, "student"), (5, "student"), (5, "best"),
     ]  # fmt: skip
     curves = np.stack([[student.entropy for student in one.students[:2]] for one in seeds.values()])
@@ -243,14 +243,14 @@ def test_bands_are_bootstrap_intervals_where_they_were_asked_for(runs):
         assert texts[6].endswith(f" ({low} to {high})")
 
 
-def test_by_method_of_published_curves_has_no_bands_and_says_what_was_not_measured():
+def test_by_method_of_published_curves_has_no_bands_and_no_figure_of_what_was_not_measured():
     curves = {"a": RunProfiles([published(30), published(60)], None, published(None))}
     figure = figures.curve_by_method("entropy", curves)
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), curves["a"].students[0].entropy)
     assert not bands(figure.axes[0])
     assert "standard error" not in notes(figure)
-    (text,) = figures.curve_by_method("magnitude", curves).axes[0].texts
-    assert text.get_text() == "not measured"
+    with pytest.raises(ValueError, match="no Profiles to draw"):
+        figures.curve_by_method("magnitude", curves)
 
 
 def test_heat_maps_share_one_colour_scale(runs):

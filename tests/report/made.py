@@ -7,6 +7,9 @@ import numpy as np
 import yaml
 from profiles import profile_of
 
+from distill_dynamics.report.runs import load_runs
+from distill_dynamics.report.study import Study
+
 FALLING, U = np.array([4.4, 4.3, 4.2, 4.1]), np.array([4.4, 4.3, 4.0, 4.25])
 TEACHER = np.array([4.5, 4.1, 4.2, 4.3, 4.4, 4.45])
 VERSIONS = {"torch": "2.14.1", "timm": "1.0.31"}
@@ -137,3 +140,21 @@ def write_published(path, rows, layers=4):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([header, *lines]) + "\n")
     return path
+
+
+def study(folder, **runs):
+    """Name → (configuration, top-1 by epoch), and further what changes of its start, and its Profiles."""
+    paths = []
+    for name, (conf, top1, *rest) in runs.items():
+        changed, profiles = [*rest, {}, {}][:2]
+        starts = [start(conf["seed_everything"], **changed)]
+        paths.append(write_run(folder / name, metrics(*top1), conf, starts, **profiles))
+    return Study(load_runs(paths))
+
+
+def seeds(name, terms, *top1, **changed):
+    """Runs of one method for `study`, one a seed."""
+    return {
+        f"{name}{seed}": (config(terms, seed=seed), [10.0, value, value], changed)
+        for seed, value in enumerate(top1)
+    }

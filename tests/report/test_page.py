@@ -34,6 +34,7 @@ from distill_dynamics.report import page as page_module
 from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
+from distill_dynamics.report.study import Study
 
 VOID = {"meta", "link", "input"}
 ALONE = [
@@ -296,7 +297,7 @@ def test_value_ranges_are_never_drawn_in_one_panel(tmp_path):
     assert page.figures()[1:] == ["spectra_deit", "spectra_cait"]
     # What does not depend on the range is there once: the spectra's rows, and how the analysis was made.
     names = [row[0] for row in page.rows]
-    assert [names.count(name) for name in ("deit", "cait", "deit (layer)", "command")] == [1 + 3, 1 + 3, 1, 1]
+    assert [names.count(name) for name in ("deit", "cait", "deit (layer)", "command")] == [1 + 4, 1 + 4, 1, 1]
     assert "every probe" not in page.words()
 
 
@@ -320,7 +321,7 @@ def test_a_run_looks_the_same_in_all_figures_whatever_stands_before_it(tmp_path)
         write_run(tmp_path / "again", conf=config(seed=1), starts=[start(1)], **all_profiles(0.1)),
     ]
     looks = {}
-    for picture in gallery(load_runs(paths)):
+    for picture in gallery(Study(load_runs(paths))):
         if picture.name in (
             "entropy_by_block",
             "magnitude_by_block",
@@ -328,9 +329,9 @@ def test_a_run_looks_the_same_in_all_figures_whatever_stands_before_it(tmp_path)
             "training_curves",
         ):
             for ax in picture.figure.axes:
-                for line in [line for line in ax.lines if getattr(line, "shows", None) and line.shows.run]:
+                for line in [line for line in ax.lines if getattr(line, "meta", None) and line.meta.run]:
                     look = (to_hex(line.get_color()), line.get_linestyle(), line.get_marker())
-                    looks.setdefault(line.shows.run, set()).add(look)
+                    looks.setdefault(line.meta.run, set()).add(look)
     assert set(looks) == {"Soft", "Last", "mine", "again"}
     assert all(len(found) == 1 for found in looks.values())
     colours = {name: next(iter(found))[0] for name, found in looks.items()}
@@ -469,11 +470,11 @@ def test_everything_is_escaped_and_pure_ascii(tmp_path):
 def test_spectra_are_drawn_of_the_teacher_first_and_of_six_runs_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "spectra", lambda profile, title=None: title)
     runs = load_runs(write_run(tmp_path / f"r{n}", **all_profiles()) for n in range(8))
-    drawn = [picture for picture in gallery(runs) if "spectra" in picture.name]
+    drawn = [picture for picture in gallery(Study(runs)) if "spectra" in picture.name]
     assert [picture.name for picture in drawn] == ["teacher_spectra", *(f"spectra_r{n}" for n in range(6))]
     assert [picture.figure for picture in drawn[:2]] == [None, "Channel spectrum, r0"]
     assert drawn[1].caption.endswith("Not drawn, but in the table of spectra: r6 and r7.")
-    few = [picture for picture in gallery(runs[:6]) if "spectra" in picture.name]
+    few = [picture for picture in gallery(Study(runs[:6])) if "spectra" in picture.name]
     assert len(few) == 7
     assert "Not drawn" not in few[1].caption
 
@@ -502,7 +503,7 @@ def test_an_analysis_says_its_bootstrap_intervals_and_a_profile_in_holes_is_no_n
     (row,) = [row for row in page.rows if row[0] == "deit" and row[-1].startswith("lowest at")]
     assert re.fullmatch(r"0\.400 \(0\.39\d to 0\.40\d\)", row[2])
     assert "In brackets 95 % bootstrap intervals over images" in page.words()
-    assert "The entropy of half is not known for every layer: left out." in page.words()
+    assert "unknown: not measured in half" in page.words()
     assert ["half", "–", "–", "–", "unknown: not measured", "–"] in page.rows
     assert not re.search(r"\bnan\b", page.words())
 
@@ -526,7 +527,7 @@ def test_a_run_of_which_no_entropy_is_known_has_a_page(tmp_path):
     paths = [write_run(tmp_path / name, **unknown) for name in "ab"]
     assert "signature_by_epoch" not in report(tmp_path, paths[0]).figures()
     page = report(tmp_path, *paths)
-    assert "The entropy of a and b is not known for every layer: left out." in page.words()
+    assert "Shape of the entropy curve: unknown: not measured in a and b." in page.words()
     assert not re.search(r"\bnan\b", page.words())
 
 
@@ -601,19 +602,19 @@ def test_of_many_runs_a_legend_has_the_methods_and_sentences_have_some_names(tmp
         for name, conf in methods.items()
         for seed in range(5)
     ]
-    drawn = {picture.name: picture for picture in gallery(load_runs(runs))}
+    drawn = {picture.name: picture for picture in gallery(Study(load_runs(runs)))}
     titles = ["SoftKD (cait), 5 runs", "SoftKD (resnet), 5 runs", "SpectralKD L 1, 5 runs"]
     for name in ("entropy_by_block", "training_curves", "signature_by_epoch"):
         (legend,) = drawn[name].figure.legends
         assert [text.get_text() for text in legend.get_texts()][:3] == titles
     for name in ("entropy_by_block", "training_curves", "signature_by_epoch"):
         for ax in drawn[name].figure.axes:
-            lines = [line for line in ax.lines if getattr(line, "shows", None) and line.shows.role == "run"]
+            lines = [line for line in ax.lines if getattr(line, "meta", None) and line.meta.role == "run"]
             assert len(lines) == 18  # each method's five runs, thin, and their mean
             looks = set()
             for method, title in enumerate(titles):
                 *thin, thick = lines[6 * method : 6 * method + 6]
-                assert (thick.shows.run, thick.shows.of) == (title, tuple(line.shows.run for line in thin))
+                assert (thick.meta.run, thick.meta.of) == (title, tuple(line.meta.run for line in thin))
                 mean = np.mean([line.get_ydata() for line in thin], axis=0)
                 np.testing.assert_allclose(thick.get_ydata(), mean)
                 assert max(line.get_linewidth() for line in thin) < thick.get_linewidth()
@@ -639,11 +640,11 @@ def test_what_was_measured_in_other_bins_or_at_other_epochs_has_no_mean(tmp_path
 
     runs = [seed(number, bins=100 if number < 2 else 50) for number in range(4)]
     runs += [seed(number, "late") for number in range(9)]
-    drawn = {picture.name: picture.figure for picture in gallery(load_runs(runs))}
+    drawn = {picture.name: picture.figure for picture in gallery(Study(load_runs(runs)))}
 
     def means(name):
-        lines = [line for ax in drawn[name].axes for line in ax.lines if getattr(line, "shows", None)]
-        return {line.shows.of for line in lines if line.shows.of}
+        lines = [line for ax in drawn[name].axes for line in ax.lines if getattr(line, "meta", None)]
+        return {line.meta.of for line in lines if line.meta.of}
 
     late = tuple(f"late-{number}" for number in range(9))
     soft = tuple(f"soft-{number}" for number in range(4))

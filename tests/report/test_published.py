@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.report.findings import findings
 from distill_dynamics.report.published import is_published, read_published
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.report.summary import findings
+from distill_dynamics.report.study import Study
 
 ROWS = {
     "checkpoint_epoch_60": [3, 2, 1, 4],
@@ -66,12 +67,6 @@ def test_a_spreadsheet_s_byte_order_mark_is_no_obstacle(tmp_path):
     assert len(read_published(path)[0]) == 2
 
 
-def test_one_layer_is_no_curve_and_that_is_said(tmp_path):
-    rows = {"checkpoint_epoch_1": [1], "checkpoint_epoch_2": [2], "model_best": [2]}
-    runs = load_runs([made.write_published(tmp_path / "one.csv", rows, layers=1)])
-    assert findings(runs) == ["One layer of one was probed: that is no curve over depth."]
-
-
 @pytest.mark.parametrize(
     "text", ["", "epoch,loss\n1,2\n", "Model/Epoch,Layer_1\nx,1\n", f"Model/Epoch,{'L' * 200_000}\n"]
 )
@@ -104,14 +99,14 @@ def test_the_published_files_value_by_value(reference):
 
 
 def test_what_the_paper_saw_comes_out_without_being_told(reference):
-    said = findings(load_runs([reference]))
-    text = " ".join(said)
-    assert "SoftKD's entropy is lowest at block 4 at the best checkpoint and at block 2 at epoch 30;" in text
-    assert (
-        "SpectralKD01's last block is its lowest until epoch 120 and rises from then to the end, to "
-        "0.45 bits above its lowest." in text
+    runs = load_runs([reference])
+    shapes, suppressed = findings(Study(runs))
+    assert shapes.endswith("unknown: no images in SoftKD, SpectralKD01, SpectralKD10 and SpectralKD11.")
+    assert suppressed == (
+        "The last block has the lowest entropy in SpectralKD01 (until epoch 120, and rises by 0.45 bits from "
+        "epoch 120 on)."
     )
-    assert text.count("last block is its lowest") == 1  # of none of the others
-    assert text.count("unknown") == 1
-    assert "(a U" not in text
-    assert len(said) <= 8
+    assert findings(Study(runs[:1]))[0] == (
+        "Entropy is lowest at block 4 (unknown: no images) in the best checkpoint, and at block 2 "
+        "(unknown: no images) at epoch 30."
+    )

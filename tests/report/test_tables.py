@@ -8,89 +8,18 @@ import pytest
 from scipy import stats
 
 from distill_dynamics.dynamics.statistics import statistic
-from distill_dynamics.report.methods import baseline_warnings, labels, methods
 from distill_dynamics.report.records import Run
 from distill_dynamics.report.runs import load_runs
-from distill_dynamics.report.summary import findings
-from distill_dynamics.report.tables import config_rows, evolution_rows, results_rows
+from distill_dynamics.report.study import Study
+from distill_dynamics.report.tables import config_rows, evolution_rows, range_rows, results_rows
 from distill_dynamics.runs.profiles import RunProfiles
 from distill_dynamics.tables import accuracy_rows, curve_rows, gap_rows, signature_rows, spectrum_rows
-
-
-def loaded(tmp_path, **runs):
-    """Name → (configuration, top-1 by epoch) or (..., start)."""
-    paths = [
-        made.write_run(
-            tmp_path / name,
-            made.metrics(*top1),
-            conf,
-            [rest[0]] if rest else [made.start(conf["seed_everything"])],
-        )
-        for name, (conf, top1, *rest) in runs.items()
-    ]
-    return load_runs(paths)
-
-
-def described(tmp_path, conf):
-    method = methods(loaded(tmp_path, r=(conf, [70.0])))[0]
-    return method.name, method.layers, method.weight
-
-
-@pytest.mark.parametrize(
-    ("terms", "expected"),
-    [
-        ({}, ("SoftKD", "", "")),
-        ({"a": made.term(first=2, last=6)}, ("SpectralKD", "F 2, L 6", "0.2")),
-        ({"a": made.term(last=1, weight=0.1)}, ("SpectralKD", "L 1", "0.1")),
-        ({"a": made.term("ProjectorKD", first=1)}, ("ProjectorKD", "F 1", "0.2")),
-        ({"a": made.term("ProjectorKD", first=1, trainable=True)}, ("ProjectorKD", "F 1", "0.2")),
-        (
-            {"a": made.term("ProjectorKD", first=1, trainable=False)},
-            ("ProjectorKD [trainable: false]", "F 1", "0.2"),
-        ),
-        ({"a": made.term(pairs=[[3, 5], [-1, -1]])}, ("SpectralKD", "pairs 3-5 -1--1", "0.2")),
-        ({"a": made.term(pairs="all")}, ("SpectralKD", "all", "0.2")),
-        (
-            {"a": made.term(first=1), "b": made.term("ProjectorKD", 0.5, last=1)},
-            ("SpectralKD + ProjectorKD", "F 1; L 1", "0.2; 0.5"),
-        ),
-        (
-            {"near": made.term(first=1), "far": made.term(last=1)},
-            ("SpectralKD (near) + SpectralKD (far)", "F 1; L 1", "0.2; 0.2"),
-        ),
-        ({"ce": None}, ("SoftKD without cross-entropy", "", "")),
-        ({"kd": None, "a": made.term(last=1)}, ("SpectralKD without SoftKD", "L 1", "0.2")),
-        (
-            {
-                "kd": {"loss": {"class_path": "mine.DKD"}, "weight": 1.0},
-                "a": made.term(
-                    weight={
-                        "class_path": "some.Until",
-                        "init_args": {"start": 0.2, "end": 0.5},
-                    },
-                    last=1,
-                ),
-            },
-            ("DKD + SpectralKD without SoftKD", "; L 1", "1; Until [start: 0.2, end: 0.5]"),
-        ),
-    ],
-)
-def test_a_method_is_named_as_in_the_paper_s_table(tmp_path, terms, expected):
-    assert described(tmp_path, made.config(terms)) == expected
-
-
-def test_without_a_teacher_or_its_logits(tmp_path):
-    assert described(tmp_path / "a", made.config(teacher=None, alpha=None))[0] == "no distillation"
-    assert described(tmp_path / "b", made.config(alpha=0))[0] == "no distillation"
-    alone = made.config({"a": made.term(last=1)}, alpha=0)
-    assert described(tmp_path / "c", alone)[0] == "SpectralKD without SoftKD"
-    assert described(tmp_path / "d", {"seed_everything": 0})[0] == "unknown method"
 
 
 def test_table_1(tmp_path):
     last = {"spectral": made.term(last=1)}
     rows = results_rows(
-        loaded(
+        made.study(
             tmp_path,
             soft0=(made.config(seed=0), [70.0, 77.0, 76.0]),
             last0=(made.config(last, seed=0), [60.0, 76.5, 76.4]),
@@ -102,134 +31,46 @@ def test_table_1(tmp_path):
     sd = statistics.stdev([77.0, 76.0, 76.5]), statistics.stdev([76.5, 75.9])
     assert (f"{sd[0]:.2f}", f"{sd[1]:.2f}") == ("0.50", "0.42")
     assert rows == [
-        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "difference", "epochs", "runs"),
-        ("SoftKD", "N/A", "N/A", "3", "76.50 ± 0.50", "76.00 ± 0.50", "baseline", "3", "soft0, soft1, soft2"),
-        ("SpectralKD", "L 1", "0.2", "2", "76.20 ± 0.42", "76.15 ± 0.35", "-0.30", "3", "last0, last1"),
+        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "epochs", "runs"),
+        ("teacher, cait", "", "", "", "90.00", "", "", ""),
+        ("SoftKD", "–", "–", "3", "76.50 ± 0.50", "76.00 ± 0.50", "3", "soft0, soft1, soft2"),
+        ("SpectralKD", "L 1", "0.2", "2", "76.20 ± 0.42", "76.15 ± 0.35", "3", "last0, last1"),
     ]
 
 
 def test_two_runs_of_one_seed_are_not_two_seeds(tmp_path):
-    runs = loaded(
+    runs = made.study(
         tmp_path, a=(made.config(), [77.0]), b=(made.config(), [77.5]), c=(made.config(seed=1), [76.0])
     )
-    row = results_rows(runs)[1]
+    row = results_rows(runs)[2]
     assert row[3] == "2"
     assert row[4] == f"{(77.25 + 76) / 2:.2f} ± {statistics.stdev([77.25, 76.0]):.2f}"
 
 
 def test_an_unfinished_run_pulls_no_mean_down(tmp_path):
-    running = made.start(1, ended=None)
     rows = results_rows(
-        loaded(
+        made.study(
             tmp_path,
             soft0=(made.config(), [70.0, 77.0, 76.0]),
-            soft1=(made.config(seed=1), [50.0], running),
+            soft1=(made.config(seed=1), [50.0], {"ended": None}),
             last=(made.config({"a": made.term(last=1)}), [60.0, 76.5, 76.4]),
         )
     )
-    assert [row[4] for row in rows[1:]] == ["77.00", "50.00", "76.50"]
-    assert [row[6] for row in rows[1:]] == ["baseline", "–", "-0.50"]
-    assert [row[7] for row in rows[1:]] == ["3", "1 of 3, not finished", "3"]
-
-
-def test_a_run_with_other_settings_is_no_baseline_and_that_is_said(tmp_path):
-    runs = loaded(
-        tmp_path,
-        soft=(made.config(epochs=3), [70.0, 77.0, 76.0]),
-        last=(made.config({"a": made.term(last=1)}, epochs=4), [70.0, 76.0, 75.0, 75.0]),
-    )
-    assert "difference" not in results_rows(runs)[0]
-    assert baseline_warnings(runs) == [
-        "No baseline for SpectralKD L 1: it differs from SoftKD in trainer.max_epochs (4, not 3)."
-    ]
-
-
-def test_what_is_not_known_of_a_run_is_no_difference(tmp_path):
-    last = {"a": made.term(last=1)}
-    soft = made.write_run(tmp_path / "soft")
-    bare = made.write_run(tmp_path / "bare", conf=made.config(last))
-    (bare / "config.yaml").unlink()
-    assert baseline_warnings(load_runs([soft, bare])) == [
-        "No baseline for unknown method: its settings are not known."
-    ]
-    half = made.write_run(tmp_path / "half", conf={"seed_everything": 0})
-    assert baseline_warnings(load_runs([soft, half]))[0].endswith("its settings are not known.")
-    lost = made.write_run(tmp_path / "lost", conf=made.config(last))
-    (lost / "run.json").write_text("{")
-    runs = load_runs([soft, lost])
-    assert baseline_warnings(runs) == [
-        "No baseline for SpectralKD L 1: its images a step and data are not known."
-    ]
-    for damaged, lacking in ((bare, "the settings of unknown method are"), (lost, "the images a step of")):
-        (sentence, *_) = findings(load_runs([soft, damaged]))
-        assert lacking in sentence
-        assert "differ" not in sentence
-
-
-def test_a_method_is_the_baseline_only_of_another(tmp_path):
-    runs = {"a": (made.config(), [70.0, 71.0, 72.0]), "b": (made.config(epochs=4), [70.0, 71.0, 72.0, 73.0])}
-    two = loaded(tmp_path / "two", **runs)
-    assert findings(two)[0].startswith(
-        "Highest top-1 at the best epoch: SoftKD (4 epochs) with 73.00 %, 1.00 points above the next, "
-        "SoftKD (3 epochs) (72.00 %); their settings differ in trainer.max_epochs, too"
-    )
-    runs["c"] = made.config({"a": made.term(last=1)}), [70.0, 71.0, 71.5]
-    assert [row[6] for row in results_rows(loaded(tmp_path / "three", **runs))[1:]] == [
-        "baseline",
-        "–",
-        "-0.50",
-    ]
-
-
-def test_other_data_or_another_batch_are_other_settings(tmp_path):
-    def runs(folder, **changed):
-        other = {**made.start(), **changed}
-        pair = {
-            "soft": (made.config(), [77.0], other),
-            "last": (made.config({"a": made.term(last=1)}), [76.0]),
-        }
-        return loaded(tmp_path / folder, **pair)
-
-    assert "difference" in results_rows(runs("a"))[0]
-    assert "difference" not in results_rows(runs("b", images_a_step=32))[0]
-    assert "difference" not in results_rows(runs("c", data={"fingerprint": "d2"}))[0]
-
-
-def test_plain_training_is_the_baseline_where_there_is_no_softkd(tmp_path):
-    plain = made.config(teacher=None, alpha=None)
-    last = made.config({"a": made.term(last=1)})
-    rows = results_rows(loaded(tmp_path / "a", plain=(plain, [70.0]), last=(last, [71.0])))
-    assert [row[6] for row in rows[1:]] == ["baseline", "+1.00"]
-    three = loaded(tmp_path / "b", plain=(plain, [70.0]), soft=(made.config(), [72.0]), last=(last, [71.0]))
-    assert [row[6] for row in results_rows(three)[1:]] == ["-2.00", "baseline", "-1.00"]
+    assert [row[4] for row in rows[2:]] == ["77.00", "50.00", "76.50"]
+    assert [row[6] for row in rows[2:]] == ["3", "1 of 3, not finished", "3"]
 
 
 def test_only_runs_with_an_accuracy_make_a_table(tmp_path):
-    assert results_rows([]) == []
-    assert results_rows(loaded(tmp_path, a=(made.config(), []))) == []
+    assert results_rows(Study([])) == []
+    assert results_rows(made.study(tmp_path, a=(made.config(), []))) == []
     curve = made.write_published(tmp_path / "Soft.csv", {"model_best": [1, 2, 3, 4]})
-    assert results_rows(load_runs([curve])) == []
-
-
-def test_labels_say_no_more_than_tells_methods_apart(tmp_path):
-    last, weak = made.term(last=1), made.term(last=1, weight=0.1)
-    runs = {"a": (made.config(), [1.0]), "b": (made.config({"t": last}), [1.0])}
-    assert labels(methods(loaded(tmp_path / "1", **runs))) == ["SoftKD", "SpectralKD L 1"]
-    runs["c"] = made.config({"t": weak}), [1.0]
-    found = labels(methods(loaded(tmp_path / "2", **runs)))
-    assert found == ["SoftKD", "SpectralKD L 1, β 0.2", "SpectralKD L 1, β 0.1"]
-    runs["a"] = made.config(), [1.0] * 3
-    runs["d"] = made.config(epochs=9, temperature=2.0), [1.0] * 9
-    found = methods(loaded(tmp_path / "3", **runs))
-    assert labels(found)[::3] == ["SoftKD (3 epochs)", "SoftKD (9 epochs)"]
-    runs["e"] = made.config(epochs=9, temperature=3.0), [1.0] * 9
-    assert labels(methods(loaded(tmp_path / "4", **runs)))[3:] == ["SoftKD (d)", "SoftKD (e)"]
+    assert results_rows(Study(load_runs([curve]))) == []
 
 
 def test_settings_that_differ_a_column_a_run(tmp_path):
     a, b = made.config(), made.config({"t": made.term(last=1)}, seed=1)
     del b["trainer"]["enable_progress_bar"]  # absent is null
-    assert config_rows(loaded(tmp_path, a=(a, [1.0]), b=(b, [1.0]))) == [
+    assert config_rows(made.study(tmp_path, a=(a, [1.0]), b=(b, [1.0]))) == [
         ("setting", "a", "b"),
         ("seed_everything", "0", "1"),
         ("data.init_args.num_workers", "0", "1"),
@@ -238,13 +79,13 @@ def test_settings_that_differ_a_column_a_run(tmp_path):
         ("model.terms.t.first", "–", "0"),
         ("model.terms.t.last", "–", "1"),
     ]
-    assert config_rows(loaded(tmp_path / "same", a=(a, [1.0]), b=(a, [1.0]))) == []
+    assert config_rows(made.study(tmp_path / "same", a=(a, [1.0]), b=(a, [1.0]))) == []
 
 
 def test_runs_that_differ_by_seed_and_machine_share_a_column_of_settings(tmp_path):
     runs = {f"a{seed}": (made.config(seed=seed), [1.0]) for seed in (2, 0, 1)}
     runs["b"] = (made.config(seed=2, alpha=0.5), [1.0])
-    assert config_rows(loaded(tmp_path, **runs)) == [
+    assert config_rows(made.study(tmp_path, **runs)) == [
         ("setting", "a2, a0 and a1", "b"),
         ("seed_everything", "2, 0, 1", "2"),
         ("model.alpha", "0.9", "0.5"),
@@ -324,12 +165,10 @@ def test_an_accuracy_that_is_not_a_number_counts_for_nothing(tmp_path):
         ("student, best", "80.00"),
         ("student, last", "79.00"),
     ]
-    runs = load_runs([made.write_run(tmp_path / "r", rows)])
-    assert results_rows(runs)[1][4:6] == ("80.00", "79.00")
-    assert findings(runs) == [
-        "The student reaches 80.00 % top-1 at its best, epoch 2, and 79.00 % at its last, epoch 3."
-    ]
-    assert results_rows(load_runs([made.write_run(tmp_path / "none", made.metrics(math.nan))])) == []
+    study = Study(load_runs([made.write_run(tmp_path / "r", rows)]))
+    assert [row[4:6] for row in results_rows(study)[1:]] == [("80.00", "79.00")]
+    none = made.write_run(tmp_path / "none", made.metrics(math.nan))
+    assert results_rows(Study(load_runs([none]))) == []
 
 
 def test_averaged_weights_have_rows_and_a_column_of_their_own(tmp_path):
@@ -347,11 +186,11 @@ def test_averaged_weights_have_rows_and_a_column_of_their_own(tmp_path):
     paths = [made.write_run(tmp_path / "ema", rows, conf), made.write_run(tmp_path / "raw")]
     last = made.config({"t": made.term(last=1)})
     paths.append(made.write_run(tmp_path / "last", made.metrics(70.0, 78.0), last))
-    header, soft, spectral = results_rows(load_runs(paths))
-    # EMA changes nothing of the training: "ema" and "raw" are runs of one method, and a baseline.
-    assert header[5:8] == ("top-1 last", "EMA best", "difference")
-    assert soft[4:8] == ("80.00", "79.00", "82.50", "baseline")
-    assert spectral[4:8] == ("78.00", "78.00", "–", "-2.00")
+    header, _, soft, spectral = results_rows(Study(load_runs(paths)))
+    # EMA changes nothing of the training: "ema" and "raw" are runs of one method.
+    assert header[4:7] == ("top-1 best", "top-1 last", "EMA best")
+    assert soft[4:7] == ("80.00", "79.00", "82.50")
+    assert spectral[4:7] == ("78.00", "78.00", "–")
 
 
 def test_spectra_and_massive_activations():
@@ -414,3 +253,56 @@ def test_evolution(tmp_path):
     assert evolution_rows([run])[1][3:5] == ("+0.00 ± 0.00", "+1.00 ± 0.00")
     one = made.write_published(tmp_path / "One.csv", {"checkpoint_epoch_1": [1, 2, 3]}, layers=3)
     assert evolution_rows(load_runs([one])) == []
+
+
+def over_ranges(folder, label, images=8, **readings):
+    """Cells of the row of one model, from its curves by range."""
+    curves = []
+    for number, (name, (curve, changed)) in enumerate(readings.items()):
+        values = np.asarray(curve) + np.random.default_rng(number).normal(0, 0.2, (images, len(curve)))
+        values += np.asarray(curve) - values.mean(0)
+        mode = {"given": "explicit"}.get(name, name)
+        content = made.profile(None, curve, images=images, entropy_images=values, range_mode=mode, **changed)
+        curves.append((label, name, None, False, content))
+    rows = range_rows(load_runs([made.write_analysis(folder, curves)]))
+    return rows[1] if rows else None
+
+
+def test_a_row_says_what_each_range_shows_of_a_model(tmp_path):
+    magnitude = [8.0, 2.0, 1.0, 4.0]
+    tied = [6.0, 4.0, 3.0, 5.0], {"magnitude": magnitude}  # 3 + log2 of the magnitude
+    free = made.FALLING, {"magnitude": magnitude}
+    cut = [3.0, 2.0, 1.0, 2.5], {"magnitude": magnitude, "clipped": [0.5, 0.1, 0, 0.2]}
+    row = over_ranges(tmp_path / "out", "cait", **{"global": tied, "layer": free, "given": cut})
+    r = stats.pearsonr(made.FALLING, np.log2(magnitude)).statistic
+    assert row[0] == "cait"
+    assert row[1].startswith("3 ± 0.0 (U), r = 1.00")
+    assert f"(no U), r = {r:.2f}" in row[2]
+    assert row[3].endswith(", 20.0 % outside")
+    assert over_ranges(tmp_path / "alone", "cait", **{"global": tied}) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "images", "verdict"),
+    [
+        # Blocks 2 and 3 are level within the noise: neither another block nor the same.
+        ([4.5, 4.01, 4.0, 4.5], [5.5, 5.0, 5.01, 5.5], 8, "not certain"),
+        ([4.5, 4.01, 4.0, 4.5], [5.5, 5.01, 5.0, 5.5], 8, "not certain"),
+        ([4.5, 2.0, 4.0, 4.5], [5.5, 5.0, 3.0, 5.5], 8, "another block"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 4.0, 5.5], 8, "the same"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 3.0, 3.01], 8, "a U in some alone"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 3.0, 2.0], 1, "too few images to tell"),
+    ],
+)
+def test_what_the_range_decides_is_claimed_beyond_the_noise_alone(tmp_path, one, other, images, verdict):
+    row = over_ranges(tmp_path / "out", "x", images, **{"global": (one, {}), "layer": (other, {})})
+    assert row[-1] == verdict
+    assert (" ± " in row[1]) is (images > 1)
+
+
+def test_a_model_of_its_own_in_each_range_has_no_row(tmp_path):
+    curves = [
+        ("a", "global", None, False, made.profile(None, made.U)),
+        ("b", "layer", None, False, made.profile(None, made.U)),
+    ]
+    assert range_rows(load_runs([made.write_analysis(tmp_path, curves)])) == []

@@ -1,4 +1,4 @@
-"""How every figure looks: style, colours, ticks, legends and the notes below the axes."""
+"""The style of every figure: colours, ticks, legends and the notes below the axes."""
 
 import math
 import textwrap
@@ -45,14 +45,14 @@ STYLE: list[Any] = [
 # Okabe and Ito's colours, which colour-blind readers can tell apart; none is near viridis.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-# Two looks that mean the same in every figure.
+# Two styles that mean the same in every figure.
 BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.5}
 TEACHER: dict[str, Any] = {"color": "0.15", "linestyle": "-.", "linewidth": 1.5}
 
 _MARKERS = "os^Dv"
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
 
-_PUBLISHED = "Layer_"
+_PUBLISHED = "Layer_"  # the names of layers in the published CSV files begin so
 
 _BIN_NOTES = {
     "global": "Bin range is global per model and epoch: different epochs have different bins.",
@@ -61,14 +61,12 @@ _BIN_NOTES = {
 }
 
 
-Looks = Mapping[str, Mapping[str, Any]]
-"""Colour, dash and marker of each run by name, as `run_looks` gives them: one look a run in all figures.
-
-Runs that are to have one line of the legend have the same look, and in it a "label".
-"""
+LineStyle = Mapping[str, Any]
+"""Colour, dash and marker of a run in all figures. Runs that share a line of the legend have the same style,
+and in it a "label"."""
 
 
-def run_looks(names: Sequence[str], methods: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+def run_styles(names: Sequence[str], methods: Mapping[str, str] | None = None) -> dict[str, LineStyle]:
     """What tells each run from the others: colour, dash and marker, 60 different ones.
 
     Runs that `methods` (name → method) says are of one method share their colour and differ by dash, from
@@ -76,10 +74,10 @@ def run_looks(names: Sequence[str], methods: Mapping[str, str] | None = None) ->
     """
     of = {name: (methods or {}).get(name, name) for name in names}
     numbers = {method: number for number, method in enumerate(dict.fromkeys(of.values()))}
-    looks, before = {}, Counter[str]()
+    styles, before = dict[str, LineStyle](), Counter[str]()
     for name, method in of.items():
         number, member = numbers[method], before[method]
-        looks[name] = {
+        styles[name] = {
             "color": OKABE_ITO[number % len(OKABE_ITO)],
             "linestyle": _DASHES[(number + member) % len(_DASHES)],
             "marker": _MARKERS[(number + member // len(_DASHES)) % len(_MARKERS)],
@@ -87,7 +85,7 @@ def run_looks(names: Sequence[str], methods: Mapping[str, str] | None = None) ->
             "linewidth": 1.4,
         }
         before[method] += 1
-    return looks
+    return styles
 
 
 def epoch_colours(count: int) -> FloatArray:
@@ -116,23 +114,23 @@ def notes(
 ) -> list[str]:
     """What a reader must know before comparing the curves of these Profiles."""
     drawn = [profile for profile in profiles if profile is not None]
-    said = []
+    sentences = []
     if bands and any(len(profile.entropy_images) > 1 for profile in drawn):
         what = "95 % bootstrap intervals" if bootstrap else "± standard error"
-        said.append(f"Bands: {what} over images.")
+        sentences.append(f"Bands: {what} over images.")
     if bins and len(drawn) > 1:
         modes = {profile.range_mode for profile in drawn}
-        said += [note for mode, note in _BIN_NOTES.items() if mode in modes]
-    return said
+        sentences += [note for mode, note in _BIN_NOTES.items() if mode in modes]
+    return sentences
 
 
-def footer(figure: Figure, said: Sequence[str], legend: Mapping[str, Line2D] | None = None) -> None:
+def footer(figure: Figure, notes: Sequence[str], legend: Mapping[str, Line2D] | None = None) -> None:
     """A legend below all axes, where it covers no data, and below it what a reader must know.
 
     The figure grows by what is above an inch of them.
     """
     across = int(figure.get_figwidth() / 0.056)  # characters, at most that wide each
-    lines = [line for note in said for line in textwrap.wrap(note, across)]
+    lines = [line for note in notes for line in textwrap.wrap(note, across)]
     below = 0.08 + 0.13 * len(lines) if lines else 0.0  # inches
     room, columns = below, 1
     if legend:
@@ -151,9 +149,9 @@ def footer(figure: Figure, said: Sequence[str], legend: Mapping[str, Line2D] | N
     figure.set_layout_engine("constrained", rect=(0, room / height, 1, 1 - room / height))
 
 
-def in_legend(looks: Looks, name: str) -> str:
-    """What the legend calls a run: its method, where the runs of each look alike, else its name."""
-    return looks[name].get("label", name)
+def in_legend(styles: Mapping[str, LineStyle], name: str) -> str:
+    """What the legend calls a run: its method, where the runs of each have one style, else its name."""
+    return styles[name].get("label", name)
 
 
 def plain(text: str, longest: int = 120) -> str:
@@ -161,16 +159,12 @@ def plain(text: str, longest: int = 120) -> str:
 
     Names may hold a dollar sign, half a character, or a book, which matplotlib takes minutes for.
     """
-    return _without_formulas(_shortened(text, longest))
+    return _shortened(text, longest).replace("$", r"\$")
 
 
 def wrapped(title: str) -> str:
     """A panel's title in lines that fit above a narrow panel."""
-    return _without_formulas("\n".join(textwrap.wrap(_shortened(title, 120), 28)))
-
-
-def _without_formulas(text: str) -> str:
-    return text.replace("$", r"\$")
+    return "\n".join(textwrap.wrap(_shortened(title, 120), 28)).replace("$", r"\$")
 
 
 def _shortened(text: str, longest: int) -> str:
@@ -206,9 +200,9 @@ def share_y(axes: Sequence[Axes]) -> None:
             ax.set_ylabel("")
 
 
-def not_measured(ax: Axes, said: str = "not measured") -> None:
+def not_measured(ax: Axes) -> None:
     """Say in the middle of a panel why it is empty."""
-    ax.text(0.5, 0.5, said, transform=ax.transAxes, ha="center", color="0.4")
+    ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color="0.4")
 
 
 def finite(ax: Axes) -> FloatArray:
@@ -264,7 +258,6 @@ def word(profile: Profile) -> str:
 
 
 def _published(profile: Profile) -> bool:
-    """Whether the layers are named as in the published CSV files: Layer_1, ..."""
     return all(name.startswith(_PUBLISHED) for name in profile.layers)
 
 

@@ -1,0 +1,188 @@
+"""What a reader wants first, in a few plain sentences; the tables hold the rest. Never a cause."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.dynamics.signature import change_error, evolution, gap, rebound
+from distill_dynamics.figures.order import alike, same_bins
+from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.study import Study
+from distill_dynamics.report.tables import lowest_block, trained_probes
+from distill_dynamics.tables import accuracies, measured, shape, with_error
+
+
+def findings(study: Study) -> list[str]:
+    """At most some six sentences about accuracy, and about what the entropy curves show."""
+    trained = [run for run in study.runs if run.kind == "fit"]
+    sentences = _one_training(trained[0]) if len(trained) == 1 else _trainings(study)
+    sentences += _one_curve(study.runs[0]) if len(study.runs) == 1 else _curves(study.runs)
+    return sentences or ["Nothing has been measured yet."]
+
+
+# --- accuracy -----------------------------------------------------------------------------------------
+
+
+def _one_training(run: Run) -> list[str]:
+    known = accuracies(run.metrics)
+    best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
+    sentences = []
+    if best and last:
+        when = "best and last" if best == last else "best"
+        end = "" if best == last else f"; {last.top1:.2f} % at its last, {last.epoch}"
+        sentences.append(f"Student: {best.top1:.2f} % top-1 at its {when} epoch, {best.epoch}{end}.")
+    if teacher:
+        distance = f"; the best student is {_compared(best.top1 - teacher.top1)} it" if best else ""
+        sentences.append(f"Teacher: {teacher.top1:.2f} % top-1{distance}.")
+    if averaged := known.get("EMA, best"):
+        sentences.append(
+            f"Averaged weights (EMA): {averaged.top1:.2f} % at their best epoch, {averaged.epoch}."
+        )
+    return sentences
+
+
+def _compared(difference: float) -> str:
+    if abs(difference) < 0.005:
+        return "level with"
+    return f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
+
+
+def _trainings(study: Study) -> list[str]:
+    """The highest top-1, and what seeds and validation images do not tell."""
+    finished = study.finished
+    if not finished:
+        return []
+    if len({run.data for method in finished for run in method.runs} - {None}) > 1:
+        return ["The runs were validated on different data: none has won."]
+    first = max(finished, key=lambda method: method.top1)  # of equals, the first given
+    seeds = len(first.by_seed())
+    mean = f", mean of {seeds} seeds" if seeds > 1 else ""
+    sentences = [f"Highest top-1: {first.label} with {first.top1:.2f} %{mean}."]
+    compared = [contrast for contrast in study.contrasts if not math.isnan(contrast.difference)]
+    if any(contrast.interval is None for contrast in compared):
+        sentences.append("With one seed a difference cannot be told from the spread over seeds.")
+    if sum(contrast.interval is not None for contrast in compared) > 1:
+        sentences.append("Each interval is of one contrast: of many, some leave 0 out by chance.")
+    counts = {run.validation_images for method in finished for run in method.runs}
+    if len(finished) > 1 and len(counts) == 1 and (images := counts.pop()):
+        variance = max(method.top1 / 100 * (1 - method.top1 / 100) for method in finished)
+        margin = 1.96 * 100 * math.sqrt(2 * variance / images)
+        sentences.append(
+            f"Two models may differ by up to {margin:.2f} points by the choice of the {images:,} validation "
+            "images alone (95 %, binomial; less where both err on the same images)."
+        )
+    return sentences
+
+
+# --- curves -------------------------------------------------------------------------------------------
+
+
+def _one_curve(run: Run) -> list[str]:
+    latest, trained = run.latest, trained_probes(run)
+    if latest is None:
+        return []
+    if not measured(latest):
+        return ["The entropy is not known for every layer."]
+    if len(latest.layers) == 1:
+        return ["One layer was probed: that is no curve over depth."]
+    sentence = f"Entropy is lowest at block {lowest_block(latest, with_depth=True)}{_when(run, latest)}"
+    first = next((student for student in run.profiles.students if measured(student)), latest)
+    if first is not latest:
+        sentence += f", and at block {lowest_block(first)} at epoch {first.epoch}"
+    sentences = [f"{sentence}."]
+    if len(trained) > 1:
+        start, end = trained[0], trained[-1]
+        change = evolution(trained)
+        by_first = with_error(f"{change.first_change:+.2f}", change_error(start, end, 0), 2)
+        by_last = with_error(f"{change.last_change:+.2f}", change_error(start, end, -1), 2)
+        sentences.append(
+            f"From epoch {start.epoch} to {end.epoch} the entropy of the first block changed by {by_first} "
+            f"bits, of the last block by {by_last} bits."
+        )
+    if suppressed := _suppression(run):
+        sentences.append(f"The last block has the lowest entropy {suppressed}.")
+    if nearest := _distance(run):
+        sentences.append(
+            f"The curve is {nearest.bits:.2f} bits from the teacher's (root mean square at matched depth), "
+            f"which is lowest at block {lowest_block(nearest.teacher)} of {len(nearest.teacher.layers)}."
+        )
+    return sentences
+
+
+def _when(run: Run, latest: Profile) -> str:
+    if latest is run.profiles.best:
+        return " in the best checkpoint" + ("" if latest.epoch is None else f" (epoch {latest.epoch})")
+    return "" if latest.epoch is None else f" at epoch {latest.epoch}"
+
+
+def _suppression(run: Run) -> str:
+    """The late-layer suppression and rebound of the paper's Sections 5.2 and 5.4; "" where there is none."""
+    trained = trained_probes(run)
+    if not trained or (until := evolution(trained).last_lowest_until) is None:
+        return ""
+    rises, back = evolution(trained).last_rises_from, rebound(trained)
+    end = "at every probe after epoch 0" if until == trained[-1].epoch else f"until epoch {until}"
+    if rises is None or back.certain is False:
+        return end
+    return f"{end}, and rises by {with_error(f'{back.value:.2f}', back.error, 2)} bits from epoch {rises} on"
+
+
+def _curves(runs: Sequence[Run]) -> list[str]:
+    shapes: dict[str, list[str]] = {}
+    for run in runs:
+        if run.latest is not None:
+            form = shape(run.latest) if len(run.latest.layers) > 1 else "unknown: one layer"
+            shapes.setdefault(form, []).append(run.name)
+    sentences = []
+    if shapes:
+        forms = "; ".join(f"{form} in {listed(names)}" for form, names in shapes.items())
+        sentences.append(f"Shape of the entropy curve: {forms}.")
+    low = {run.name: text for run in runs if (text := _suppression(run))}
+    if low:
+        when = [f"{name} ({text})" for name, text in low.items()]
+        sentences.append(f"The last block has the lowest entropy in {listed(when)}.")
+    return [*sentences, *_nearest(runs)]
+
+
+class _Distance(NamedTuple):
+    bits: float
+    """Root mean square at matched depth."""
+    run: Run
+    teacher: Profile
+
+
+def _distance(run: Run) -> _Distance | None:
+    """Student to teacher; None where they were not measured on the same images."""
+    student, teacher = run.latest, run.profiles.teacher
+    if student is None or teacher is None or student.probe_id != teacher.probe_id:
+        return None
+    if not all(measured(profile) and len(profile.layers) > 1 for profile in (student, teacher)):
+        return None
+    return _Distance(gap(student, teacher).entropy_distance, run, teacher)
+
+
+def _nearest(runs: Sequence[Run]) -> list[str]:
+    """Which best checkpoint is nearest to the teacher's entropy, of runs with one teacher and one range."""
+    known = [
+        found
+        for run in runs
+        if run.finished and run.profiles.best is not None and (found := _distance(run)) is not None
+    ]
+    if len(known) < 2:
+        return []
+    first = known[0]
+    for _, run, teacher in known[1:]:
+        one = first.teacher
+        if run.range != first.run.range or one.probe_id != teacher.probe_id:
+            return []
+        if not (same_bins(one, teacher) and alike(one, teacher)):
+            return []
+    bits = {found.run.name: f"{found.bits:.2f}" for found in known}
+    ends = [min(bits.values(), key=float), max(bits.values(), key=float)]
+    near, far = (listed([name for name, value in bits.items() if value == end]) for end in ends)
+    how = "root mean square at matched depth"
+    if ends[0] == ends[1]:
+        return [f"Distance to the teacher's entropy ({how}): {ends[0]} bits in {near}."]
+    least, most = f"least in {near} ({ends[0]} bits)", f"most in {far} ({ends[1]} bits)"
+    return [f"Distance to the teacher's entropy ({how}): {least}, {most}."]
