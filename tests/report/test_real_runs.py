@@ -79,7 +79,7 @@ def test_the_report_of_three_real_runs(trained, tmp_path):
     winner = {"softkd": "SoftKD", "spectralkd-last": "SpectralKD", "projectorkd-last": "ProjectorKD"}[
         max(best, key=lambda name: best[name])
     ]
-    assert re.search(rf"Highest top-1 at the best epoch: {winner}\b.* {max(best.values()):.2f} %", read(page))
+    assert re.search(rf"Highest top-1: {winner}\b.* {max(best.values()):.2f} %", read(page))
 
 
 @pytest.mark.slow
@@ -90,8 +90,4 @@ def test_the_published_curves_beside_them(trained, tmp_path):
     page = tmp_path / "report.html"
     run("report", *trained, PUBLISHED, "--out", page)
     text = read(page)
-    # Runs with the same places share one clause: "2 → 4 in SoftKD, ...".
-    assert re.search(r"2 → 4 in [^;.]*\bSoftKD\b", text)
-    assert re.search(
-        r"SpectralKD01's last block is its lowest until epoch 120 and rises from then to the end", text
-    )
+    assert "SpectralKD01 (until epoch 120, and rises by 0.45 bits from epoch 120 on)" in text
