@@ -25,7 +25,7 @@ from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.signature import evolution
 from distill_dynamics.files import atomic_write
 from distill_dynamics.report.fit_run import read_fit
-from distill_dynamics.train.checkpoints import newest_whole
+from distill_dynamics.train.checkpoints import newest_intact
 
 EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.8}}
 RECIPE = {
@@ -245,16 +245,16 @@ def test_a_damaged_checkpoint_is_left_out(whole, tmp_path, capsys, damage):
     run_dir = tmp_path / "r"
     shutil.copytree(whole[0], run_dir)
     folder = run_dir / "checkpoints"
-    assert newest_whole(run_dir) == folder / "last.ckpt"
+    assert newest_intact(run_dir) == folder / "last.ckpt"
     assert capsys.readouterr().err == ""
     damage(folder / "last.ckpt")
     (folder / "best.ckpt").unlink()
     (folder / ".last.ckpt.1.partial").write_bytes(b"half")
-    assert newest_whole(run_dir) == folder / "epoch_0002.ckpt"
+    assert newest_intact(run_dir) == folder / "epoch_0002.ckpt"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"left out {folder}/last.ckpt: ")
     damage(folder / "epoch_0002.ckpt")
-    assert newest_whole(run_dir) is None
+    assert newest_intact(run_dir) is None
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, run_dir, tmp_path, capsys):
@@ -557,7 +557,7 @@ def test_ranks_that_see_different_run_directories_are_refused(whole, run_dir, tm
         error = process.communicate(timeout=120)[1]
         assert process.returncode == 2, error
         (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
-        assert "the first process goes on from epoch 3, step 12, one of the others from another" in line
+        assert "the first process goes on from epoch 3, step 12, another from another checkpoint" in line
     assert rows(run_dir) == before
 
 

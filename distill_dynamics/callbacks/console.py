@@ -72,7 +72,7 @@ class Console(Callback):
             )
         )
         rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
-        rows.append(("optimiser", pl_module.optimisation.told()))
+        rows.append(("optimiser", pl_module.optimisation.summary()))
         print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n")
         if warning := doubt_of(pl_module):
             print(framed(warning), file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -40,7 +40,7 @@ class FiniteLoss(Callback):
         bad = torch.where(step.values.isfinite(), _NEVER, trainer.global_step + 1)
         self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
         if self._is_due(trainer, pl_module, step.batch_idx):
-            self._look(trainer)
+            self._check_values(trainer)
 
     def _is_due(self, trainer: Any, pl_module: Distiller, batch_idx: int) -> bool:
         due = trainer.is_last_batch or (batch_idx + 1) % trainer.log_every_n_steps == 0
@@ -48,26 +48,28 @@ class FiniteLoss(Callback):
 
     def check(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Raise UserError for weights that are not finite, or that met such a loss: before they are saved."""
-        self._look(trainer)
+        self._check_values(trainer)
         if not torch.stack([parameter.isfinite().all() for parameter in pl_module.parameters()]).all():
-            _stop(trainer, f"what step {trainer.global_step} made of the weights", "NaN or infinity")
+            what = f"what step {trainer.global_step} made of the weights"
+            raise _not_finite(trainer, what, "NaN or infinity")
 
-    def _look(self, trainer: Trainer) -> None:
+    def _check_values(self, trainer: Trainer) -> None:
         if self._first_bad is None:
             return
         found: Any = trainer.strategy.reduce(self._first_bad.clone(), reduce_op="min")
         steps = found.tolist()
         if (step := min(steps)) < _NEVER:
             bad = [name for name, first in zip(self._names, steps[1:], strict=True) if first == step]
-            _stop(trainer, f"the loss at step {step}", ", ".join(bad) or "the weighted sum of its parts")
+            which = ", ".join(bad) or "the weighted sum of its parts"
+            raise _not_finite(trainer, f"the loss at step {step}", which)
 
 
-def _stop(trainer: Trainer, what: str, which: str) -> NoReturn:
+def _not_finite(trainer: Trainer, what: str, which: str) -> UserError:
     last = last_checkpoint(trainer)
     kept = (
         f"the last good checkpoint is {last}" if last and last.exists() else "no checkpoint was written yet"
     )
-    raise UserError(
+    return UserError(
         f"{what} (epoch {trainer.current_epoch + 1}) is not finite: {which}. Nothing was saved since, "
         f"and {kept}. What may help: a lower learning rate or a longer warm-up, a smaller weight of the "
         "term, trainer.gradient_clip_val, precision bf16-mixed in the place of 16-mixed"

@@ -22,7 +22,7 @@ from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
-from distill_dynamics.runs.profiles import load_profiles, up_to
+from distill_dynamics.runs.profiles import load_profiles, until_epoch
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 
@@ -90,7 +90,7 @@ class DynamicsProbe(AtProbes):
         profile = self._profile(trainer, pl_module.student, epoch, beside=_watched_teacher(pl_module))
         self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
-            profiles = up_to(load_profiles(self._folder), epoch)
+            profiles = until_epoch(load_profiles(self._folder), epoch)
             metrics = _scalars("student", profile) | _named("evolution", evolution(profiles.students))
             if profiles.teacher is not None:
                 metrics |= _named("gap", gap(profile, profiles.teacher))
@@ -106,7 +106,7 @@ class DynamicsProbe(AtProbes):
         self._write(trainer, profile, "student_best")
         if trainer.is_global_zero:
             for logger in _wandb(trainer):
-                drawn = figures.run_figures(*up_to(load_profiles(self._folder), trainer.current_epoch))
+                drawn = figures.run_figures(*until_epoch(load_profiles(self._folder), trainer.current_epoch))
                 logger.log_metrics(wandb_images(drawn), step=trainer.global_step)
 
     def _profile(

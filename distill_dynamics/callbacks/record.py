@@ -89,7 +89,7 @@ class RunRecord(Callback):
         for callback in callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if state and isinstance(callback, ModelCheckpoint):
-                _keep_what_is_there(callback, state, checkpoint["epoch"])
+                _relocate_files(callback, state, checkpoint["epoch"])
             if state and isinstance(callback, EarlyStopping):
                 state["patience"] = callback.patience  # Lightning would keep that of the checkpoint
 
@@ -98,7 +98,7 @@ class RunRecord(Callback):
         first = trainer.strategy.broadcast(self._position)
         if not trainer.strategy.reduce_boolean_decision(first == self._position):
             raise UserError(
-                f"the first process goes on from {_told(first)}, one of the others from another checkpoint: "
+                f"the first process goes on from {_position_text(first)}, another from another checkpoint: "
                 "all need to see the same run directory"
             )
 
@@ -160,7 +160,7 @@ def _keep_best(trainer: Trainer) -> None:
                 callback.best_model_path = str(path)
 
 
-def _keep_what_is_there(callback: ModelCheckpoint, state: dict[str, Any], epoch: int) -> None:
+def _relocate_files(callback: ModelCheckpoint, state: dict[str, Any], epoch: int) -> None:
     """Change what a checkpoint of the epoch with this number, from 0, says of a callback's files.
 
     A file with a number counts with the number that it holds itself. One that was written after that epoch is
@@ -213,7 +213,7 @@ def _teacher(distiller: Distiller) -> dict[str, Any] | None:
     }
 
 
-def _told(position: tuple[int, int] | None) -> str:
+def _position_text(position: tuple[int, int] | None) -> str:
     return "the start" if position is None else f"epoch {position[0] + 1}, step {position[1]}"
 
 

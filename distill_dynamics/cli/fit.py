@@ -37,7 +37,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.runs import directory as run
 from distill_dynamics.runs import lease
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import WholeCheckpointIO
+from distill_dynamics.train.checkpoints import AtomicCheckpointIO
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.rank import is_first_rank
 from distill_dynamics.train.run_logger import RunLogger
@@ -146,7 +146,7 @@ class DistillCLI(LightningCLI):
         _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, first))
         watch_others(made, partial(self._record_failure, made, self._record))
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config
-            made.strategy.checkpoint_io = WholeCheckpointIO()
+            made.strategy.checkpoint_io = AtomicCheckpointIO()
         return made
 
     def _take_run_dir(self, config: Any, stem: str) -> Path:

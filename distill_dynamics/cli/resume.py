@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.train.checkpoints import PREEMPTED, newest_whole, read_whole
+from distill_dynamics.train.checkpoints import PREEMPTED, newest_intact, read_intact
 from distill_dynamics.train.rank import is_first_rank
 
 
@@ -28,7 +28,7 @@ def find_checkpoint(config: Any, command: str | None) -> tuple[Path | None, str 
         path = run_dir / "checkpoints" / "best.ckpt"
         if not path.is_file():
             raise UserError(f"--ckpt_path best: there is no {path}; give the --config of a run")
-        read_whole(path)
+        read_intact(path)
         return run_dir, str(path)
     if given in ("auto", "last"):
         return _newest(config, given, command)
@@ -39,14 +39,14 @@ def find_checkpoint(config: Any, command: str | None) -> tuple[Path | None, str 
     continues = (
         command == "fit" and config.name == run_dir.name and _given_run_dir(config).resolve() == run_dir
     )
-    read_whole(path)
+    read_intact(path)
     return _given_run_dir(config) if continues else None, str(path)
 
 
 def _newest(config: Any, given: str, command: str | None) -> tuple[Path | None, str | None]:
     run_dir = _given_run_dir(config)
     # Others than fit want one that the record tells of.
-    newest = newest_whole(run_dir, begun=command == "fit")
+    newest = newest_intact(run_dir, begun=command == "fit")
     if given == "last" and newest is None:
         raise UserError(
             f"--ckpt_path last: there is no whole checkpoint in {run_dir / 'checkpoints'}; "
@@ -75,13 +75,13 @@ def of_these_devices(ckpt_path: str | None, trainer: Trainer) -> str | None:
     path = Path(ckpt_path or "")
     if path.name != PREEMPTED:
         return ckpt_path
-    content = read_whole(path)
+    content = read_intact(path)
     was = content["distill_dynamics"]["begun_epoch"]["layout"]
     now = {"devices": trainer.world_size, "nodes": trainer.num_nodes}
     now = {name: number for name, number in now.items() if name in was}
     if was == was | now:
         return ckpt_path
-    end = newest_whole(path.parents[1], begun=False)
+    end = newest_intact(path.parents[1], begun=False)
     if is_first_rank():
         print(
             f"{path} is of the middle of epoch {content['epoch'] + 1}, begun on {_devices(was)}; "

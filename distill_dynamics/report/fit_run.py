@@ -25,7 +25,7 @@ from distill_dynamics.report.records import (
     readable,
 )
 from distill_dynamics.runs.metrics_csv import parse
-from distill_dynamics.runs.profiles import RunProfiles, up_to
+from distill_dynamics.runs.profiles import RunProfiles, until_epoch
 from distill_dynamics.runs.read import Unreadable, read_json, read_text, read_yaml
 
 
@@ -37,7 +37,7 @@ def read_fit(path: Path) -> Run:
     profiles, unreadable = _profiles(path / "dynamics")
     if metrics:
         reached, probed = max(row["epoch"] for row in metrics), profiles.students
-        profiles = up_to(profiles, reached)
+        profiles = until_epoch(profiles, reached)
         if len(profiles.students) < len(probed):
             unreadable.append(
                 f"Profiles go on to epoch {probed[-1].epoch}, metrics.csv ends at {reached:g}: the run was "

@@ -42,7 +42,7 @@ def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
     return RunProfiles(students, teacher, best)
 
 
-def up_to(profiles: RunProfiles, epoch: float) -> RunProfiles:
+def until_epoch(profiles: RunProfiles, epoch: float) -> RunProfiles:
     """Those of no later epoch: a run that went back to an older checkpoint has yet to make these again."""
     best = profiles.best
     if best is not None and best.epoch is not None and best.epoch > epoch:

@@ -17,7 +17,7 @@ from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader, par
 from distill_dynamics.teacher_cache.fitted import load_fitted
 from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
-from distill_dynamics.train.dry_run import outputs
+from distill_dynamics.train.dry_run import model_outputs
 from distill_dynamics.train.metrics import datamodule
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def made_by(distiller: Distiller, teacher: Teacher) -> dict[str, Any]:
 
 def readers_of(distiller: Distiller) -> tuple[list[Reader], dict[Key, Part]]:
     """Every loss beside what it reads of the teacher, and the parts that it sees; runs both models once."""
-    student, teacher = outputs(distiller, datamodule(distiller.trainer))
+    student, teacher = model_outputs(distiller, datamodule(distiller.trainer))
     readers = []
     for term in distiller.terms.values():
         for wanted in term.of_teacher():

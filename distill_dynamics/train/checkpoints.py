@@ -26,7 +26,7 @@ PREEMPTED = "preempted.ckpt"
 """Of the middle of an epoch that a signal cut short; gone when that epoch ends after all."""
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then moves it there in one step.
 
     Lightning's own does so through the folder for temporary files, which may be on another file system, where
@@ -42,7 +42,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             partial.write_bytes(content.getbuffer())
 
 
-def read_whole(path: Path) -> dict[str, Any]:
+def read_intact(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, its tensors not yet read into memory.
 
     Raises UserError, in a line, where the file was cut short or altered (torch keeps a checksum of every
@@ -61,7 +61,7 @@ def read_whole(path: Path) -> dict[str, Any]:
     return content
 
 
-def newest_whole(run_dir: Path, begun: bool = True) -> Path | None:
+def newest_intact(run_dir: Path, begun: bool = True) -> Path | None:
     """The newest whole checkpoint of a run; None where there is none. One line on stderr for each left out.
 
     Of the end of an epoch that is `last.ckpt`, and where it is damaged the one of the most epochs and steps
@@ -86,7 +86,7 @@ def _positions(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
 def _position(path: Path) -> tuple[int, int] | None:
     """(epoch, step) of a checkpoint that `fit` can go on from; else None, and a line that says why."""
     try:
-        content = read_whole(path)
+        content = read_intact(path)
         if not {"epoch", "global_step", "loops", "optimizer_states", "distill_dynamics"} <= content.keys():
             raise UserError(f"{path}: no checkpoint of fit")
     except UserError as error:

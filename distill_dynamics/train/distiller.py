@@ -31,7 +31,7 @@ from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.cached import cached_teacher
 from distill_dynamics.train.checks import check_arguments, check_data, check_length, check_weights
 from distill_dynamics.train.dry_run import dry_run
-from distill_dynamics.train.evaluated import Evaluated
+from distill_dynamics.train.evaluated import EvaluatedStudent
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
 from distill_dynamics.train.optimise import Optimisation, decay_groups
@@ -42,7 +42,7 @@ from distill_dynamics.train.step import Step, keyed_draws
 from distill_dynamics.train.terms import BoundTerm, Term, of_student, of_teacher, with_standard
 
 
-class Distiller(Evaluated):
+class Distiller(EvaluatedStudent):
     """Trains a student from a teacher; with no teacher it is plain supervised training.
 
     The loss is Σ β·(a term's mean over its pairs); every term is logged by name and unweighted. α writes two
@@ -113,7 +113,7 @@ class Distiller(Evaluated):
         taught = Teacher(teacher, teacher_precision, channels_last, shard_teacher) if teacher else None
         super().__init__(student, taught, channels_last)
         self.teacher_cache = teacher_cache
-        self.answers: Teacher | CachedTeacher | None = taught  # what is asked in training
+        self.training_teacher: Teacher | CachedTeacher | None = taught  # what is asked in training
         for model in (student, teacher):
             if model is not None and channels_last:
                 model.to(memory_format=torch.channels_last)
@@ -152,7 +152,9 @@ class Distiller(Evaluated):
         `batch` has "targets" [B], "progress" and, where a term reads it, "index" [B]; `stored` a batch's rows
         of the teacher's cache. The student's pass and the losses run under `draws`.
         """
-        taught = self.answers(images, self.wanted, stored) if self.answers and self.wanted else {}
+        taught = {}
+        if self.training_teacher and self.wanted:
+            taught = self.training_teacher(images, self.wanted, stored)
         with draws or nullcontext():
             learnt = read(self.student, self.for_student(images), self.student_reads)
             return {name: term(learnt, taught, batch) for name, term in self.terms.items()}
@@ -203,8 +205,9 @@ class Distiller(Evaluated):
             return
         self.teacher.take_images_of(data)
         if stage == "fit" and self.teacher_cache is not None:
-            self.answers = cached_teacher(self, self.teacher, self.teacher_cache)
-            data.answers = self.answers.cache.answers(self.answers.fields) if self.answers.fields else None
+            cached = cached_teacher(self, self.teacher, self.teacher_cache)
+            self.training_teacher = cached
+            data.answers = cached.cache.answers(cached.fields) if cached.fields else None
         if stage == "fit" and self.teacher.sharded:
             shard(self.teacher.backbone, self.trainer.strategy.root_device, self.trainer.world_size)
 
@@ -214,7 +217,7 @@ class Distiller(Evaluated):
         A continued run knows both.
         """
         self._measured_now = False
-        if self._saved_settings is None and not isinstance(self.answers, CachedTeacher):
+        if self._saved_settings is None and not isinstance(self.training_teacher, CachedTeacher):
             fit_losses(self)
         teacher = self.teacher
         if teacher is None:
@@ -223,7 +226,8 @@ class Distiller(Evaluated):
             any(word in ("logits", "dist_logits") for word, _ in self._teacher_reads())
             and not teacher.accuracy
         ):
-            known = self.answers.accuracy if isinstance(self.answers, CachedTeacher) else None
+            answering = self.training_teacher
+            known = answering.accuracy if isinstance(answering, CachedTeacher) else None
             teacher.accuracy = known or measure(teacher, self.trainer, self.student.num_classes)
             self._measured_now = True
 

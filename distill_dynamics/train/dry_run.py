@@ -32,8 +32,8 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
     size = f"{data.image_size} x {data.image_size} images"
     logits: Read = ("logits", None)
     reads = distiller.student_reads if stage == "fit" else {logits}
-    with _unchanged(distiller):
-        learnt = _asked("student", distiller.student, {*reads, logits}, images, size, stage == "fit")
+    with _restored(distiller):
+        learnt = _run_model("student", distiller.student, {*reads, logits}, images, size, stage == "fit")
         if learnt[logits].shape != (len(images), distiller.student.num_classes):
             raise UserError(
                 f"model.student: {distiller.student.name} answers {len(images)} images with "
@@ -45,7 +45,7 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
         if distiller.teacher is not None and distiller.wanted:
             teacher = distiller.teacher.backbone
             wanted = {(w.word, w.block) for w in distiller.wanted}
-            of_teacher = _asked("teacher", teacher, wanted, images, size, False)
+            of_teacher = _run_model("teacher", teacher, wanted, images, size, False)
         with torch.set_grad_enabled(_needs_every_gradient(strategy)):
             values = [
                 value
@@ -56,7 +56,7 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
                 _check_gradients(distiller.student, values)
 
 
-def outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
+def model_outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
     """What the terms read of student and teacher, of two images that are none."""
     assert distiller.teacher is not None
     images = _ramp(2, len(data.mean), data.image_size)
@@ -75,7 +75,7 @@ def _ramp(n: int, channels: int, size: int) -> Tensor:
     return torch.linspace(-1, 1, n * channels * size * size).view(n, channels, size, size)
 
 
-def _asked(
+def _run_model(
     role: str, backbone: Backbone, reads: set[Read], images: Tensor, size: str, train: bool
 ) -> dict[Read, Tensor]:
     device = next(backbone.parameters()).device
@@ -93,8 +93,8 @@ def _asked(
                     "data.init_args.batch_size, or larger images"
                 ) from error
             raise UserError(
-                f"model.{role}: {backbone.name} cannot take {size}: {_said(error)}. Set data.image_size, or "
-                "another model"
+                f"model.{role}: {backbone.name} cannot take {size}: {_reason(error)}. Set data.image_size, "
+                "or another model"
             ) from error
         if ("pooled", None) in reads and backbone.num_classes > 0:
             backbone.eval()
@@ -163,14 +163,14 @@ def _loss(place: str, loss: nn.Module, values: dict[str, Any]) -> Tensor:
     try:
         value = loss(**moved)
     except Exception as error:  # a user's own
-        raise UserError(f"{place}: {_said(error)}") from error
+        raise UserError(f"{place}: {_reason(error)}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         given = _shape(value) if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{place}: gives {given}, not one number")
     return value
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = first_line(error)[:200]
     return text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
 
@@ -180,12 +180,12 @@ def _shape(values: Tensor) -> str:
 
 
 @contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
+def _restored(module: nn.Module) -> Iterator[None]:
     """Buffers (batch norm's averages, a term's memory) and random states are afterwards what they were."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with isolated(module):
         try:
-            with _alone():
+            with _as_one_rank():
                 yield
         finally:
             for buffer, value in before:
@@ -193,7 +193,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _as_one_rank() -> Iterator[None]:
     """As if there were no other ranks: none then waits for another that has failed."""
     before = torch.distributed.is_initialized
     torch.distributed.is_initialized = lambda: False

@@ -21,7 +21,7 @@ from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.train.metrics import accuracies
 
 
-class Evaluated(LightningModule):
+class EvaluatedStudent(LightningModule):
     """A student that is validated, tested and asked for predictions; `Distiller` trains it."""
 
     student: Backbone
@@ -93,7 +93,7 @@ class Evaluated(LightningModule):
         for name, value in values.items():
             self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
 
-    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Evaluated:
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> EvaluatedStudent:
         """Moves to a device or dtype take the teacher along, though it is no submodule."""
         if (teacher := self.__dict__.get("teacher")) is not None:
             teacher.move(fn)

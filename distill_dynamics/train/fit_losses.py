@@ -21,7 +21,7 @@ IMAGES = 1024
 """Of the first epoch, that losses are fitted to; fewer where a device has fewer."""
 
 
-class Answers:
+class TeacherBatches:
     """What one loss reads of the teacher and of the batch, a dict a batch; can be gone through repeatedly.
 
     The images are the first of the training's own, augmented, that this rank gets; the teacher runs anew.
@@ -62,6 +62,6 @@ def fit_losses(distiller: Distiller) -> None:
             if not hasattr(loss, "fit"):
                 continue
             with isolated(distiller), torch.no_grad():
-                loss.fit(Answers(distiller, term, pair))
+                loss.fit(TeacherBatches(distiller, term, pair))
             first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())
             loss.load_state_dict(first)

@@ -141,7 +141,7 @@ class Optimisation:
             return rates_by_step(self.scheduler, self._lrs()[0], self._epochs(), steps_an_epoch(self.trainer))
         return rates_by_epoch(self._make_scheduler, self._lrs(), self._epochs())
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The optimiser and what becomes of its rate, in a line."""
         options, rates = self._options[0], self.rates()
         if rates is None:
@@ -191,7 +191,7 @@ class Optimisation:
             self.scheduler.__dict__.update({k: v for k, v in self._state.items() if k not in PLACE})
             self.begin_epoch()
         if changed:
-            _tell(f"goes on with other settings than those of its checkpoint: {'; '.join(changed)}")
+            _print_line(f"goes on with other settings than those of its checkpoint: {'; '.join(changed)}")
 
     def begin_epoch(self) -> None:
         """Set this epoch's rate, if it is one for an epoch."""
@@ -250,5 +250,5 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 @rank_zero_only
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr)

@@ -98,12 +98,12 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Take up what others log."""
-        taken = self._own & metrics.keys() - {*PLACE}
-        if taken:
+        clashing = self._own & metrics.keys() - {*PLACE}
+        if clashing:
             rank_zero_warn(
-                f"metrics.csv has its own {min(taken)}: what a callback logs by that name is left out"
+                f"metrics.csv has its own {min(clashing)}: what a callback logs by that name is left out"
             )
-        others = {name: value for name, value in metrics.items() if name not in (*PLACE, *taken)}
+        others = {name: value for name, value in metrics.items() if name not in (*PLACE, *clashing)}
         if not others:
             return
         if (row := self._row(self.epoch)) is None:
