@@ -42,14 +42,6 @@ def elsewhere(run_dir):
     return (run_dir / RUNNING).read_text().replace("\nstart=", "\nstart=9")
 
 
-def earlier(pid, started, machine=None):
-    """The record that versions before filelock's lease wrote."""
-    here = (
-        Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
-    )
-    return json.dumps({"host": "node7", "pid": pid, "machine": machine or here, "started": started})
-
-
 def started(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
@@ -89,10 +81,9 @@ def touched(path, times):
     threading.Thread(target=beat, daemon=True).start()
 
 
-@pytest.mark.parametrize("version", ["this", "earlier"])
-def test_one_that_beats_on_another_machine_is_alive(tmp_path, version):
+def test_one_that_beats_on_another_machine_is_alive(tmp_path):
     hold(tmp_path)
-    text = elsewhere(tmp_path) if version == "this" else earlier(os.getpid(), "1", "another pid:[1]")
+    text = elsewhere(tmp_path)
     release()
     (tmp_path / RUNNING).write_text(text)
     touched(tmp_path / RUNNING, 40)
@@ -101,7 +92,7 @@ def test_one_that_beats_on_another_machine_is_alive(tmp_path, version):
     assert (tmp_path / RUNNING).read_text() == text
 
 
-@pytest.mark.parametrize("record", ["this", "earlier", "cut", "empty", "another duration"])
+@pytest.mark.parametrize("record", ["this", "cut", "empty", "another duration"])
 def test_one_that_beats_no_more_is_dead(tmp_path, capsys, record):
     hold(tmp_path)
     text = elsewhere(tmp_path)
@@ -109,7 +100,6 @@ def test_one_that_beats_no_more_is_dead(tmp_path, capsys, record):
     (tmp_path / RUNNING).write_text(
         {
             "this": text,
-            "earlier": earlier(7, "1", "another pid:[1]"),
             "cut": text[:10],
             "empty": "",
             "another duration": text.replace("duration=0.5", "duration=7"),
@@ -122,19 +112,16 @@ def test_one_that_beats_no_more_is_dead(tmp_path, capsys, record):
     assert f"pid={os.getpid()}\n" in (tmp_path / RUNNING).read_text()
 
 
-@pytest.mark.parametrize("version", ["this", "earlier"])
 @pytest.mark.parametrize("how", ["ended", "zombie", "another of its number"])
-def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path, monkeypatch, child, how, version):
+def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path, monkeypatch, child, how):
     monkeypatch.setattr(lease, "DEAD_S", 60)
-    text = held_by(child.pid, tmp_path) if version == "this" else earlier(child.pid, started(child.pid))
+    text = held_by(child.pid, tmp_path)
     (tmp_path / RUNNING).write_text(text)
     with pytest.raises(UserError, match=f"under way, in process {child.pid} on"):
         hold(tmp_path)
     if how == "another of its number":
-        number = started(child.pid) if version == "earlier" else str((BOOT << 64) + int(started(child.pid)))
-        (tmp_path / RUNNING).write_text(
-            text.replace(number, "1" if version == "earlier" else f"{(BOOT << 64) + 1}")
-        )
+        number = (BOOT << 64) + int(started(child.pid))
+        (tmp_path / RUNNING).write_text(text.replace(str(number), str((BOOT << 64) + 1)))
     else:
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -178,7 +165,7 @@ for folder in sys.stdin:
 @pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_of_four_starters_on_a_stale_lease_one_gets_the_run(tmp_path, rounds, child):
     hold(tmp_path)
-    others = [elsewhere(tmp_path), earlier(child.pid, started(child.pid)), ""]
+    others = [elsewhere(tmp_path), ""]
     release()
     dead = held_by(child.pid, tmp_path)
     child.kill()

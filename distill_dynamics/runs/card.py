@@ -24,75 +24,72 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str
     starts = starts_of(run_dir)
     start = starts[-1] if starts else {}
     data, teacher = start.get("data") or {}, start.get("teacher") or {}
+    name = run_dir.resolve().name
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": data.get("name", "?"), "type": data.get("name", "?")},
+        "metrics": [{"type": "accuracy", "name": "top-1 (%)", "value": round(acc1, 4)}],
+    }
     head = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "knowledge-distillation"],
-        "model-index": [
-            {
-                "name": run_dir.resolve().name,
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"name": data.get("name", "?"), "type": data.get("name", "?")},
-                        "metrics": [{"type": "accuracy", "name": "top-1 (%)", "value": round(acc1, 4)}],
-                    }
-                ],
-            }
-        ],
+        "model-index": [{"name": name, "results": [result]}],
     }
-    commands = list(dict.fromkeys(one["command"] for one in starts if "command" in one))
-    versions = [f"{name} {version}" for name, version in (start.get("versions") or {}).items()]
-    made = [f"commit {start['commit']}"] if start.get("commit") else []
-    made += [f"Python {start['python']}"] if start.get("python") else []
     rows = _rows(run_dir, student, epoch, acc1, data, teacher)
     rows["seed"] = str(start["seed"]) if "seed" in start else ""
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000).rstrip(),
-            "---",
-            "",
-            f"# {_code(student.name)}, the best student of {_code(run_dir.resolve().name)}",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {name} | {text} |" for name, text in rows.items() if text),
-            "",
-            "```python",
-            "import timm",
-            "",
-            'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
-            "config = timm.data.resolve_model_data_config(model)",
-            "transform = timm.data.create_transform(**config)",
-            "names = model.pretrained_cfg.get('label_names')",
-            "```",
-            "",
-            "Made with",
-            "",
-            *(f"    {' '.join(command.splitlines())}" for command in commands),
-            "",
-            f"by {', '.join([*versions, *made])}." if versions or made else "",
-            "",
-        ]
+    versions = {**(start.get("versions") or {}), "commit": start.get("commit"), "Python": start.get("python")}
+    made_by = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    commands = dict.fromkeys(one["command"] for one in starts if "command" in one)
+    return _CARD.format(
+        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000),
+        student=_code(student.name),
+        run=_code(name),
+        rows="\n".join(f"| {name} | {text} |" for name, text in rows.items() if text),
+        commands="\n".join(f"    {' '.join(command.splitlines())}" for command in commands),
+        made_by=f"by {made_by}." if made_by else "",
     )
+
+
+_CARD = """\
+---
+{head}---
+
+# {student}, the best student of {run}
+
+| | |
+|---|---|
+{rows}
+
+```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config)
+names = model.pretrained_cfg.get('label_names')
+```
+
+Made with
+
+{commands}
+
+{made_by}
+"""
 
 
 def _rows(
     run_dir: Path, student: Backbone, epoch: int, acc1: float, data: dict[str, Any], teacher: dict[str, Any]
 ) -> dict[str, str]:
-    height, width = student.evaluation.image_size
-    crop = student.evaluation.crop_pct
+    (height, width), crop, interpolation, _ = student.evaluation
     resized = "" if crop == 1 else f", the centre of a side of {min(height, width) / crop:.0f}"
-    pixels = (
-        f"{student.input_size[0]} x {height} x {width} pixels{resized}, {student.evaluation.interpolation}"
-    )
-    normalised = f"mean {_numbers(student.mean)}, std {_numbers(student.std)}"
+    pixels = f"{student.input_size[0]} x {height} x {width} pixels{resized}, {interpolation}"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (student.mean, student.std))
     images = f", {data['val_images']} images" if data.get("val_images") else ""
     parameters = sum(parameter.numel() for parameter in student.parameters())
     return {
         "parameters": f"{parameters / 1e6:.2f} M",
-        "input": f"{pixels}; {normalised}",
+        "input": f"{pixels}; mean {mean}, std {std}",
         "classes": f"{student.num_classes}",
         "data": ", fingerprint ".join(_code(data[key]) for key in ("name", "fingerprint") if key in data),
         "top-1, validation": f"{acc1:.2f} % after {epoch} epochs{images}",
@@ -110,10 +107,6 @@ def _metric(run_dir: Path, epoch: int, name: str) -> float | None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} %"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _code(text: str) -> str:

@@ -48,12 +48,16 @@ def claim(runs_dir: str | os.PathLike, name: str | None, stem: str) -> Path:
 
 def _new(run_dir: Path) -> Path:
     run_dir.mkdir(parents=True)
-    _name(run_dir)
+    _begin(run_dir)
     return run_dir
 
 
-def _name(run_dir: Path) -> None:
-    atomic_write_text(run_dir / "run.json", json.dumps({"id": uuid.uuid4().hex[:8], "starts": []}))
+def _begin(run_dir: Path) -> None:
+    _write(run_dir, {"id": uuid.uuid4().hex[:8], "starts": []})
+
+
+def _write(run_dir: Path, content: dict[str, Any]) -> None:
+    atomic_write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
 
 
 def take_up(run_dir: Path) -> None:
@@ -70,7 +74,7 @@ def take_up(run_dir: Path) -> None:
         for name in ("config.yaml", "metrics.csv", "checkpoints"):
             if (run_dir / name).exists():
                 raise UserError(f"{run_dir} has a {name} and no run.json: no run that can be continued")
-        _name(run_dir)
+        _begin(run_dir)
     _content(run_dir)
 
 
@@ -107,17 +111,18 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
     is null until `record_end`: of a run that is killed it stays so.
     """
     content = _content(run_dir)
-    start = {
-        "from_epoch": epoch,
-        **facts,
-        "command": _command(sys.argv),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "ended": None,
-    }
-    content["starts"].append(start)
-    atomic_write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
+    content["starts"].append(
+        {
+            "from_epoch": epoch,
+            **facts,
+            "command": _command(sys.argv),
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "ended": None,
+        }
+    )
+    _write(run_dir, content)
 
 
 def record_end(
@@ -128,13 +133,12 @@ def record_end(
     A run that was asked to make room and is to be continued has "preempted": true, and no error.
     """
     content = _content(run_dir)
-    told = None
+    text = None
     if error is not None:
-        told = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
-    content["starts"][-1]["ended"] = {"epoch": epoch, "error": told}
-    if preempted:
-        content["starts"][-1]["ended"]["preempted"] = True
-    atomic_write_text(run_dir / "run.json", json.dumps(content, indent=2) + "\n")
+        text = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
+    ended = {"epoch": epoch, "error": text} | ({"preempted": True} if preempted else {})
+    content["starts"][-1]["ended"] = ended
+    _write(run_dir, content)
 
 
 def _command(argv: list[str]) -> str:

@@ -1,15 +1,14 @@
 """A run directory belongs to one process at a time. A file in it shows that the process lives, and where.
 
 The file is `filelock`'s lease: made and taken over in one step, touched by its holder, with a token that
-names the claim. Three things are settled here. Whether a holder lives: of a process of this machine that is
-known at once, any other is watched, and a name alone is not taken for a machine. Records of earlier versions.
-And what a lease leaves open: "nothing stops the expired holder". It stops itself: each file is put in its
-place (`files.atomic_write`) only while the token is still there.
+names the claim. Two things are added here. Whether a holder lives: of a process of this machine that is known
+at once, any other is watched, and a name alone is not taken for a machine. And what a lease leaves open,
+"nothing stops the expired holder": it stops itself, as each file gets its name (`files.atomic_write`) only
+while the token is still there.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -44,20 +43,18 @@ class Lost(UserError):
     """This process no longer holds what it held. It must write no more."""
 
 
-class _Owner(NamedTuple):
+class _Record(NamedTuple):
+    """What the file says, when it was last touched, and whose it is as far as that is known."""
+
+    text: str
+    inode: int
+    beat: int
     host: str = "an unknown host"
     pid: int = 0
     machine: tuple[int, int] | None = None
     """One start of one machine, and its numbering of processes: containers have their own."""
     started: int | None = None
     """When the process was: its number may have been given to another since."""
-
-
-class _Seen(NamedTuple):
-    text: str
-    inode: int
-    beat: int
-    owner: _Owner
 
 
 class _Held(NamedTuple):
@@ -170,16 +167,16 @@ def _how_lost(held: _Held) -> str:
     seen = _look(_path(held))
     if seen is None:
         return f"{_path(held)} is gone, so that another process may have had {held.folder}: {end}"
-    taken = "" if seen.text == ENDED else f", by process {seen.owner.pid} on {seen.owner.host}"
+    taken = "" if seen.text == ENDED else f", by process {seen.pid} on {seen.host}"
     return f"{held.folder} was taken over while this process stood still{taken}: {end}"
 
 
-def _wait_for_its_end(path: Path, first: _Seen) -> None:
+def _wait_for_its_end(path: Path, first: _Record) -> None:
     """Return when the holder is dead, or has gone. UserError if it lives."""
     lives = _lives(first)
     if lives is None:
         print(
-            f"{path.parent} was last held by process {first.owner.pid} on {first.owner.host}: "
+            f"{path.parent} was last held by process {first.pid} on {first.host}: "
             f"looking for {DEAD_S:.0f} s whether that lives",
             file=sys.stderr,
         )
@@ -192,27 +189,27 @@ def _wait_for_its_end(path: Path, first: _Seen) -> None:
         lives = True if seen.beat != first.beat else _lives(seen)
     if lives:
         raise UserError(
-            f"run {path.parent} is under way, in process {first.owner.pid} on {first.owner.host}: stop that "
+            f"run {path.parent} is under way, in process {first.pid} on {first.host}: stop that "
             "first, or give another --name. (What a process that was killed has left needs no clearing away)"
         )
 
 
-def _lives(seen: _Seen) -> bool | None:
+def _lives(seen: _Record) -> bool | None:
     """Whether the holder lives; None where that cannot be known at once, and for one that stands still."""
     if seen.text == ENDED:
         return False
-    if seen.owner.machine is None or seen.owner.machine != _here():
+    if seen.machine is None or seen.machine != _here():
         return None
     try:
-        state, *fields = Path(f"/proc/{seen.owner.pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{seen.pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
-    if state in "ZX" or int(fields[18]) != seen.owner.started:
+    if state in "ZX" or int(fields[18]) != seen.started:
         return False
     return None if state in "Tt" else True
 
 
-def _mark_ended(path: Path, seen: _Seen) -> None:
+def _mark_ended(path: Path, seen: _Record) -> None:
     """Make no record of a dead process's. In the file that was seen, whatever has its name by now."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -231,32 +228,21 @@ def _mark_ended(path: Path, seen: _Seen) -> None:
         os.close(file)
 
 
-def _look(path: Path) -> _Seen | None:
-    """What the file says and when it was last touched; None if there is none."""
+def _look(path: Path) -> _Record | None:
+    """None where there is no file."""
     try:
         with path.open(errors="replace") as file:  # opening it makes a network file system look anew
             stat, text = os.fstat(file.fileno()), file.read(4096)
     except FileNotFoundError:
         return None
-    return _Seen(text, stat.st_ino, stat.st_mtime_ns, _owner(text))
-
-
-def _owner(text: str) -> _Owner:
-    """Whose record it is; nobody's that is known, where it was cut short."""
+    record = _Record(text, stat.st_ino, stat.st_mtime_ns)
     lines = dict(line.partition("=")[::2] for line in text.splitlines())
-    owner = _Owner()
-    with suppress(ValueError, KeyError, AttributeError, TypeError):
-        if "pid" in lines:
-            host, _, number = lines["host"].partition("?pidns-")
-            owner = _Owner(host, int(lines["pid"]))
-            start, namespace = int(lines["start"]), int(number, 16) if number else _INITIAL_NAMESPACE
-            return owner._replace(machine=(start >> 64, namespace), started=start % 2**64)
-        content = json.loads(text)  # as versions before this one wrote it
-        owner = _Owner(content["host"], content["pid"])
-        boot, number = content["machine"].split(" ", 1)
-        machine = int(boot.replace("-", ""), 16), int(number.removeprefix("pid:[").rstrip("]"))
-        return owner._replace(machine=machine, started=int(content["started"]))
-    return owner
+    with suppress(ValueError, KeyError):  # it was cut short
+        host, _, number = lines["host"].partition("?pidns-")
+        record = record._replace(host=host, pid=int(lines["pid"]))
+        start, namespace = int(lines["start"]), int(number, 16) if number else _INITIAL_NAMESPACE
+        record = record._replace(machine=(start >> 64, namespace), started=start % 2**64)
+    return record
 
 
 def _here() -> tuple[int, int] | None:
