@@ -54,6 +54,7 @@ def test_plain_timm_loads_it_and_it_knows_the_packaged_sample(metadata):
     assert accuracy(data, plain) == pytest.approx(metadata["test_acc1"], abs=3)  # 1,000 of the 10,000
 
 
+@pytest.mark.slow  # of 1,000 of them the test above says the same
 @NEEDS_DATA
 def test_accuracy_on_the_whole_test_split_is_what_the_file_says(metadata):
     teacher = Backbone("cait_xxs24_224", checkpoint="packaged:cait_fashion_mnist").eval()

@@ -94,7 +94,8 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    # Forked, they need not import everything anew.
+    multiprocessing.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")
     return folder
 
 

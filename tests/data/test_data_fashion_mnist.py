@@ -159,6 +159,7 @@ def test_the_sample_holds_official_images_and_no_training_image_validates():
             assert np.array_equal(labels[indices], arrays[f"{split}_labels"])
 
 
+@pytest.mark.slow  # that its arrays are official images, the test above says
 @official
 def test_the_script_makes_the_packaged_file(tmp_path, monkeypatch, capsys):
     out = tmp_path / "sample.npz"
