@@ -126,7 +126,6 @@ def imports(path: Path) -> set[str]:
 
 
 LONG = {
-    "data.module",
 }
 """Modules that are still to be divided."""
 

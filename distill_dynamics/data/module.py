@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torchvision.transforms import Compose
 
-from distill_dynamics.data.global_batch import share_batch
+from distill_dynamics.data.global_batch import share_over_devices
 from distill_dynamics.data.images import Answers, EvalImages, Images, TrainImages
 from distill_dynamics.data.keyed import EvalSampler, KeyedSampler, View
 from distill_dynamics.data.loading import ImageLoader, Unreadable, as_drawn
@@ -147,14 +147,9 @@ class ImageData(pl.LightningDataModule):
         UserError where the devices cannot share it, or where the trainer was told to accumulate by itself.
         """
         if stage == "fit" and self.trainer is not None and self.global_batch is not None:
-            if self.trainer.accumulate_grad_batches not in (1, self._accumulated):
-                raise UserError(
-                    "trainer.accumulate_grad_batches follows from data.global_batch: give one of the two"
-                )
-            self.batch_size, self._accumulated = share_batch(
-                self.global_batch, self._most_at_once, self.trainer.world_size
+            self.batch_size, self._accumulated = share_over_devices(
+                self.trainer, self.global_batch, self._most_at_once, self._accumulated
             )
-            self.trainer.accumulate_grad_batches = self._accumulated
         splits: tuple[Split, ...] = ("train", "val") if stage in (None, "fit") else ("val",)
         for split in splits:
             if split not in self.sources:
@@ -193,15 +188,8 @@ class ImageData(pl.LightningDataModule):
         return eval_transform(self.image_size, self.crop_pct, self.interpolation)
 
     def _train_transforms(self) -> tuple[Compose, Compose]:
-        return train_transforms(
-            self.image_size,
-            self.mean,
-            self.std,
-            self.interpolation,
-            self.crop_padding,
-            self.augment,
-            self.reduced_decode,
-        )
+        how = self.crop_padding, self.augment, self.reduced_decode
+        return train_transforms(self.image_size, self.mean, self.std, self.interpolation, *how)
 
     def _train_sampler(self, **settings: int) -> KeyedSampler:
         return KeyedSampler(len(self._source("train").targets), **settings)
@@ -210,10 +198,9 @@ class ImageData(pl.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def _share(self) -> dict[str, int]:
-        """This process's place among the ranks."""
-        if self.trainer is None:
-            return {"rank": 0, "world": 1}
-        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+        """This process's place among the ranks; a sampler's default without a trainer."""
+        trainer = self.trainer
+        return {} if trainer is None else {"rank": trainer.global_rank, "world": trainer.world_size}
 
     def _loader(self, dataset: Images, **settings: Any) -> ImageLoader:
         if self.num_workers > 0:
