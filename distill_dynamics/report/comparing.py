@@ -16,6 +16,7 @@ _Facet = Callable[[Run], Any]
 
 def comparison_warnings(runs: Sequence[Run]) -> list[str]:
     """In what these runs differ that must not be taken for a difference of method, in sentences."""
+    warnings = list(_images(runs))
     facets: list[tuple[str, _Facet, str]] = [
         ("value ranges", lambda run: run.range or None, "entropies compare only within one range"),
         ("numbers of bins", lambda run: run.latest and run.latest.bins, "entropies do not compare"),
@@ -24,14 +25,25 @@ def comparison_warnings(runs: Sequence[Run]) -> list[str]:
             lambda run: run.latest and counted(len(run.latest.layers), "layer"),
             "blocks compare only by their relative depth",
         ),
-        ("students", _first_that_differs(runs, "student"), "not only the method differs"),
-        ("teachers", _first_that_differs(runs, "teacher"), "not only the method differs"),
     ]
-    warnings = list(_images(runs))
     for what, facet, consequence in facets:
         names = _names_by(runs, facet)
         if len(names) > 1:
             warnings.append(f"Different {what}: {_values(names)}; {consequence}.")
+    teachers = [run.profiles.teacher for run in runs if run.profiles.teacher is not None]
+    for role in ("student", "teacher"):
+        models: dict[str, _Facet] = {
+            f"{role}s": partial(_of_model, role, lambda model: model.model),
+            f"widths of the {role}": partial(_of_model, role, _width),
+            f"timm_kwargs of the {role}": partial(_arguments, role),
+        }
+        if role == "teacher":  # the weights of a student are what training makes
+            models["weights of the teacher"] = partial(_of_model, role, partial(_weights, teachers))
+        for what, facet in models.items():
+            names = _names_by(runs, facet)
+            if len(names) > 1:
+                warnings.append(f"Different {what}: {_values(names)}; not only the method differs.")
+                break
     data = _names_by(runs, lambda run: run.data)
     if len(data) > 1:
         warnings.append(f"Different data: {_sets(data)}. Their accuracies are not on the same images.")
@@ -86,46 +98,26 @@ def _image_keys(run: Run) -> set[str]:
     return {key for key in (run.latest.probe_id if run.latest else "", run.images) if key}
 
 
-def _first_that_differs(runs: Sequence[Run], role: str) -> _Facet:
-    """What the models of a role are called: by name, width, arguments or weights, where these differ.
-
-    The weights of a student are what training makes; those of teachers differ where their curves do.
-    """
-    teachers = [run.profiles.teacher for run in runs if run.profiles.teacher is not None]
-
-    def of_model(describe: Callable[[Run, Profile], str | None]) -> _Facet:
-        def facet(run: Run) -> str | None:
-            model = run.latest if run.kind == "fit" else None
-            model = run.profiles.teacher if role == "teacher" else model
-            detail = None if model is None else describe(run, model)
-            return None if detail is None or model is None else f"{model.model} {detail}".strip()
-
-        return facet
-
-    facets = [
-        of_model(lambda _, model: ""),
-        of_model(lambda _, model: _width(model)),
-        of_model(lambda run, _: _arguments(run, role) if run.config else None),
-    ]
-    if role == "teacher":
-        facets.append(of_model(lambda _, model: _weights(model, teachers)))
-    return next((facet for facet in facets if len(_names_by(runs, facet)) > 1), facets[0])
+def _of_model(role: str, describe: Callable[[Profile], str | None], run: Run) -> str | None:
+    model = run.profiles.teacher if role == "teacher" else run.latest if run.kind == "fit" else None
+    return None if model is None else describe(model)
 
 
-def _width(model: Profile) -> str:
-    widths = sorted({len(spectrum) for spectrum in model.spectrum})
-    return f"of {' to '.join(map(str, widths[:: max(1, len(widths) - 1)]))} channels" if any(widths) else ""
+def _width(model: Profile) -> str | None:
+    widths = sorted({len(spectrum) for spectrum in model.spectrum} - {0})
+    return f"{' to '.join(map(str, widths[:: max(1, len(widths) - 1)]))} channels" if widths else None
 
 
-def _arguments(run: Run, role: str) -> str:
+def _arguments(role: str, run: Run) -> str | None:
     """timm_kwargs of the configuration, which may have been written in the short form."""
-    given = (run.config.get("model") or {}).get(role) or {}
-    arguments = (given.get("init_args") or given) if isinstance(given, dict) else {}
-    kwargs = arguments.get("timm_kwargs") if isinstance(arguments, dict) else None
-    return f"with timm_kwargs {json.dumps(kwargs, default=str)}" if kwargs else ""
+    given = (run.config.get("model") or {}).get(role)
+    arguments = (given.get("init_args") or given) if isinstance(given, dict) else None
+    return (
+        json.dumps(arguments.get("timm_kwargs") or {}, default=str) if isinstance(arguments, dict) else None
+    )
 
 
-def _weights(teacher: Profile, teachers: Sequence[Profile]) -> str | None:
+def _weights(teachers: Sequence[Profile], teacher: Profile) -> str | None:
     """Teachers of one name told apart by their curves; None for other probe images than the first one's."""
     known = [other for other in teachers if other.probe_id]
     if not known or teacher.probe_id != known[0].probe_id:
@@ -134,4 +126,4 @@ def _weights(teacher: Profile, teachers: Sequence[Profile]) -> str | None:
     for other in known:
         if other.probe_id == known[0].probe_id and not any(alike(other, first) for first in firsts):
             firsts.append(other)
-    return f"(weights {1 + next(n for n, first in enumerate(firsts) if alike(teacher, first))})"
+    return f"weights {1 + next(n for n, first in enumerate(firsts) if alike(teacher, first))}"

@@ -19,13 +19,13 @@ from distill_dynamics.report.records import (
     Run,
     counted,
     fitting,
+    left_out,
     listed,
     planned_epochs,
     range_name,
-    readable,
 )
 from distill_dynamics.runs.metrics_csv import parse
-from distill_dynamics.runs.profiles import RunProfiles, until_epoch
+from distill_dynamics.runs.profiles import load_profiles, until_epoch
 from distill_dynamics.runs.read import Unreadable, read_json, read_text, read_yaml
 
 
@@ -34,12 +34,15 @@ def read_fit(path: Path) -> Run:
     starts, warnings = _starts(path)
     config, said = _config(path)
     metrics, more = _metrics(path)
-    profiles, unreadable = _profiles(path / "dynamics")
+    unreadable: dict[str, list[str]] = {}
+    profiles = load_profiles(path / "dynamics", unreadable)
+    unfit: list[str] = []
+    profiles = fitting(*profiles, unfit)
     if metrics:
         reached, probed = max(row["epoch"] for row in metrics), profiles.students
         profiles = until_epoch(profiles, reached)
         if len(profiles.students) < len(probed):
-            unreadable.append(
+            unfit.append(
                 f"Profiles go on to epoch {probed[-1].epoch}, metrics.csv ends at {reached:g}: the run was "
                 "continued from an earlier epoch, and those of the part that is run again are left out."
             )
@@ -57,7 +60,8 @@ def read_fit(path: Path) -> Run:
     warnings += [
         *said,
         *more,
-        *unreadable,
+        *left_out(unreadable),
+        *unfit,
         *_end(run),
         *_missing(run),
         *_changes(starts),
@@ -146,16 +150,6 @@ def _number(cell: str) -> float:
     if LARGEST < abs(value) < math.inf:
         raise ValueError(cell)
     return value
-
-
-def _profiles(folder: Path) -> tuple[RunProfiles, list[str]]:
-    """As `load_profiles`, but for what cannot be read or does not fit the others: that is told."""
-    found, warnings = readable([*sorted(folder.glob("student_epoch_*.npz")), *map(folder.joinpath, _OTHERS)])
-    teacher, best = (found.pop(folder / name, None) for name in _OTHERS)
-    return fitting(list(found.values()), teacher, best, warnings), warnings
-
-
-_OTHERS = ("teacher.npz", "student_best.npz")
 
 
 def _end(run: Run) -> list[str]:

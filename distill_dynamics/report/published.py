@@ -6,7 +6,6 @@ model_best,2.427,...
 """
 
 import csv
-import io
 import os
 import re
 from codecs import BOM_UTF8
@@ -40,22 +39,22 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
     """
     path = Path(path)
     try:
-        rows = _rows(path) if is_published(path) else []
+        lines = read_text(path).removeprefix("\ufeff").splitlines() if is_published(path) else []
     except Unreadable as error:
         raise UserError(f"{path}: {error}") from error
-    if not rows or isinstance(rows[0][1], csv.Error):
+    layers = _cells(lines[0])[1:] if lines else []
+    if not layers:
         raise UserError(f"{path}: not a published entropy evolution (header Model/Epoch,Layer_1,...)")
-    layers = rows[0][1][1:]
     students: dict[int, Profile] = {}
     best, warnings = None, []
-    for number, row in rows[1:]:
-        if isinstance(row, csv.Error):
-            warnings.append(f"Line {number} of {path.name} is left out: {row}.")
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
             continue
-        epoch = re.fullmatch(r"checkpoint_epoch_(\d{1,9})", row[0].strip())
-        values = _numbers(row[1:])
-        if not epoch and row[0].strip() != "model_best":
-            problem = f"{row[0]!r} is neither checkpoint_epoch_<n> nor model_best"
+        name, *cells = _cells(line) or [""]
+        epoch = re.fullmatch(r"checkpoint_epoch_(\d{1,9})", name.strip())
+        values = _numbers(cells)
+        if not epoch and name.strip() != "model_best":
+            problem = f"{name!r} is neither checkpoint_epoch_<n> nor model_best"
         elif len(values) != len(layers):
             problem = f"{len(layers)} numbers are due, {len(values)} can be read"
         elif epoch and int(epoch[1]) in students:
@@ -76,18 +75,12 @@ def read_published(path: str | os.PathLike[str]) -> tuple[list[Profile], Profile
     return [students[epoch] for epoch in sorted(students)], best, warnings
 
 
-def _rows(path: Path) -> list[tuple[int, list[str] | csv.Error]]:
-    """Line number and cells of each row that is not empty, or why it has none: a field may be too long."""
-    rows: list[tuple[int, list[str] | csv.Error]] = []
-    reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
-    while True:
-        try:
-            if row := next(reader):
-                rows.append((reader.line_num, row))
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            rows.append((reader.line_num, error))
+def _cells(line: str) -> list[str]:
+    """Of a line of CSV; none where a field is longer than the module csv takes."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def _numbers(cells: list[str]) -> list[float]:

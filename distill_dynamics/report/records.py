@@ -1,12 +1,11 @@
 """What a report is about, as data: one training, one analysed model, or one published curve."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.errors import UserError
 from distill_dynamics.runs.profiles import RunProfiles
 
 ANALYSIS_SCHEMA = 1
@@ -64,14 +63,14 @@ class Run:
     @property
     def data(self) -> str | None:
         """Fingerprint of the data it was trained and validated on, None where unknown."""
-        found = (self.last_start.get("data") or {}).get("fingerprint")
-        return None if found is None else str(found)
+        fingerprint = (self.last_start.get("data") or {}).get("fingerprint")
+        return None if fingerprint is None else str(fingerprint)
 
     @property
     def validation_images(self) -> int | None:
         """How many images `val/acc1` is a share of, None where unknown."""
-        found = (self.last_start.get("data") or {}).get("val_images")
-        return found if isinstance(found, int) and 0 < found < 2**31 else None
+        images = (self.last_start.get("data") or {}).get("val_images")
+        return images if isinstance(images, int) and 0 < images < 2**31 else None
 
     @property
     def finished(self) -> bool:
@@ -98,40 +97,31 @@ def planned_epochs(config: dict[str, Any]) -> int | None:
     return planned if isinstance(planned, int) and planned > 0 else None
 
 
-def readable(files: Iterable[Path]) -> tuple[dict[Path, Profile], list[str]]:
-    """The Profiles of those files that are there and can be read; one sentence a reason why others cannot."""
-    found: dict[Path, Profile] = {}
-    reasons: dict[str, list[str]] = {}
-    for file in files:
-        try:
-            if file.exists():
-                found[file] = Profile.load(file)
-        except UserError as error:
-            reason = str(error).removeprefix(f"{file}: ")
-            reasons.setdefault(reason, []).append(file.name)
-    return found, [f"Left out: {listed(names)}: {reason}." for reason, names in reasons.items()]
+def left_out(unreadable: dict[str, list[str]]) -> list[str]:
+    """One sentence a reason for which files cannot be read."""
+    return [f"Left out: {listed(names)}: {reason}." for reason, names in unreadable.items()]
 
 
 def fitting(
     students: list[Profile], teacher: Profile | None, best: Profile | None, warnings: list[str]
 ) -> RunProfiles:
     """Students of one depth and of an epoch each, in order: what one figure can show."""
-    fitting: dict[int, Profile] = {}
+    by_epoch: dict[int, Profile] = {}
     depth = next((len(profile.layers) for profile in (*students, best) if profile), 0)
     for student in students:
-        if student.epoch is None or student.epoch in fitting or len(student.layers) != depth:
+        if student.epoch is None or student.epoch in by_epoch or len(student.layers) != depth:
             warnings.append(
                 f"A Profile of epoch {student.epoch} with {len(student.layers)} layers is left out: it does "
                 f"not fit the others ({depth} layers, one an epoch)."
             )
         else:
-            fitting[student.epoch] = student
+            by_epoch[student.epoch] = student
     if best is not None and len(best.layers) != depth:
         warnings.append(
             f"The Profile of the best student is left out: it has {len(best.layers)} layers, not {depth}."
         )
         best = None
-    return RunProfiles([fitting[epoch] for epoch in sorted(fitting)], teacher, best)
+    return RunProfiles([by_epoch[epoch] for epoch in sorted(by_epoch)], teacher, best)
 
 
 def range_name(value_range: str | Sequence[float]) -> str:

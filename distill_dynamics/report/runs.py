@@ -8,8 +8,8 @@ from pathlib import Path
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.fit_run import read_fit
 from distill_dynamics.report.published import is_published, read_published
-from distill_dynamics.report.records import ANALYSIS_SCHEMA, Run, fitting, readable
-from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.report.records import ANALYSIS_SCHEMA, Run, fitting, left_out
+from distill_dynamics.runs.profiles import RunProfiles, read_profile
 from distill_dynamics.runs.read import Unreadable, read_json
 
 
@@ -91,11 +91,14 @@ def _analysis(path: Path) -> list[Run]:
             for curve, (*group, file) in zip(curves, keys, strict=True)
             if group == [label, value_range]
         }
-        found, warnings = readable(files)
+        unreadable: dict[str, list[str]] = {}
+        read = {file: read_profile(file, unreadable) for file in files}
+        warnings = left_out(unreadable)
         warnings += [f"There is no {file}." for file in files if not file.exists()]
-        best = next((profile for file, profile in found.items() if files[file]), None)
-        students = [p for file, p in found.items() if not files[file] and p.epoch is not None]
-        models = [p for file, p in found.items() if not files[file] and p.epoch is None]
+        best = next((profile for file, profile in read.items() if files[file]), None)
+        others = [profile for file, profile in read.items() if profile is not None and not files[file]]
+        students = [profile for profile in others if profile.epoch is not None]
+        models = [profile for profile in others if profile.epoch is None]
         runs.append(
             Run(
                 name=f"{label} ({value_range})" if several else label,

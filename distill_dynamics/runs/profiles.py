@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.errors import UserError
 
 
 class RunProfiles(NamedTuple):
@@ -28,18 +29,32 @@ class RunProfiles(NamedTuple):
         ]
 
 
-def load_profiles(folder: str | os.PathLike[str]) -> RunProfiles:
+def load_profiles(
+    folder: str | os.PathLike[str], unreadable: dict[str, list[str]] | None = None
+) -> RunProfiles:
     """Read the Profiles in a run's `dynamics/`; none of them has to be there.
 
-    Raises `UserError`, naming the file, where one cannot be read.
+    Raises `UserError`, naming the file, where one cannot be read; but see `read_profile`.
     """
     folder = Path(folder)
-    students = [Profile.load(path) for path in sorted(folder.glob("student_epoch_*.npz"))]
-    teacher, best = (
-        Profile.load(path) if path.exists() else None
-        for path in (folder / "teacher.npz", folder / "student_best.npz")
-    )
-    return RunProfiles(students, teacher, best)
+    students = [read_profile(path, unreadable) for path in sorted(folder.glob("student_epoch_*.npz"))]
+    teacher, best = (read_profile(folder / name, unreadable) for name in ("teacher.npz", "student_best.npz"))
+    return RunProfiles([student for student in students if student is not None], teacher, best)
+
+
+def read_profile(path: Path, unreadable: dict[str, list[str]] | None = None) -> Profile | None:
+    """A Profile, None where there is no such file.
+
+    Raises `UserError` where it cannot be read; where `unreadable` is given, the file's name goes there
+    instead, by reason, and None comes back.
+    """
+    try:
+        return Profile.load(path) if path.exists() else None
+    except UserError as error:
+        if unreadable is None:
+            raise
+        unreadable.setdefault(str(error).removeprefix(f"{path}: "), []).append(path.name)
+        return None
 
 
 def until_epoch(profiles: RunProfiles, epoch: float) -> RunProfiles:

@@ -319,8 +319,8 @@ def test_students_and_teachers_of_one_name_that_are_not_one_are_told_apart(tmp_p
     first = made.write_run(tmp_path / "first", **made.all_profiles())
     assert warned("same") == []
     assert warned("narrow", kwargs={"embed_dim": 64}) == [
-        'Different students: deit in first; deit with timm_kwargs {"embed_dim": 64} in narrow; not only the '
-        "method differs."
+        'Different timm_kwargs of the student: {} in first; {"embed_dim": 64} in narrow; not only the method '
+        "differs."
     ]
     wide = {"spectrum": [np.full(32, 0.1)] * 4, "spectrum_se": [np.full(32, 0.1)] * 4}
     students = {
@@ -329,21 +329,21 @@ def test_students_and_teachers_of_one_name_that_are_not_one_are_told_apart(tmp_p
         if name != "teacher"
     }
     assert warned("wide", **students) == [
-        "Different students: deit of 16 channels in first; deit of 32 channels in wide; not only the method "
+        "Different widths of the student: 16 channels in first; 32 channels in wide; not only the method "
         "differs."
     ]
-    told = (
-        "Different teachers: cait (weights 1) in first; cait (weights 2) in {}; not only the method differs."
-    )
     for name, teacher in (
         ("turned", made.profile(None, made.TEACHER[::-1], model="cait")),
         ("louder", made.profile(None, made.TEACHER, model="cait", magnitude=np.arange(2.0, 8.0))),
     ):
-        assert warned(name, teacher=teacher) == [told.format(name)]
+        assert warned(name, teacher=teacher) == [
+            f"Different weights of the teacher: weights 1 in first; weights 2 in {name}; not only the method "
+            "differs."
+        ]
     # Another device changes the last digits; other images say nothing of the weights.
     assert warned("device", teacher=made.profile(None, made.TEACHER + 1e-5, model="cait")) == []
     elsewhere = made.profile(None, made.TEACHER + 1, model="cait", probe_id="p2")
-    assert not any("teachers" in sentence for sentence in warned("elsewhere", teacher=elsewhere))
+    assert not any("teacher" in sentence for sentence in warned("elsewhere", teacher=elsewhere))
 
 
 def test_what_differs_between_runs_is_said(tmp_path):
