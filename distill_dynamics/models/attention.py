@@ -6,7 +6,8 @@ Letters: B batch, P prefix tokens, N patches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,14 +26,23 @@ def seen_attention(model: nn.Module, name: str, layers: Sequence[str]) -> Iterat
     Raises UserError for a layer without attention over all tokens.
     """
     seen: dict[str, Tensor] = {}
-    undo: list[Any] = []
-    try:
+    with ExitStack() as undo:
         for layer in layers:
-            undo += _watch(_attention(model, name, layer), layer, seen)
+            attention = _attention(model, name, layer)
+            mixes_heads = hasattr(attention, "proj_w")  # CaiT: by a linear map, for which the heads are last
+            module = attention.proj_w if mixes_heads else attention.attn_drop
+            keep = partial(_keep, seen, layer, mixes_heads)
+            undo.callback(module.register_forward_pre_hook(keep).remove)
+            if not mixes_heads and getattr(attention, "fused_attn", False):
+                attention.fused_attn = False
+                undo.callback(setattr, attention, "fused_attn", True)
         yield seen
-    finally:
-        for step in reversed(undo):
-            step()
+
+
+def _keep(
+    seen: dict[str, Tensor], layer: str, heads_last: bool, module: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    seen[layer] = inputs[0].permute(0, 3, 1, 2) if heads_last else inputs[0]
 
 
 def patch_to_patch(seen: dict[str, Tensor], name: str, prefix: int, layer: str, output: Tensor) -> Tensor:
@@ -49,7 +59,7 @@ def patch_to_patch(seen: dict[str, Tensor], name: str, prefix: int, layer: str, 
     return attention / attention.sum(dim=-1, keepdim=True)
 
 
-def _attention(model: nn.Module, name: str, layer: str) -> nn.Module:
+def _attention(model: nn.Module, name: str, layer: str) -> Any:
     try:
         attention = model.get_submodule(layer).attn
     except AttributeError:
@@ -57,25 +67,4 @@ def _attention(model: nn.Module, name: str, layer: str) -> nn.Module:
     # XCiT's is between channels, and has a temperature for each head.
     if not isinstance(getattr(attention, "attn_drop", None), nn.Module) or hasattr(attention, "temperature"):
         raise UserError(f"{name}: its {layer} has no attention that can be read")
-    assert isinstance(attention, nn.Module)
     return attention
-
-
-def _watch(attention: Any, layer: str, seen: dict[str, Tensor]) -> list[Any]:
-    """Has the probabilities put into `seen`; gives what undoes it."""
-
-    def of_drop(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[layer] = given[0]
-
-    def of_mixing(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[layer] = given[0].permute(0, 3, 1, 2)
-
-    if hasattr(
-        attention, "proj_w"
-    ):  # CaiT's talking heads: a linear map over the heads, which are last there
-        return [attention.proj_w.register_forward_pre_hook(of_mixing).remove]
-    handle = attention.attn_drop.register_forward_pre_hook(of_drop)
-    if not getattr(attention, "fused_attn", False):
-        return [handle.remove]
-    attention.fused_attn = False
-    return [handle.remove, lambda: setattr(attention, "fused_attn", True)]

@@ -188,7 +188,7 @@ class Backbone(nn.Module):
         """What the head is given, None if it is not reached; and the blocks' outputs."""
         if not indices:
             return self.model.forward_features(images), []
-        found = self.model.forward_intermediates(
+        outputs = self.model.forward_intermediates(
             images,
             indices=indices,
             norm=False,
@@ -196,7 +196,7 @@ class Backbone(nn.Module):
             intermediates_only=not to_the_end,
             **({"return_prefix_tokens": True} if prefix else {}),
         )
-        return found if to_the_end else (None, found)
+        return outputs if to_the_end else (None, outputs)
 
     def _answer(self, final: Tensor | None, head: bool, pooled: bool) -> tuple[Any, Tensor | None]:
         """Logits, two where both tokens have some; and what the classifier reads."""

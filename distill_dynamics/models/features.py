@@ -53,12 +53,12 @@ def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Re
         dist_logits=("dist_logits", None) in reads,
     )
     lists = {"map": features.maps, "prefix": features.prefix, "attention": features.attention}
-    found: dict[Read, Tensor] = {
+    by_block: dict[Read, Tensor] = {
         (word, block): value
         for word in BY_BLOCK
         for block, value in zip(blocks[word], lists[word], strict=True)
     }
-    return found | {(word, None): getattr(features, word) for word in BY_IMAGE if (word, None) in reads}
+    return by_block | {(word, None): getattr(features, word) for word in BY_IMAGE if (word, None) in reads}
 
 
 def width(backbone: Backbone, word: str, block: int | None) -> int:

@@ -36,8 +36,8 @@ class _Reading(NamedTuple):
     place: str
     """The state dict in the file, and what its keys begin with."""
     state: dict[str, Tensor]
-    said: list[str]
-    """What was changed so that it fits."""
+    changes: list[str]
+    """What was changed so that it fits, a line each."""
     problems: list[str]
     matched: int
     """Keys that the model has."""
@@ -70,18 +70,18 @@ def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> None:
     if not fits:
         raise UserError(_refusal(readings, weights, name))
     model.load_state_dict(fits[0].state)
-    for line in fits[0].said:
+    for line in fits[0].changes:
         warnings.warn(f"{weights.path}: {line}", stacklevel=2)
 
 
 def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """A state dict of the file, once for each prefix before at least half of the model's keys."""
     state = {_WRAPPERS.sub("", key): value for key, value in content.items()}
-    found: Counter[str] = Counter()
+    prefix_counts: Counter[str] = Counter()
     for key in state:
         starts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]
-        found.update(key[:start] for start in starts if key[start:] in own)
-    prefixes = [prefix for prefix, count in found.items() if count >= len(own) / 2] or [""]
+        prefix_counts.update(key[:start] for start in starts if key[start:] in own)
+    prefixes = [prefix for prefix, count in prefix_counts.items() if count >= len(own) / 2] or [""]
     for prefix in prefixes:
         place = ".".join(part for part in (where, prefix.removesuffix(".")) if part)
         others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
@@ -92,13 +92,13 @@ def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, d
 def _read(model: nn.Module, place: str, state: dict[str, Tensor], new_head: bool) -> _Reading:
     own = model.state_dict()
     matched = len(own.keys() & state.keys())
-    plain, said = _with_new_head(model, state) if new_head else (state, [])
+    plain, changes = _with_new_head(model, state) if new_head else (state, [])
     problems = _problems(plain, own)
     if problems and matched and (converted := _as_timm_does(model, state)) is not None:
         fitted, head = _with_new_head(model, converted) if new_head else (converted, [])
         if not _problems(fitted, own):
             return _Reading(place, fitted, [*_resampled(state, converted), *head], [], matched)
-    return _Reading(place, state if problems else plain, said, problems, matched)
+    return _Reading(place, state if problems else plain, changes, problems, matched)
 
 
 def _problems(state: State, own: State) -> list[str]:
@@ -147,26 +147,26 @@ def _as_timm_does(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
         return None
     try:
         with torch.no_grad():
-            found = adapt(dict(state), model)
+            adapted = adapt(dict(state), model)
     except Exception:  # a state of another kind: what does not fit is said of the state as it is
         return None
-    changed = [key for key in state if key in found and found[key].shape != state[key].shape]
-    return found if all(any(word in key for word in _ON_A_GRID) for key in changed) else None
+    changed = [key for key in state if key in adapted and adapted[key].shape != state[key].shape]
+    return adapted if all(any(word in key for word in _ON_A_GRID) for key in changed) else None
 
 
 def _resampled(before: State, after: State) -> list[str]:
-    said = []
+    lines = []
     changed = [key for key in before if key in after and after[key].shape != before[key].shape]
     if changed:
         one = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        said.append(
+        lines.append(
             f"position embeddings resampled to this input size: {one} from {list(before[one].shape)} to "
             f"{list(after[one].shape)}{more}"
         )
     if others := [key for key in before if key not in after]:
-        said.append(f"renamed or left out as timm does: {others[0]} ({len(others)} such)")
-    return said
+        lines.append(f"renamed or left out as timm does: {others[0]} ({len(others)} such)")
+    return lines
 
 
 def _distinct(readings: list[_Reading]) -> list[_Reading]:
@@ -191,9 +191,9 @@ def _refusal(readings: list[_Reading], weights: Weights, name: str) -> str:
         parts = zip(*(key.split(".")[:-1] for key in keys), strict=False)
         same = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, parts)]
         common = "".join(f"{name}." for name in same)
-        told = f"all its keys{where} begin with {common!r}, and" if common else f"of its keys{where}"
+        which = f"all its keys{where} begin with {common!r}, and" if common else f"of its keys{where}"
         first = keys[0].removeprefix(common)
-        problem = f"{told} none is one of the model's: the first is {first!r}"
+        problem = f"{which} none is one of the model's: the first is {first!r}"
     else:
         more = f" (and {len(nearest.problems) - 1} more)" if len(nearest.problems) > 1 else ""
         problem = f"{nearest.problems[0]}{where}{more}"

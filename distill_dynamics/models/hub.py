@@ -44,19 +44,15 @@ def read_config(folder: Path) -> HubFolder:
         args = content.get("model_args") or {}
         if not isinstance(name, str) or not isinstance(args, dict):
             raise TypeError("architecture is a name, model_args a mapping")
-        told = content.get("pretrained_cfg") or {}
-        mean, std = told.get("mean", [0.5]), told.get("std", [0.5])
+        recorded = content.get("pretrained_cfg") or {}
+        mean, std = recorded.get("mean", [0.5]), recorded.get("std", [0.5])
         if not are_numbers(mean) or not are_numbers(std) or min(std) <= 0:
             raise ValueError(f"mean {mean}, std {std}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"checkpoint: {path} is no config of timm's: {error!r}") from error
     if not timm.is_model(name):
         raise UserError(f"checkpoint: {path} is of {name!r}, which timm does not have")
-    if (
-        not any(folder.glob("*.safetensors"))
-        and not any(folder.glob("*.bin"))
-        and not any(folder.glob("*.pth"))
-    ):
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise UserError(f"checkpoint: {folder} has a {CONFIG} and no {WEIGHTS}")
     return HubFolder(name, args)
 

@@ -58,11 +58,11 @@ def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
     if name is not None and architecture(name) != config.architecture:
         raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
     model = create(f"local-dir:{folder}", True, given)
-    told = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
+    facts = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
     # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
-    timm_kwargs = plain({**told.get("timm_kwargs", config.model_args), **given})
-    accuracy = stated_accuracy(told) or hub.card_accuracy(folder)
-    return Source(model, told.get("timm_name", config.architecture), timm_kwargs, {}, accuracy, True)
+    timm_kwargs = plain({**facts.get("timm_kwargs", config.model_args), **given})
+    accuracy = stated_accuracy(facts) or hub.card_accuracy(folder)
+    return Source(model, facts.get("timm_name", config.architecture), timm_kwargs, {}, accuracy, True)
 
 
 def plain(timm_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -70,8 +70,8 @@ class Teacher:
         self, batch: Tensor, wanted: Sequence[Wanted], stored: Mapping[str, Tensor] | None = None
     ) -> TeacherOutputs:
         """What the terms want of it, from one forward pass; there is nothing `stored` for this one."""
-        found = self.read(batch, {(w.word, w.block) for w in wanted}) if wanted else {}
-        return {(w.term, w.pair, w.word): found[w.word, w.block] for w in wanted}
+        outputs = self.read(batch, {(w.word, w.block) for w in wanted}) if wanted else {}
+        return {(w.term, w.pair, w.word): outputs[w.word, w.block] for w in wanted}
 
     def move(self, fn: Callable) -> None:
         """Take part in a module's move to a device or dtype. One that is to be sharded may not fit whole."""

@@ -30,16 +30,15 @@ def normalisation(backbone: Backbone) -> str:
 
 def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> str:
     """For the start block: top-1 if it was measured, and what its images were like."""
-    told = "not measured, as alpha is 0"
+    measured = "not measured, as alpha is 0"
     if accuracy:
-        stated = teacher.stated_accuracy
-        told = f"{accuracy['acc1']:.2f} % top-1" + (
-            f" (its file: {stated:.2f})" if stated is not None else ""
-        )
+        measured = f"{accuracy['acc1']:.2f} % top-1"
+        if teacher.stated_accuracy is not None:
+            measured += f" (its file: {teacher.stated_accuracy:.2f})"
     own, crop = teacher.evaluation.crop_pct, getattr(data, "crop_pct", None)
     known = teacher.given_crop_pct or teacher.normalised_by == "weights"
     cropped = f"; its own crop is {own:g}, the data's {crop:g}" if known and crop not in (None, own) else ""
-    return f"{told}, {normalisation(teacher)}{cropped}"
+    return f"{measured}, {normalisation(teacher)}{cropped}"
 
 
 def doubt(teacher: Backbone, accuracy: dict[str, float]) -> str | None:
@@ -48,16 +47,15 @@ def doubt(teacher: Backbone, accuracy: dict[str, float]) -> str | None:
         return None
     acc1, stated = accuracy["acc1"], teacher.stated_accuracy
     if near_chance(acc1, teacher.num_classes):
-        found = (
-            f"{acc1:.2f} % top-1 on the validation images, near chance ({100 / teacher.num_classes:.2f} %)"
-        )
+        problem = f"near chance ({100 / teacher.num_classes:.2f} %)"
     elif stated is not None and acc1 < stated - SHORTFALL:
-        found = f"{acc1:.2f} % top-1 on the validation images, and its file says {stated:.2f} %"
+        problem = f"and its file says {stated:.2f} %"
     else:
         return None
     return (
-        f"the teacher has {found}. It was shown images under {normalisation(teacher)}. The student will "
-        "learn what it answers: look at model.teacher.mean and std, its weights, and the order of its classes"
+        f"the teacher has {acc1:.2f} % top-1 on the validation images, {problem}. It was shown images under "
+        f"{normalisation(teacher)}. The student will learn what it answers: look at model.teacher.mean and "
+        "std, its weights, and the order of its classes"
     )
 
 

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -56,15 +56,16 @@ def read_weights(checkpoint: str | os.PathLike) -> Weights:
 
 
 def _read_safetensors(path: str) -> Weights:
-    metadata = _metadata(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    metadata = header(path)
     description = {key: metadata[key] for key in _DESCRIPTION if key in metadata}
-    return Weights(path, {"": state}, description, stated_accuracy(metadata))
+    return Weights(path, {"": safetensors.torch.load_file(path)}, description, stated_accuracy(metadata))
 
 
-def _metadata(path: str) -> dict[str, Any]:
-    """What this project has written into a file's header; empty for other files."""
+def header(path: str | os.PathLike) -> dict[str, Any]:
+    """What a safetensors file of this project says of itself, by name; empty for other files.
+
+    Raises UserError for a file that is cut off, and for values that no model can have.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -86,7 +87,7 @@ def _metadata(path: str) -> dict[str, Any]:
     return known
 
 
-def _check_description(path: str, known: Mapping[str, Any]) -> None:
+def _check_description(path: str | os.PathLike, known: Mapping[str, Any]) -> None:
     """UserError for a value that no model can have: images would be made by it without a word."""
     evaluation = known.get("evaluation", {})
     size = evaluation.get("image_size") if isinstance(evaluation, dict) else None
@@ -123,11 +124,6 @@ def stated_accuracy(metadata: Mapping[str, Any]) -> float | None:
     return None
 
 
-def header(path: str | os.PathLike) -> dict[str, Any]:
-    """What a safetensors file of this project says of itself, by name; empty for other files."""
-    return _metadata(os.fspath(path))
-
-
 def completed_epochs(checkpoint: str | os.PathLike) -> int | None:
     """After how many epochs a file of this project was written, from its content; None for other files."""
     path = os.fspath(checkpoint)
@@ -135,7 +131,7 @@ def completed_epochs(checkpoint: str | os.PathLike) -> int | None:
         path = os.path.join(path, "model.safetensors")
     try:
         if path.endswith(".safetensors"):
-            return _metadata(path).get("epoch")
+            return header(path).get("epoch")
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped: the weights are not read.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
