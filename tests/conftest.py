@@ -6,6 +6,8 @@ import pytest
 import torch
 import yaml
 
+from distill_dynamics.cli.main import main
+
 os.environ["WANDB_MODE"] = "disabled"  # the tests that look at W&B ask for offline
 
 ROOT = Path(__file__).parent.parent
@@ -102,3 +104,20 @@ def experiment(tmp_path):
         return path
 
     return write
+
+
+def fit_once(folder: Path, name: str = "r", options: tuple[str, ...] = (), **changes) -> Path:
+    """For fixtures of a module: fits a tiny experiment without a report, and gives its run directory.
+
+    Its config is `folder/tiny.yaml`, its runs_dir `folder`.
+    """
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**tiny_config(**changes), "runs_dir": str(folder)}))
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill_dynamics.cli.end.write_report", lambda *args: None)
+        for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(variable, "0")
+            patch.delenv(variable)
+        main(["fit", "--config", str(path), "--name", name, *options])
+    return folder / name

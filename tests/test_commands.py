@@ -274,6 +274,7 @@ def test_what_analyze_needs(capsys):
     assert "out" in refused(capsys, "analyze", "--model", "a")
 
 
+@pytest.mark.slow  # in this process: test_report_of_an_analysis
 def test_as_a_program_nothing_but_bars_on_stderr():
     command = [sys.executable, "-m", "distill_dynamics", *ANALYZE]
     done = subprocess.run(
@@ -293,6 +294,11 @@ def test_as_a_program_nothing_but_bars_on_stderr():
 
 def test_report_of_an_analysis(no_report, capsys):
     main(ANALYZE)
+    output = capsys.readouterr()
+    assert "random weights" in output.out
+    assert all(
+        "it/s" in line or line.startswith(DEIT) for line in output.err.replace("\r", "\n").split("\n") if line
+    )
     main(["report", "out", "--out", "page/all.html"])
     assert "<html" in Path("page/all.html").read_text()
     assert {path.suffix for path in Path("page/all_figures").iterdir()} == {".png", ".pdf"}

@@ -13,6 +13,7 @@ from threading import Event
 import lightning.pytorch as pl
 import pytest
 import torch
+import wandb
 from conftest import ROOT
 from PIL import Image
 from test_fit import checkpoint, fit, rows
@@ -247,14 +248,12 @@ def test_without_its_server_wandb_goes_on_offline(experiment, tmp_path, monkeypa
     assert [row["epoch"] for row in rows(tmp_path / "runs" / "r")] == ["0", "1"]
 
 
-def test_a_run_has_a_wandb_process_of_its_own(experiment, tmp_path):
+def test_a_run_has_a_wandb_process_of_its_own(experiment, tmp_path, monkeypatch):
     """That of a process that started it may have gone, or may still have the run of one that was killed."""
+    wandb.teardown()  # what a test before has started is not asked for again
+    monkeypatch.setenv("WANDB_SERVICE", f"3-{os.getpid()}-unix-{tmp_path}/gone")
     config = experiment(trainer__max_epochs=1, probe__every_n_epochs=0)
-    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", "r"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    environment["WANDB_SERVICE"] = f"3-{os.getpid()}-unix-{tmp_path}/gone"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    fit(config, "--name", "r", "--wandb.mode", "offline")
     assert list((tmp_path / "runs" / "r" / "wandb").glob("offline-run-*"))
 
 

@@ -12,7 +12,7 @@ import safetensors
 import timm
 import torch
 import yaml
-from conftest import ROOT, VIT
+from conftest import ROOT, VIT, fit_once
 
 from distill_dynamics import Backbone, Distiller
 from distill_dynamics.cli import end
@@ -65,6 +65,18 @@ def assert_same_run(one, other):
     assert files == sorted(p.name for p in (other / "dynamics").iterdir())
     for name in files:
         assert (one / "dynamics" / name).read_bytes() == (other / "dynamics" / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs with W&B offline and all validation images, only to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    return fit_once(folder, options=("--wandb.mode", "offline"), trainer__limit_val_batches=1.0)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copied", ignore=shutil.ignore_patterns("wandb"))
 
 
 def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys):
@@ -149,9 +161,8 @@ def test_the_command_is_recorded_as_one_types_it(argv, command):
     assert run._command(argv) == command
 
 
-def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path, no_report):
-    fit(experiment(), "--name", "r")
-    folder = tmp_path / "runs" / "r"
+def test_best_student_loads_in_backbone_and_plain_timm(finished):
+    folder = finished
     path = folder / "student" / "model.safetensors"
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -164,31 +175,38 @@ def test_best_student_loads_in_backbone_and_plain_timm(experiment, tmp_path, no_
         assert torch.equal(plain(x), ours(x).logits)
         assert torch.equal(plain(x), lightning(x).logits)
     assert ours.mean == lightning.mean == (0.2860,)
-    best = max(rows(tmp_path / "runs" / "r")[1:], key=lambda row: float(row["val/acc1"]))
+    best = max(rows(folder)[1:], key=lambda row: float(row["val/acc1"]))
     assert json.loads(metadata["epoch"]) == int(best["epoch"])
 
 
-def test_probing_changes_nothing(experiment, tmp_path, no_report):
-    config = experiment()
-    fit(config, "--name", "with")
-    fit(config, "--name", "without", "--probe.every_n_epochs", "0")
-    runs = tmp_path / "runs"
-    assert not (runs / "without" / "dynamics").exists()
+def test_probing_changes_nothing(finished, no_report):
+    options = ["--probe.every_n_epochs", "0", "--wandb.mode", "disabled"]
+    fit(finished.parent / "tiny.yaml", "--name", "without", *options)
+    without = finished.with_name("without")
+    assert not (without / "dynamics").exists()
     for key in ("state_dict", "optimizer_states"):
-        assert_same(checkpoint(runs / "with")[key], checkpoint(runs / "without")[key])
+        assert_same(checkpoint(finished)[key], checkpoint(without)[key])
 
 
 class Interrupted(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of four epochs, and its config beside it."""
+    return fit_once(
+        tmp_path_factory.mktemp("resumed"), "whole", trainer__max_epochs=4, probe__every_n_epochs=2
+    )
+
+
 @pytest.mark.parametrize(
     ("hook", "epoch"), [("on_train_epoch_start", 1), ("on_train_epoch_start", 3), ("batch", 2)]
 )
-def test_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path, monkeypatch, hook, epoch, no_report):
-    config = experiment(trainer__max_epochs=4, probe__every_n_epochs=2)
-    runs = tmp_path / "runs"
-    fit(config, "--name", "whole")
+def test_resumed_run_equals_an_uninterrupted_one(
+    uninterrupted, tmp_path, monkeypatch, hook, epoch, no_report
+):
+    config, runs = uninterrupted.with_name("tiny.yaml"), tmp_path / "runs"
     with monkeypatch.context() as patch:
         name = "training_step" if hook == "batch" else hook
         original = getattr(Distiller, name)
@@ -200,14 +218,14 @@ def test_resumed_run_equals_an_uninterrupted_one(experiment, tmp_path, monkeypat
 
         patch.setattr(Distiller, name, interrupt)
         with pytest.raises(Interrupted):
-            fit(config, "--name", "broken")
+            fit(config, "--name", "broken", "--runs_dir", str(runs))
     assert len(rows(runs / "broken")) == epoch + 1
     early = {p: p.read_bytes() for p in (runs / "broken" / "dynamics").iterdir()}
     torch.manual_seed(987)  # a new process starts from another state
     np.random.seed(987)  # noqa: NPY002
     fit(runs / "broken" / "config.yaml", "--ckpt_path", "last")
-    assert_same_run(runs / "whole", runs / "broken")
-    assert sorted(p.name for p in runs.iterdir()) == ["broken", "whole"]
+    assert_same_run(uninterrupted, runs / "broken")
+    assert [p.name for p in runs.iterdir()] == ["broken"]
     assert all(path.read_bytes() == content for path, content in early.items())
     starts = json.loads((runs / "broken" / "run.json").read_text())["starts"]
     assert [start["from_epoch"] for start in starts] == [0, epoch]
@@ -229,13 +247,11 @@ def test_resume_finds_a_run_that_was_moved(experiment, tmp_path, no_report):
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_run_that_is_complete_can_be_resumed_to_no_effect(experiment, tmp_path, no_report):
-    fit(experiment(), "--name", "r")
-    run_dir = tmp_path / "runs" / "r"
+def test_a_run_that_is_complete_can_be_resumed_to_no_effect(copied, no_report):
     before = {
-        p: p.read_bytes() for p in run_dir.rglob("*") if p.suffix in (".npz", ".ckpt", ".csv", ".safetensors")
+        p: p.read_bytes() for p in copied.rglob("*") if p.suffix in (".npz", ".ckpt", ".csv", ".safetensors")
     }
-    fit(run_dir / "config.yaml", "--ckpt_path", "last")
+    fit(copied / "config.yaml", "--ckpt_path", "last", "--wandb.mode", "disabled")
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -253,15 +269,13 @@ def test_a_run_stopped_early_is_probed_at_its_last_epoch(experiment, tmp_path, n
     assert names == ["student_epoch_0000.npz", "student_epoch_0001.npz"]
 
 
-def test_existing_name_is_refused_and_left_alone(experiment, tmp_path, capsys, no_report):
-    config = experiment()
-    fit(config, "--name", "r")
-    before = {p: p.read_bytes() for p in (tmp_path / "runs" / "r").rglob("*") if p.is_file()}
+def test_existing_name_is_refused_and_left_alone(finished, capsys):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     with pytest.raises(SystemExit) as stop:
-        fit(config, "--name", "r")
+        fit(finished.with_name("tiny.yaml"), "--name", "r")
     assert stop.value.code == 2
     assert "--ckpt_path last" in capsys.readouterr().err
-    assert {p: p.read_bytes() for p in (tmp_path / "runs" / "r").rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_that_cannot_start_leaves_no_directory(experiment, tmp_path, capsys):
@@ -272,9 +286,8 @@ def test_a_run_that_cannot_start_leaves_no_directory(experiment, tmp_path, capsy
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(experiment, tmp_path, capsys, no_report):
-    fit(experiment(), "--name", "r")
-    run_dir = tmp_path / "runs" / "r"
+def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(copied):
+    run_dir = copied
     (run_dir / "metrics.csv").unlink()
     for command in ("fit", "validate"):
         args = ["--config", str(run_dir / "config.yaml"), "--ckpt_path", "last", "--data.mean", "[0.1, 0.2]"]
@@ -285,11 +298,9 @@ def test_a_mistake_on_a_run_that_is_there_takes_nothing_from_it(experiment, tmp_
     assert (run_dir / "checkpoints" / "last.ckpt").exists()
 
 
-def test_validate_test_and_predict(experiment, tmp_path, capsys, no_report):
-    fit(experiment(trainer__limit_val_batches=1.0), "--name", "r")
-    run_dir = tmp_path / "runs" / "r"
-    config = str(run_dir / "config.yaml")
-    capsys.readouterr()
+def test_validate_test_and_predict(copied, tmp_path, capsys):
+    run_dir, config = copied, str(copied / "config.yaml")
+    before = sorted(copied.iterdir())
     for command in ("validate", "test"):
         main([command, "--config", config, "--ckpt_path", "last", "--trainer.limit_test_batches", "1.0"])
         assert "acc1" in capsys.readouterr().out
@@ -299,14 +310,13 @@ def test_validate_test_and_predict(experiment, tmp_path, capsys, no_report):
         predictions = list(csv.DictReader(file))
     hits = np.mean([row["target"] == row["prediction"] for row in predictions])
     assert hits * 100 == pytest.approx(float(rows(run_dir)[-1]["val/acc1"]), abs=1e-4)
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["r"]
+    assert sorted(copied.iterdir()) == before
 
 
-def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(experiment, tmp_path, no_report):
-    fit(experiment(), "--name", "r", "--wandb.mode", "offline")
-    settings = yaml.safe_load((tmp_path / "runs" / "r" / "config.yaml").read_text())["wandb"]
+def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(finished):
+    settings = yaml.safe_load((finished / "config.yaml").read_text())["wandb"]
     assert settings["group"] == "tiny"  # the config's name, which its seeds share
-    (folder,) = (tmp_path / "runs" / "r" / "wandb").glob("offline-run-*")
+    (folder,) = (finished / "wandb").glob("offline-run-*")
     tool = shutil.which("wandb", path=str(ROOT.joinpath(sys.executable).parent))
     printed = subprocess.run(
         [tool, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
