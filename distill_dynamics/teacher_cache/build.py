@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write, remove_partial
@@ -19,7 +20,7 @@ from distill_dynamics.teacher_cache.files import Writer, rows_checksum
 from distill_dynamics.teacher_cache.fitted import write_fitted
 from distill_dynamics.teacher_cache.identity import validated_on
 from distill_dynamics.teacher_cache.layout import Block
-from distill_dynamics.teacher_cache.plan import check_room, duration_text, expected_seconds, size_text
+from distill_dynamics.teacher_cache.plan import check_room, expected_seconds, size_text
 from distill_dynamics.teacher_cache.rows import rounded, rows_of
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.teacher_cache.views import Views, ViewsOf
@@ -43,8 +44,8 @@ class CacheBuilder:
     def begun(self) -> TeacherCache | None:
         """The plan that is in the folder, if these settings make the same; to be called by the first rank."""
         if not (self.folder / "cache.json").exists():
-            there = [path for path in self.folder.glob("*") if not path.name.startswith(".")]
-            if self.folder.exists() and (there or not self.folder.is_dir()):
+            others = [path for path in self.folder.glob("*") if not path.name.startswith(".")]
+            if self.folder.exists() and (others or not self.folder.is_dir()):
                 raise UserError(f"--out: {self.folder} holds other files; choose a new folder")
             return None
         self._hold()
@@ -118,9 +119,9 @@ class CacheBuilder:
         missing = stored.files.missing()
         rows = sum(last - first for _, first, last in missing)
         check_room(views, rows * layout.dtype.itemsize)
-        a_view = size_text(layout.dtype.itemsize)
         print(
-            f"\n  {layout.images} images x {layout.views} views: {size_text(layout.bytes)}, {a_view} a view"
+            f"\n  {layout.images} images x {layout.views} views: {size_text(layout.bytes)}, "
+            f"{size_text(layout.dtype.itemsize)} a view"
         )
         if "log_probs" in layout.fields:
             kept = layout.fields["log_probs"].shape[0]
@@ -132,11 +133,11 @@ class CacheBuilder:
                 how = f"stored, {size_text(field.bytes)} a view" if field else how
                 print(f"  {reader.wanted.term:16} {reader.place}: {how}")
         total = len(layout.blocks())
-        there = f"  {total - len(missing)} of {total} blocks are there"
+        state = f"  {total - len(missing)} of {total} blocks are there"
         if rows:
             seconds = expected_seconds(views, stored, views.fields_in(layout), rows)
-            there += f"; the rest takes about {duration_text(seconds)}"
-        print(f"{there}\n")
+            state += f"; the rest takes about {tqdm.format_interval(seconds)}"
+        print(f"{state}\n")
         return missing
 
     def _write(self, stored: TeacherCache, blocks: Sequence[Block]) -> None:

@@ -26,18 +26,18 @@ def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
     if not wanted:
         return
     try:
-        found = read_tensors(folder / NAME)
+        saved = read_tensors(folder / NAME)
     except Exception as error:  # missing or damaged
         raise UserError(
             f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"
         ) from error
     for name, buffer in wanted.items():
-        if name not in found or found[name].shape != buffer.shape:
+        if name not in saved or saved[name].shape != buffer.shape:
             raise UserError(
                 f"teacher_cache: {folder / NAME} has no {name} of {list(buffer.shape)}, which the loss "
                 "here fits to its teacher; build one with this config"
             )
-        buffer.detach().copy_(found[name])
+        buffer.detach().copy_(saved[name])
 
 
 def _states(terms: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ import time
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.teacher_cache.cache import TeacherCache
@@ -136,15 +137,4 @@ def check_room(views: Views, lacking: int) -> None:
 
 def size_text(number: float) -> str:
     """Bytes, with three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return tqdm.format_sizeof(number, "B")

@@ -53,12 +53,12 @@ class CachedTeacher:
         """What the terms want of the teacher; images that have no row are shown to the live one."""
         if stored is None:
             return self.teacher(batch, wanted)
-        found = self.teacher(batch, self.live)
-        found |= {key: self.cache.target(stored, name) for key, name in self.stored.items()}
+        outputs = self.teacher(batch, self.live)
+        outputs |= {key: self.cache.target(stored, name) for key, name in self.stored.items()}
         if self.of_logits:
             answer: Any = self.cache.top(stored) if self.cache.is_cut else self.cache.logits(stored)
-            found |= dict.fromkeys(self.of_logits, answer)
-        return found
+            outputs |= dict.fromkeys(self.of_logits, answer)
+        return outputs
 
 
 def _check_logits(reader: Reader, cache: TeacherCache) -> None:

@@ -47,12 +47,12 @@ def verify(views: Views) -> None:
     worst = 0.0
     for images, shown, _ in views.shown(drawn, "Again"):
         answer, maps = views.answers(images, fields, bool(logits))
-        there = read(shown)
+        cached = read(shown)
         if answer is not None:
-            now, then = _logits_of(answer.cpu(), there, stored.temperature)
+            now, then = _logits_of(answer.cpu(), cached, stored.temperature)
             worst = max(worst, _off(views, "the logits", now, then, shown))
         for name, values in maps.items():
-            worst = max(worst, _off(views, name, values.float().cpu(), stored.target(there, name), shown))
+            worst = max(worst, _off(views, name, values.float().cpu(), stored.target(cached, name), shown))
     gathered = trainer.strategy.all_gather(torch.tensor(worst, device=trainer.strategy.root_device))
     if views.is_first:
         untouched = [name for name in layout.fields if name not in [*stored.logit_fields(), *fields]]
@@ -78,19 +78,19 @@ def _off(views: Views, name: str, now: Tensor, then: Tensor, shown: Sequence[Vie
     return float(off.max())
 
 
-def _logits_of(logits: Tensor, there: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+def _logits_of(logits: Tensor, cached: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
     """Of logits [B, K] and what is stored: the logarithms of the stored classes, then of the rest, both."""
     now = softened(logits, temperature)
-    then = there["log_probs"].float()
-    if "classes" not in there:
+    then = cached["log_probs"].float()
+    if "classes" not in cached:
         return now, then
-    classes = there["classes"].long()
+    classes = cached["classes"].long()
     if int(classes.max()) >= now.shape[1]:
         return torch.full_like(then, torch.nan), then
     # A class that is there twice counts twice in what is stored, and once here.
     others = now.exp().scatter(1, classes, 0.0).sum(dim=1, keepdim=True)
     twice = (classes.sort(dim=1).values.diff(dim=1) == 0).any(dim=1, keepdim=True)
     others = torch.where(twice, torch.nan, others)
-    rest = there["rest"].float()[:, None]
+    rest = cached["rest"].float()[:, None]
     now, then = now.gather(1, classes), torch.cat([then, rest.clamp(min=LEAST).log()], dim=1)
     return torch.cat([now, others.clamp(min=LEAST).log()], dim=1), then

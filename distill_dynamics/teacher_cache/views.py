@@ -105,17 +105,16 @@ class Views:
         self, images: Tensor, fields: Collection[str], logits: bool
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Logits [B, K], None unless asked for; and by field what the losses see of the teacher."""
-        readers = {part.name: reader for reader in self.readers if (part := self.parts.get(reader.key))}
-        wanted = {name: readers[name] for name in fields}
-        asked = [reader.wanted for reader in wanted.values()]
+        of_field = {part.name: reader for reader in self.readers if (part := self.parts.get(reader.key))}
+        wanted = [of_field[name].wanted for name in fields]
         if logits:
-            asked.append(Wanted("", 0, "logits", None))
-        found = self.teacher(images, asked)
+            wanted.append(Wanted("", 0, "logits", None))
+        outputs = self.teacher(images, wanted)
+        seen = {}
         with torch.no_grad():
-            seen = {
-                name: at_least_float32(part_of(reader, found[reader.key])) for name, reader in wanted.items()
-            }
-        return found.get(("", 0, "logits")), seen
+            for name in fields:
+                seen[name] = at_least_float32(part_of(of_field[name], outputs[of_field[name].key]))
+        return outputs.get(("", 0, "logits")), seen
 
     def sample(self) -> Sample:
         """Views spread over the images."""

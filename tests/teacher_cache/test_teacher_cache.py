@@ -252,7 +252,7 @@ def test_a_cache_serves_fewer_terms_and_is_verified_as_far_as_they_go(folder, co
 def test_a_disk_too_small_is_known_before(folder, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
-    with pytest.raises(UserError, match=r"--out: .*1 kB free"):
+    with pytest.raises(UserError, match=r"--out: .*1\.00kB free"):
         Setup(folder).cache(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
