@@ -127,7 +127,7 @@ VALUES = [
     ("model.terms.spectral.weight", "much", "a number, not much"),
     ("model.terms", [1], r"a mapping or null, not \[1\]"),
     ("model.terms.spectral", "distill_dynamics.losses.SpectralKD", "keys of a Term .loss, weight"),
-    ("model.teacher", "cait_s24_224", "arguments of Backbone .name"),
+    ("model.teacher", "cait_s24_224", "keys of a Backbone .name"),
     ("data.init_args.batch_size", "many", "a whole number, not many"),
     ("wandb.mode", "onlin", "did you mean 'online'"),
     ("trainer", 3, "trainer: expected a mapping, not 3"),

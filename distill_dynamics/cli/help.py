@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
-from argparse import SUPPRESS, ArgumentParser
+import textwrap
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -98,7 +100,7 @@ def answer(words: Sequence[str]) -> NoReturn:
     known = {**COMMANDS, **PLAIN_COMMANDS}
     first = words[0] if words else ""
     if not words or first in ("-h", "--help"):
-        _program(known).print_help()
+        _print_help(known)
         raise SystemExit(0 if words else 2)
     if first == "--version":
         print(f"distill_dynamics {distill_dynamics.__version__}")
@@ -111,21 +113,10 @@ def answer(words: Sequence[str]) -> NoReturn:
     raise SystemExit(2)
 
 
-def _program(commands: Mapping[str, str]) -> ArgumentParser:
-    """A parser that has the program's help, and parses nothing."""
-    program = ArgumentParser(
-        usage=f"{PROGRAM} COMMAND [--OPTION VALUE ...]",
-        description=DESCRIPTION,
-        epilog=f"Example: {PROGRAM} fit --config configs/quickstart.yaml",
-        add_help=False,
-    )
-    program.add_argument("-h", "--help", action="store_true", help="Show this help message and exit.")
-    program.add_argument("--version", action="store_true", help="Show the version and exit.")
-    listed = program.add_subparsers(
-        title="commands",
-        description=f"{PROGRAM} COMMAND --help shows its options.",
-        metavar="COMMAND",
-    )
+def _print_help(commands: Mapping[str, str]) -> None:
+    width = min(100, shutil.get_terminal_size().columns - 2)
+    print(f"usage: {PROGRAM} COMMAND [--OPTION VALUE ...]\n\n{DESCRIPTION}\n\ncommands:")
     for command, text in commands.items():
-        listed.add_parser(command, help=text)
-    return program
+        print(textwrap.fill(f"{command:<15}{text}", width, initial_indent="  ", subsequent_indent=17 * " "))
+    print("\nCOMMAND --help shows the options of a command, --version the version.")
+    print(f"Example: {PROGRAM} fit --config configs/quickstart.yaml")

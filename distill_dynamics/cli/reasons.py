@@ -92,8 +92,12 @@ def _misspelt_class_path(match: re.Match, parser: Any, key: str) -> Reason | Non
 
 
 def _class_for_keys(match: re.Match, parser: Any, key: str) -> Reason:
-    keys = _signature(match[1], _classes(parser, key)[match[1]])
-    return Reason(f"expected the keys of a {keys}, not {match[2]!r}", value=match[2])
+    return _keys_expected(match[1], _classes(parser, key)[match[1]], match[2])
+
+
+def _keys_expected(name: str, class_path: str, given: str) -> Reason:
+    keys = ", ".join(inspect.signature(pkgutil.resolve_name(class_path)).parameters)
+    return Reason(f"expected the keys of a {name} ({keys}), not {given!r}", value=given)
 
 
 def _unknown_class(match: re.Match, parser: Any, key: str) -> Reason:
@@ -107,15 +111,10 @@ def _unknown_class(match: re.Match, parser: Any, key: str) -> Reason:
     if "." in given:
         return Reason(f"no class {given!r}{nearest(given, known.values(), few=0)}", value=given)
     if len(known) == 1:  # its arguments are given without naming it
-        arguments = _signature(*known.popitem())
-        return Reason(f"expected the arguments of {arguments}, not {given!r}", value=given)
+        return _keys_expected(*known.popitem(), given)
     if float in get_args(_type_of(parser, key)):
         return Reason(f"expected a number, not {given}, or one of {', '.join(known)}", value=given)
     return Reason(f"no class {given!r}{nearest(given, known)}", value=given)
-
-
-def _wrong_class(match: re.Match, parser: Any, key: str) -> Reason:
-    return Reason(f"{match[1]!r} is no subclass of {match[2]}", value=match[1])
 
 
 TYPES = {
@@ -157,8 +156,10 @@ RULES: list[tuple[str, Callable[[re.Match, Any, str], Reason | None]]] = [
         r"module '.+' has no attribute|No module named|Expected a dot import path|Unexpected import",
         _unknown_class,
     ),
-    (r"Import path (\S+) does not correspond to a subclass of (\w+)", _wrong_class),
-    (r"Expected '(.+)' to be a subclass of <class '(.+)'>", _wrong_class),
+    (
+        r"(?:path|Expected) '?(\S+?)'? (?:does not correspond to|to be) a subclass of (?:<class ')?(\w+)",
+        lambda match, *_: Reason(f"{match[1]!r} is no subclass of {match[2]}", value=match[1]),
+    ),
     (r"Not a valid subclass|Dict must include a class_path", _misspelt_class_path),
     (r"object does not support item assignment", lambda *_: Reason("expected a list")),
     (
@@ -190,8 +191,3 @@ def _classes(parser: Any, key: str) -> dict[str, str]:
 
 def _below(base: type) -> dict[str, str]:
     return {path.rpartition(".")[2]: path for path in get_all_subclass_paths(base)}
-
-
-def _signature(name: str, class_path: str) -> str:
-    """ "Term (loss, weight, ...)"."""
-    return f"{name} ({', '.join(inspect.signature(pkgutil.resolve_name(class_path)).parameters)})"
