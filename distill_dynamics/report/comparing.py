@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.figures.order import alike
-from distill_dynamics.report.fit_run import circumstances
+from distill_dynamics.report.fit_warnings import circumstances
 from distill_dynamics.report.records import Run, counted, listed
 
 _Facet = Callable[[Run], Any]

@@ -21,10 +21,10 @@ from drawn import (
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy import stats
+from scripts.make_picture import make
 
 from distill_dynamics import figures
 from distill_dynamics.errors import UserError
-from distill_dynamics.report.make_picture import make
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ import csv
 import json
 
 import numpy as np
+import pytest
 import yaml
 from profiles import profile_of
 
+from distill_dynamics.report import page
+from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
 
@@ -158,3 +161,12 @@ def seeds(name, terms, *top1, **changed):
         f"{name}{seed}": (config(terms, seed=seed), [10.0, value, value], changed)
         for seed, value in enumerate(top1)
     }
+
+
+def write_page(out, *paths, only=None, **options):
+    """The report, with some figures only where most of the time would go to drawing the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        if only is not None:
+            some = (lambda study: [p for p in gallery(study) if p.name in only]) if only else lambda _: []
+            patch.setattr(page, "gallery", some)
+        return page.write_report(paths, out, **options)

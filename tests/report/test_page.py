@@ -22,6 +22,7 @@ from made import (
     start,
     term,
     write_analysis,
+    write_page,
     write_published,
     write_run,
 )
@@ -95,7 +96,12 @@ class Page(HTMLParser):
 
 
 def report(tmp_path, *paths, **options):
-    return Page(write_report(paths, tmp_path / "report.html", **options))
+    return Page(write_page(tmp_path / "report.html", *paths, **options))
+
+
+def pictures(*paths):
+    """Names of the figures that the page of these runs has."""
+    return [picture.name for picture in gallery(Study(load_runs(paths)))]
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +119,6 @@ def several(tmp_path_factory):
         write_run(root / "spectral-last", conf=last, starts=[start(ended=None)], **all_profiles(0.3)),
     ]
     return report(root, *runs, figures_dir=root / "figures"), root / "figures"
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """For tests of words: drawing takes most of the time."""
-    monkeypatch.setattr(page_module, "gallery", lambda _: [])
 
 
 @pytest.mark.parametrize("which", ["one", "several"])
@@ -281,9 +281,9 @@ def test_value_ranges_are_never_drawn_in_one_panel(tmp_path):
         ("cait", "global", None, False, profile(None, entropy + 0.1)),
         ("cait", "layer", None, False, profile(None, entropy, range_mode="layer")),
     ]
-    page = report(tmp_path, write_analysis(tmp_path / "out", curves))
-    assert page.figures()[0] == "entropy_by_range"
-    assert "entropy_by_block" not in page.figures()
+    analysis = write_analysis(tmp_path / "out", curves)
+    assert pictures(analysis) == ["entropy_by_range", "spectra_deit", "spectra_cait"]
+    page = report(tmp_path, analysis, only=["entropy_by_range"])
     panels = {}
     for curve in page.curves("entropy_by_range"):
         panels.setdefault(curve["panel"], []).append((curve["label"], curve["points"][0][3].split(" ")[0]))
@@ -292,9 +292,8 @@ def test_value_ranges_are_never_drawn_in_one_panel(tmp_path):
     assert two == [("deit", "5.4"), ("cait", "4.4")]
     assert len(magnitude) == 2
     assert "a layer's entropy holds log2 of its scale" in page.words()
-    # A model has one box, for its curves in all panels, and one figure of its spectrum, which has no bins.
+    # A model has one box, for its curves in all panels.
     assert [box["value"] for box in page.all("input")] == ["deit", "cait"]
-    assert page.figures()[1:] == ["spectra_deit", "spectra_cait"]
     # What does not depend on the range is there once: the spectra's rows, and how the analysis was made.
     names = [row[0] for row in page.rows]
     assert [names.count(name) for name in ("deit", "cait", "deit (layer)", "command")] == [1 + 4, 1 + 4, 1, 1]
@@ -307,7 +306,8 @@ def test_an_analysed_model_and_a_run_of_one_name_are_two(tmp_path):
         ("deit", "layer", None, False, profile(None, U + 1, range_mode="layer")),
     ]
     analysis = write_analysis(tmp_path / "out", curves)
-    page = report(tmp_path, analysis, write_run(tmp_path / "deit", **all_profiles()))
+    run = write_run(tmp_path / "deit", **all_profiles())
+    page = report(tmp_path, analysis, run, only=["entropy_by_range"])
     drawn = [c["run"] for c in page.curves("entropy_by_range") if c["measure"] == "entropy"]
     assert drawn.count("out/deit") == 2
     assert sorted(set(drawn)) == sorted(["out/deit", f"{tmp_path.name}/deit"])
@@ -347,7 +347,8 @@ def test_seeds_share_a_panel_and_what_does_not_depend_on_the_range_is_drawn_once
         for seed in (0, 1)
     ]
     last = config({"s": term(last=1)})
-    page = report(tmp_path, *runs, write_run(tmp_path / "last", conf=last, **all_profiles()))
+    runs.append(write_run(tmp_path / "last", conf=last, **all_profiles()))
+    page = report(tmp_path, *runs, only=["entropy_by_method"])
     panels = dict.fromkeys(curve["panel"] for curve in page.curves("entropy_by_method"))
     assert [*panels] == ["SoftKD, 2 runs", "last", "Teacher (cait)"]
     boxes = [box["value"] for box in page.all("input") if box["name"] == "run"]
@@ -357,8 +358,7 @@ def test_seeds_share_a_panel_and_what_does_not_depend_on_the_range_is_drawn_once
         for value_range in ("global", "layer")
         for epoch in (1, 2)
     ]
-    twice = report(tmp_path, write_analysis(tmp_path / "out", curves))
-    assert twice.figures() == [
+    assert pictures(write_analysis(tmp_path / "out", curves)) == [
         "entropy_by_range", "entropy_by_method_global", "entropy_by_method_layer", "magnitude_by_method",
         "entropy_heatmap_global", "signature_by_epoch_global", "entropy_heatmap_layer",
         "signature_by_epoch_layer", "spectra_deit",
@@ -368,28 +368,28 @@ def test_seeds_share_a_panel_and_what_does_not_depend_on_the_range_is_drawn_once
 def test_published_curves_stand_beside_a_run(tmp_path):
     curves = {"checkpoint_epoch_30": FALLING - 2, "checkpoint_epoch_60": U - 2, "model_best": U - 2.1}
     csv = write_published(tmp_path / "published" / "SoftKD.csv", curves)
-    page = report(tmp_path, csv, write_run(tmp_path / "mine", **all_profiles()))
+    paths = csv, write_run(tmp_path / "mine", **all_profiles())
+    page = report(tmp_path, *paths, only=["entropy_by_block", "magnitude_by_method"])
     assert [c["run"] for c in page.curves("entropy_by_block")] == ["SoftKD", "mine", None]
     assert {c["run"] for c in page.curves("magnitude_by_method") if c["role"] == "student"} == {"mine"}
-    assert not [name for name in page.figures() if name == "spectra_SoftKD"]
+    assert "spectra_SoftKD" not in pictures(*paths)
     assert "nan" not in page.words().lower().split()
-    alone = report(tmp_path, csv)
-    assert alone.figures() == ["entropy_evolution", "entropy_heatmap", "signature_by_epoch"]
+    assert pictures(csv) == ["entropy_evolution", "entropy_heatmap", "signature_by_epoch"]
+    alone = report(tmp_path, csv, only=["entropy_evolution"])
     assert [c["role"] for c in alone.curves("entropy_evolution")] == ["student", "student", "best"]
 
 
 def test_run_names_that_would_clash_as_file_names_do_not(tmp_path):
     runs = [write_run(tmp_path / name, **all_profiles()) for name in ("a b", "a-b")]
-    page = report(tmp_path, *runs)
-    assert {"spectra_a-b", "spectra_a-b-2"} <= set(page.figures())
+    page = report(tmp_path, *runs, only=["spectra_a-b", "spectra_a-b-2"])
     owners = {name: {c["run"] for c in page.curves(name)} for name in ("spectra_a-b", "spectra_a-b-2")}
     assert owners == {"spectra_a-b": {"a b"}, "spectra_a-b-2": {"a-b"}}
 
 
 @pytest.mark.parametrize(("mode", "there"), [("global", True), ("layer", False)])
-@pytest.mark.usefixtures("no_figures")
 def test_caution_stands_where_bins_are_global(tmp_path, mode, there):
-    text = report(tmp_path, write_run(tmp_path / "r", **all_profiles(range_mode=mode))).words()
+    run = write_run(tmp_path / "r", **all_profiles(range_mode=mode))
+    text = report(tmp_path, run, only=[]).words()
     assert ("not independent witnesses" in text) is there
     assert "other images, not with another training" in text
 
@@ -399,11 +399,11 @@ def test_unfinished_run_shows_what_there_is_and_names_what_there_is_not(tmp_path
         name: content for name, content in all_profiles().items() if name in ("teacher", "student_epoch_0000")
     }
     rows = [*metrics(), {"epoch": 1, "step": 5, "train/loss": 1.5, "train/loss_ce": 2.25}]
-    page = report(tmp_path, write_run(tmp_path / "r", rows, **some))
-    text = page.words()
+    run = write_run(tmp_path / "r", rows, **some)
+    text = report(tmp_path, run, only=[]).words()
     assert "there is no dynamics/student_best.npz" in text
     assert "metrics.csv has no val/acc1" in text
-    assert page.figures() == [name for name in ALONE if name != "signature_by_epoch"]
+    assert pictures(run) == [name for name in ALONE if name != "signature_by_epoch"]
 
 
 def test_run_that_has_not_begun(tmp_path):
@@ -418,8 +418,9 @@ def test_run_that_has_not_begun(tmp_path):
 
 def test_run_without_a_teacher(tmp_path):
     students = {name: content for name, content in all_profiles().items() if name != "teacher"}
-    page = report(tmp_path, write_run(tmp_path / "r", metrics(70.0, 80.0, 79.0, teacher=None), **students))
-    assert page.figures() == [name for name in ALONE if name != "teacher_spectra"]
+    run = write_run(tmp_path / "r", metrics(70.0, 80.0, 79.0, teacher=None), **students)
+    page = report(tmp_path, run, only=["entropy_evolution"])
+    assert pictures(run) == [name for name in ALONE if name != "teacher_spectra"]
     assert ("role", "teacher") not in [(box["name"], box["value"]) for box in page.all("input")]
 
 
@@ -427,8 +428,9 @@ def test_dead_layers_one_image_and_a_diverged_loss_do_not_cost_the_page(tmp_path
     rows = metrics(70.0, 80.0, 79.0)
     rows += [{"epoch": 4, "step": 20, "train/loss": "nan", "train/loss_ce": "inf", "val/acc1": 10.0}]
     rows += [{"epoch": 5, "step": 25, "val/acc1": "nan"}]
-    page = report(tmp_path, write_run(tmp_path / "r", rows, **all_profiles(dead=True, images=1)))
-    assert page.figures() == [name for name in ALONE if "spectra" not in name]
+    run = write_run(tmp_path / "r", rows, **all_profiles(dead=True, images=1))
+    page = report(tmp_path, run, only=["entropy_evolution", "training_curves"])
+    assert pictures(run) == [name for name in ALONE if "spectra" not in name]
     row = ["student, best (epoch 2)", "3", "0.400", "0.250", "unknown: one image", "lowest at 1"]
     assert row in page.rows
     assert ["student, last", "10.00", "–", "4"] in page.rows
@@ -437,10 +439,9 @@ def test_dead_layers_one_image_and_a_diverged_loss_do_not_cost_the_page(tmp_path
     assert "NaN" not in page.text.replace("isNaN", "")  # no JSON that a browser refuses
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_resumed_run_has_a_column_a_start(tmp_path):
     starts = [start(), start(from_epoch=2, commit=None, images_a_step=64)]
-    page = report(tmp_path, write_run(tmp_path / "r", starts=starts, student_best=profile(2, U)))
+    page = report(tmp_path, write_run(tmp_path / "r", starts=starts, student_best=profile(2, U)), only=[])
     assert ["fact", "start 1", "start 2"] in page.rows
     assert ["from epoch", "0", "2"] in page.rows
     assert ["commit", "c1f024bb", "–"] in page.rows
@@ -454,10 +455,10 @@ def test_everything_is_escaped_and_pure_ascii(tmp_path):
         write_run(tmp_path / name, None, {"name": evil}, starts, student_epoch_0000=profile(0, U, model=evil))
         for name in ("<b>x & é", "$y$ <i>")
     ]
+    some = ["entropy_by_block", "entropy_evolution", "student_spectra"]
     for paths in (runs[:1], runs):
-        path = write_report(paths, tmp_path / "out.html")
-        assert path.read_bytes().isascii()
-        page = Page(path)
+        page = report(tmp_path, *paths, only=some)
+        assert page.text.isascii()
         assert not page.all("b")
         assert not page.all("i")
         assert "alert" not in "".join(re.findall(r"<script>(.*?)</script>", page.text, flags=re.DOTALL))
@@ -479,27 +480,25 @@ def test_spectra_are_drawn_of_the_teacher_first_and_of_six_runs_at_most(tmp_path
     assert "Not drawn" not in few[1].caption
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_an_evolution_in_two_ranges_has_one_table_of_its_spectra(tmp_path):
     curves = [
         ("deit", value_range, epoch, False, profile(epoch, U, range_mode=value_range))
         for value_range in ("global", "layer")
         for epoch in (1, 2)
     ]
-    page = report(tmp_path, write_analysis(tmp_path / "out", curves))
+    page = report(tmp_path, write_analysis(tmp_path / "out", curves), only=[])
     captions = re.findall("<caption>(.*?)</caption>", page.text)
     assert captions.count("Shape of the entropy curve") == 2
     assert captions.count("Channel spectra, massive activations") == 1
     assert captions.count("Change over the probed epochs") == 1
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_an_analysis_says_its_bootstrap_intervals_and_a_profile_in_holes_is_no_number(tmp_path):
     curves = [
         ("deit", "global", None, False, profile(None, U)),
         ("half", "global", None, False, profile(None, [4.4, np.nan, 4.0, 4.25])),
     ]
-    page = report(tmp_path, write_analysis(tmp_path / "out", curves, bootstrap=True))
+    page = report(tmp_path, write_analysis(tmp_path / "out", curves, bootstrap=True), only=[])
     (row,) = [row for row in page.rows if row[0] == "deit" and row[-1].startswith("lowest at")]
     assert re.fullmatch(r"0\.400 \(0\.39\d to 0\.40\d\)", row[2])
     assert "In brackets 95 % bootstrap intervals over images" in page.words()
@@ -512,10 +511,11 @@ def test_readouts_are_intervals_where_these_were_asked_for(tmp_path):
     folder = write_analysis(
         tmp_path / "out", [("deit", "global", None, False, profile(None, U))], bootstrap=True
     )
-    (curve,) = report(tmp_path, folder).curves("entropy_by_block")
+    some = ["entropy_by_block"]
+    (curve,) = report(tmp_path, folder, only=some).curves(*some)
     assert all(re.fullmatch(r"4\S* \([34]\.\d+ to 4\.\d+\)", point[3]) for point in curve["points"])
     # Beside a run that has none, bands are of one kind again.
-    page = report(tmp_path, folder, write_run(tmp_path / "r", **all_profiles()))
+    page = report(tmp_path, folder, write_run(tmp_path / "r", **all_profiles()), only=some)
     assert all(" ± " in point[3] for c in page.curves("entropy_by_block") for point in c["points"])
 
 
@@ -525,8 +525,8 @@ def test_a_run_of_which_no_entropy_is_known_has_a_page(tmp_path):
         for name, p in all_profiles().items()
     }
     paths = [write_run(tmp_path / name, **unknown) for name in "ab"]
-    assert "signature_by_epoch" not in report(tmp_path, paths[0]).figures()
-    page = report(tmp_path, *paths)
+    assert "signature_by_epoch" not in pictures(paths[0])
+    page = report(tmp_path, *paths, only=["magnitude_by_block"])
     assert "Shape of the entropy curve: unknown: not measured in a and b." in page.words()
     assert not re.search(r"\bnan\b", page.words())
 
@@ -535,26 +535,28 @@ def test_a_curve_of_the_set_has_a_figure_and_a_table(tmp_path):
     ranks = {"effective_rank": [4.0, 3.0, 2.0, 2.5], "errors": {"effective_rank": [0.125] * 4}}
     profiles = {**all_profiles(), "student_epoch_0003": profile(3, U, **ranks)}
     run = write_run(tmp_path / "a", **profiles)  # its other Profiles are of an earlier version
-    page = report(tmp_path, run)
-    assert "effective_rank_evolution" in page.figures()
+    page = report(tmp_path, run, only=["effective_rank_evolution"])
     (curve,) = page.curves("effective_rank_evolution")
     assert [point[3] for point in curve["points"]][:2] == ["4 ± 0.12", "3 ± 0.12"]
     assert ["student, epoch 3", "4 ± 0.12", "2.5 ± 0.12", "2 ± 0.12 at block 3", "4 ± 0.12 at block 1"] in [
         [*row] for row in page.rows
     ]
-    several = report(tmp_path, run, write_run(tmp_path / "b", **all_profiles()))
-    assert "effective_rank_by_method" not in several.figures()  # the best of neither has it
+    several = pictures(run, write_run(tmp_path / "b", **all_profiles()))
+    assert "effective_rank_by_method" not in several  # the best of neither has it
 
 
-def test_equal_runs_give_equal_pages_and_only_the_page_is_written(finished, tmp_path):
-    run_dir = write_run(tmp_path / "spectral-1", **all_profiles())
-    before = sorted(run_dir.rglob("*"))
-    assert write_report([run_dir], run_dir / "report.html").read_text() == finished.text
-    assert sorted(run_dir.rglob("*")) == sorted([*before, run_dir / "report.html"])
+def test_equal_runs_give_equal_pages_and_only_the_page_is_written(tmp_path):
+    texts = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        run_dir = write_run(folder / "r", **all_profiles())
+        before = sorted(run_dir.rglob("*"))
+        texts.append(report(run_dir, run_dir, only=["entropy_heatmap", "entropy_evolution"]).text)
+        assert sorted(run_dir.rglob("*")) == sorted([*before, run_dir / "report.html"])
+    assert texts[0] == texts[1]
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys):
+def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(page_module, "gallery", lambda _: [])
     run_dir = write_run(tmp_path / "r", **all_profiles())
     end(run_dir, SimpleNamespace(teacher=None))
     page = Page(run_dir / "report.html")

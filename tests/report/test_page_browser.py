@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made import FALLING, U, all_profiles, config, start, term, write_published, write_run
+from made import FALLING, U, all_profiles, config, start, term, write_page, write_published, write_run
 
 from distill_dynamics.report.page import write_report
 
@@ -158,7 +158,7 @@ def test_a_mean_of_runs_is_gone_where_one_of_them_is_off(open_page, tmp_path):
         write_run(tmp_path / f"soft-{n}", conf=config(seed=n), starts=[start(n)], **all_profiles(n / 10))
         for n in range(2)
     ]
-    page = open_page(write_report(seeds, tmp_path / "report.html"))
+    page = open_page(write_page(tmp_path / "report.html", *seeds, only=["entropy_by_method"]))
     mean = [what for what in shown_and_hidden(page)[0] if what[1] == "SoftKD, 2 runs"]
     assert {what[2] for what in mean} == {"student", "best"}
     box(page, "soft-1").uncheck()
@@ -275,7 +275,8 @@ def test_long_words_do_not_make_a_phone_s_page_wider(open_page, tmp_path):
     starts = [start(ended=None, commit="a" * 40), start(from_epoch=2, commit="b" * 40)]
     names = ["spectralkd_first_and_last_six_layers_beta_0.2_seed_1_of_three", "other"]
     runs = [write_run(tmp_path / name, starts=starts, **all_profiles()) for name in names]
-    page = open_page(write_report(runs, tmp_path / "long.html"), width=390, height=844)
+    some = ["entropy_by_block", "training_curves"]
+    page = open_page(write_page(tmp_path / "long.html", *runs, only=some), width=390, height=844)
     assert "commit " + "a" * 40 in page.locator(".warnings").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
@@ -302,7 +303,7 @@ def test_without_scripts_all_is_there_but_the_controls(open_page):
 
 
 def test_a_run_alone_has_no_choice_of_runs(open_page, folders, tmp_path):
-    page = open_page(write_report(folders[:1], tmp_path / "one.html"))
+    page = open_page(write_page(tmp_path / "one.html", folders[0], only=["entropy_evolution"]))
     assert page.locator("input[name=run]").count() == 0
     box(page, "0").uncheck()
     assert {what[2:] for what in shown_and_hidden(page)[1]} == {("student", 0)}

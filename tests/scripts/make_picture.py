@@ -1,6 +1,6 @@
 """Makes the README's picture from a run of configs/quickstart.yaml.
 
-python -m distill_dynamics.report.make_picture runs/quickstart-1 configs/quickstart.png
+python tests/scripts/make_picture.py runs/quickstart-1 configs/quickstart.png
 """
 
 import argparse

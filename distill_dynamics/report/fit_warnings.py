@@ -1,0 +1,121 @@
+"""What a reader must know of a training first: how it ended, what it lacks, what changed on the way."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from distill_dynamics.report.records import Run, counted, listed, planned_epochs
+
+
+def fit_warnings(run: Run) -> list[str]:
+    """Sentences about a run directory that could be read."""
+    return [*_end(run), *_missing(run), *_changes(run), *_doubt(run), *_profiles(run)]
+
+
+def _end(run: Run) -> list[str]:
+    planned, last = planned_epochs(run.config), run.last_start
+    done = f"{run.epochs} of {counted(planned, 'epoch')}" if planned else counted(run.epochs, "epoch")
+    ended = last.get("ended") or {}
+    warnings = []
+    if "ended" in last and last["ended"] is None:
+        warnings.append(f"Not ended: the run is still going, or was killed; {done} so far.")
+    elif ended.get("error"):
+        warnings.append(f"The run stopped on an error after {done}: {ended['error']}")
+    elif ended.get("preempted"):
+        warnings.append(f"The run was asked to make room, and is to be continued; {done} so far.")
+    elif run.starts and planned and run.epochs < planned:
+        warnings.append(f"The run has {done}.")
+    diverged = [int(row["epoch"]) for row in run.metrics if not math.isfinite(row.get("train/loss", 0.0))]
+    if diverged:
+        warnings.append(
+            f"The training loss is not a finite number at epoch {diverged[0]}: training diverged."
+        )
+    unscored = [str(int(row["epoch"])) for row in run.metrics if not math.isfinite(row.get("val/acc1", 0.0))]
+    if unscored:
+        warnings.append(f"val/acc1 is not a number, and left out, at epoch {listed(unscored)}.")
+    return warnings
+
+
+def _missing(run: Run) -> list[str]:
+    """What the run directory does not hold."""
+    columns = {name for row in run.metrics for name in row}
+    folder = run.path / "dynamics"
+    distils = "model" not in run.config or (run.config["model"] or {}).get("teacher") is not None
+    probed = (run.config.get("probe") or {}).get("every_n_epochs") != 0
+    wanted = [
+        ("train/loss" in columns, "No completed epoch: metrics.csv has no training loss."),
+        ("val/acc1" in columns, "No accuracy of the student: metrics.csv has no val/acc1."),
+        (
+            "teacher/acc1" in columns or not distils,
+            "No accuracy of a teacher: metrics.csv has no teacher/acc1.",
+        ),
+        (probed, "No Profiles: probing was off (probe.every_n_epochs is 0)."),
+    ]
+    if probed:
+        wanted += [
+            (
+                (folder / "teacher.npz").exists() or not distils,
+                "No Profile of a teacher: there is no dynamics/teacher.npz.",
+            ),
+            (
+                any(folder.glob("student_epoch_*.npz")),
+                "No Profile of the student in training: dynamics/ has no student_epoch_*.npz.",
+            ),
+            (
+                (folder / "student_best.npz").exists(),
+                "No Profile of the best student: there is no dynamics/student_best.npz, written when fit "
+                "ends.",
+            ),
+        ]
+    return [sentence for there, sentence in wanted if not there]
+
+
+def _changes(run: Run) -> list[str]:
+    """What a continued run was continued with, where it is not what it was started with."""
+    warnings = []
+    for before, after in pairwise(run.starts):
+        old, new = circumstances(before), circumstances(after)
+        changed = [
+            f"{name} {old[name]}, then {new[name]}" for name in old if new.get(name, old[name]) != old[name]
+        ]
+        if changed:
+            epoch = after.get("from_epoch")
+            warnings.append(f"Continued at epoch {epoch} with changes: {'; '.join(changed)}.")
+    return warnings
+
+
+def _doubt(run: Run) -> list[str]:
+    """What `fit` found to be wrong with the teacher."""
+    teachers = [start["teacher"] for start in run.starts if isinstance(start.get("teacher"), dict)]
+    text = teachers[-1].get("doubt") if teachers else None
+    return [f"{text[0].upper()}{text[1:]}."] if isinstance(text, str) and text else []
+
+
+def _profiles(run: Run) -> list[str]:
+    """What makes a run's Profiles differ by more than the training."""
+    warnings = []
+    profiles = [profile for _, profile in run.profiles.named()]
+    if len({profile.probe_id for profile in profiles}) > 1:
+        warnings.append("The Profiles are of different probe images: they differ by these, too.")
+    if len({(profile.range_mode, profile.bins) for profile in profiles}) > 1:
+        warnings.append("The Profiles have different bins: their entropies do not compare.")
+    best = run.profiles.best
+    scored = [row for row in run.metrics if math.isfinite(row.get("val/acc1", math.nan))]
+    if best is not None and scored:  # continued after its end, not ended again
+        epoch = int(max(scored, key=lambda row: row["val/acc1"])["epoch"])
+        if best.epoch not in (None, epoch):
+            warnings.append(
+                f"The Profile of the best student is of epoch {best.epoch}, the best now is epoch {epoch}: "
+                "fit has not ended since."
+            )
+    return warnings
+
+
+def circumstances(start: dict[str, Any]) -> dict[str, str]:
+    """Facts about a start that may change its numbers."""
+    facts = {
+        **{name: start.get(name) for name in ("seed", "commit", "devices", "images_a_step", "python")},
+        "data": (start.get("data") or {}).get("fingerprint"),
+        **(start.get("versions") or {}),
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact is not None}
