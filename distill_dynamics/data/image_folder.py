@@ -102,8 +102,8 @@ class ImageFolder(ImageData):
 
 
 def _classes(folder: Path) -> list[str]:
-    if found := folders_in(folder, _SETTING):
-        return found
+    if classes := folders_in(folder, _SETTING):
+        return classes
     raise UserError(
         f"{_SETTING}: {folder.resolve()} holds no class folders; "
         f"images belong in {folder.name}/<class>/<image>"

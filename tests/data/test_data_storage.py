@@ -10,7 +10,7 @@ import requests
 import torch
 from test_data_convert import killed_at
 from test_data_image_folder import error_of, write_images
-from test_data_streamed import SMALL, plain, streamed, views
+from test_data_streamed import SMALL, assert_same_images, plain, streamed, views
 
 from distill_dynamics import Backbone, Distiller
 from distill_dynamics.cli.tools import run
@@ -88,15 +88,7 @@ def test_the_command_writes_to_a_bucket_what_it_writes_to_a_folder(folders, tmp_
 
 
 def test_pixels_probe_and_fingerprint_are_those_of_the_image_folder(folders, tmp_path):
-    theirs, ours = plain(folders), from_bucket(tmp_path)
-    assert ours.probe_set(8).probe_id == theirs.probe_set(8).probe_id
-    assert ours.fingerprint() == theirs.fingerprint()
-    for (a, y), (b, z) in zip(ours.val_dataloader(), theirs.val_dataloader(), strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(y, z)
-    one, other = views(ours.train_dataloader(), 3), views(theirs.train_dataloader(), 3)
-    assert len(one) == 60
-    assert one == other
+    assert_same_images(from_bucket(tmp_path), plain(folders))
     assert not list(tmp_path.rglob("*.partial"))
 
 

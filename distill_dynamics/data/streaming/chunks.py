@@ -125,13 +125,13 @@ class ChunkSource:
 
 def make_room(folder: Path, limit: int) -> None:
     """Removes chunks in a `cache_dir`, the longest unread first, until `limit` bytes are left."""
-    found = []
+    chunks = []
     for path in folder.glob("*/*/chunk-*.bin"):
         with suppress(FileNotFoundError):  # another process makes room, too
             stat = path.stat()
-            found.append((stat.st_mtime_ns, stat.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+            chunks.append((stat.st_mtime_ns, stat.st_size, path))
+    total = sum(size for _, size, _ in chunks)
+    for _, size, path in sorted(chunks):
         if total <= limit:
             break
         path.unlink(missing_ok=True)
