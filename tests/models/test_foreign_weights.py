@@ -7,7 +7,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from test_backbone import DEIT, TOKENS, deit, error_of, same_weights, save, shaken
+from test_backbone import DEIT, TOKENS, deit, error_of, same_weights, shaken
+from test_weights import save
 from timm.layers import resample_abs_pos_embed
 
 from distill_dynamics import Backbone
