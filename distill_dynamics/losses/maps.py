@@ -1,12 +1,32 @@
 """What the losses share: enough precision, two maps of the same images, one grid."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+P = ParamSpec("P")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` itself if it is float32 or float64, in float32 if it is of a half type."""
     return x if x.itemsize >= 4 else x.float()
+
+
+def without_autocast(
+    function: Callable[Concatenate[Tensor, P], Tensor],
+) -> Callable[Concatenate[Tensor, P], Tensor]:
+    """The function, with products in the precision of its tensors whatever autocast says."""
+
+    @wraps(function)
+    def inner(first: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return inner
 
 
 def match_grids(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:

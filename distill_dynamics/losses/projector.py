@@ -4,14 +4,12 @@ In the published runs the projector was made after the optimiser, and so never t
 over ranks, nor saved; the standardisation was batch norm. What is different here, and why, is said below.
 """
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.ranks import GatherRanks, several_ranks
 
 EPS = 1e-5  # as batch norm's
 
@@ -59,7 +57,7 @@ def standardise(*maps: Tensor) -> list[Tensor]:
     hold different numbers of images. Gradients flow through the statistics to every rank's images, and
     are of the sum of all ranks' losses, so that DDP's mean over ranks is the gradient of the mean loss.
     """
-    if not _several_ranks():
+    if not several_ranks():
         return [F.batch_norm(x, None, None, training=True, eps=EPS) for x in maps]
 
     channels = [x.shape[1] for x in maps]
@@ -67,7 +65,7 @@ def standardise(*maps: Tensor) -> list[Tensor]:
     variance, mean = torch.cat([v for v, _ in local]), torch.cat([m for _, m in local])
     count = mean.new_full((1,), maps[0].numel() / channels[0])
 
-    statistics = _GatherRanks.apply(torch.cat([variance, mean, count]))
+    statistics = GatherRanks.apply(torch.cat([variance, mean, count]))
     variances, means, counts = statistics.split([sum(channels), sum(channels), 1], dim=1)
     share = counts / counts.sum()
     # Centred before it is squared: the difference of two large squares would cancel in float32.
@@ -78,27 +76,6 @@ def standardise(*maps: Tensor) -> list[Tensor]:
         (x - m[:, None, None]) * (v + EPS).rsqrt()[:, None, None]
         for x, m, v in zip(maps, mean.split(channels), variance.split(channels), strict=True)
     ]
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-class _GatherRanks(torch.autograd.Function):
-    """Every rank's vector [n] as the rows of one [ranks, n]; a row's gradient is the sum over all ranks'."""
-
-    @staticmethod
-    def forward(ctx: Any, vector: Tensor) -> Tensor:
-        rows = [torch.empty_like(vector) for _ in range(dist.get_world_size())]
-        dist.all_gather(rows, vector)
-        return torch.stack(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # A copy: autograd may still need the gradient it hands in, and all_reduce writes in place.
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank()]
 
 
 class ProjectorKD(nn.Module):

@@ -1,0 +1,83 @@
+"""FitNet: a linear map of the student's features is the teacher's (Romero et al., ICLR 2015)."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+
+
+def fitnet(student_map: Tensor, teacher_map: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Mean squared error of the projected student map and the teacher map; nothing is standardised.
+
+    Maps [B, C_s, H_s, W_s] and [B, C_t, H_t, W_t], pooled to (min H, min W) where their grids differ; weight
+    [C_t, C_s] and bias [C_t] act on each token. A mean over B, C, H and W, where the paper has half a sum.
+    """
+    student_map, teacher_map = match_grids(student_map, teacher_map.detach())
+    projected = F.conv2d(student_map.to(weight.dtype), weight[:, :, None, None], bias)
+    return F.mse_loss(at_least_float32(projected), at_least_float32(teacher_map))
+
+
+def capacity_floor(covariance: Tensor, channels: int) -> Tensor:
+    """Least `fitnet` that any linear map from so many channels can reach: scalar (Eckart and Young, 1936).
+
+    Covariance [C, C] of the teacher's tokens; the sum of its C - `channels` smallest eigenvalues, over C.
+    """
+    eigenvalues = torch.linalg.eigvalsh(covariance)  # ascending
+    return eigenvalues[: max(len(covariance) - channels, 0)].clamp(min=0).sum() / len(covariance)
+
+
+class FitNet(nn.Module):
+    """`fitnet` with the map it learns, nn.Linear's default at the start.
+
+    Args:
+        student_channels, teacher_channels: of the maps.
+        hinge: max(0, loss - floor), with the `capacity_floor` of the teacher's tokens, which is fitted before
+            training: it stops pulling where no linear map could do better. Only for grids as the teacher's.
+
+    `ValueError` for a map with other channels than those declared.
+    """
+
+    floor: Tensor
+
+    def __init__(self, student_channels: int, teacher_channels: int, hinge: bool = False) -> None:
+        super().__init__()
+        self.channels = (student_channels, teacher_channels)
+        self.projector = nn.Linear(student_channels, teacher_channels)
+        self.hinge = hinge
+        self.register_buffer("floor", torch.zeros(()))
+
+    def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Measure the floor, if there is to be a hinge."""
+        if self.hinge:
+            self.floor.copy_(capacity_floor(token_covariance(batches), self.channels[0]))
+
+    def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """Give the scalar loss of two maps [B, C, H, W]."""
+        check_channels(student_map, teacher_map, self.channels)
+        loss = fitnet(student_map, teacher_map, self.projector.weight, self.projector.bias)
+        return (loss - self.floor).clamp(min=0) if self.hinge else loss
+
+    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
+        return match_grids(student_map, teacher_map)[1]
+
+
+def token_covariance(batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """Covariance [C, C] of the tokens of all "teacher_map" [B, C, H, W], float64 on the maps' device."""
+    count, mean, scatter = 0, None, None
+    for batch in batches:
+        tokens = batch["teacher_map"].movedim(1, -1).flatten(0, 2).double()
+        own = tokens.mean(0)
+        centred = tokens - own
+        if mean is None or scatter is None:
+            count, mean, scatter = len(tokens), own, centred.T @ centred
+            continue
+        total, step = count + len(tokens), own - mean
+        scatter += centred.T @ centred + torch.outer(step, step) * (count * len(tokens) / total)
+        mean, count = mean + step * (len(tokens) / total), total
+    if scatter is None:
+        raise ValueError("no teacher's map to fit to")
+    return scatter / count

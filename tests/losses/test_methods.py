@@ -1,0 +1,326 @@
+"""Each method against its formula written slowly, in float64; against torchdistill where it has the same."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchdistill.losses import mid_level
+
+from distill_dynamics import losses
+
+B, K = 6, 7
+
+
+def draw(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def logits():
+    return 2 * draw(B, K), 3 * draw(B, K, seed=1), torch.tensor([0, 3, 6, 2, 2, 5])
+
+
+def maps(student=(5, 4, 4), teacher=(8, 4, 4)):
+    return draw(B, *student) + 0.5, 2 * draw(B, *teacher, seed=1) - 0.3
+
+
+def softmax(z, t=1.0):
+    e = [math.exp(value / t) for value in z]
+    return [value / sum(e) for value in e]
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def tokens(x):
+    """[B, C, H, W] → [B, N, C] in numpy."""
+    return x.detach().numpy().transpose(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])
+
+
+def close(value, slow):
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(slow, rel=1e-10, abs=1e-12)
+
+
+# --- logits -------------------------------------------------------------------------------------------
+
+
+def test_hard_kd():
+    s, t, _ = logits()
+    close(
+        losses.HardKD()(s, t),
+        -np.mean([math.log(softmax(a)[int(b.argmax())]) for a, b in zip(s, t, strict=True)]),
+    )
+
+
+def standardised(z):
+    mean = sum(z) / K
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in z) / (K - 1))
+    return [(value - mean) / (1e-7 + deviation) for value in z]
+
+
+def test_standardised_kd():
+    s, t, _ = logits()
+    pairs = zip(s.tolist(), t.tolist(), strict=True)
+    slow = np.mean([kl(softmax(standardised(b), 2), softmax(standardised(a), 2)) for a, b in pairs]) * 4
+    close(losses.StandardisedKD()(s, t), slow)
+    stranger = mid_level.LogitStdKDLoss(".", "o", ".", "o", temperature=2.0, alpha=0.0)
+    assert 4 * stranger({".": {"o": s}}, {".": {"o": t}}).item() == pytest.approx(slow)
+
+
+def decoupled_by_hand(a, b, y, t):
+    p, q = softmax(b, t), softmax(a, t)
+    pair = kl([p[y], 1 - p[y]], [q[y], 1 - q[y]])
+    others = [[v / (1 - r[y]) for k, v in enumerate(r) if k != y] for r in (p, q)]
+    return t**2 * pair, t**2 * kl(*others)
+
+
+@pytest.mark.parametrize(("alpha", "beta", "temperature"), [(1, 0.5, 1.0), (1, 8, 4.0), (0, 1, 2.0)])
+def test_decoupled(alpha, beta, temperature):
+    s, t, y = logits()
+    rows = [
+        decoupled_by_hand(*row, temperature) for row in zip(s.tolist(), t.tolist(), y.tolist(), strict=True)
+    ]
+    slow = np.mean([alpha * pair + beta * others for pair, others in rows])
+    close(losses.DKD(alpha, beta, temperature)(s, t, y), slow)
+
+
+def test_decoupled_of_the_teachers_own_share_is_soft_kd():
+    """KL = target part + (1 - p_y) · part of the others (the paper's Eq. 7)."""
+    s, t, y = logits()
+    for row in range(B):
+        one = slice(row, row + 1)
+        beta = 1 - t[one].softmax(1)[0, y[row]].item()
+        whole = losses.SoftKD()(s[one], t[one]).item()
+        assert losses.DKD(1, beta)(s[one], t[one], y[one]).item() == pytest.approx(whole)
+
+
+def test_a_sure_student_has_finite_losses():
+    """log(softmax) would be -infinity here."""
+    s = torch.tensor([[2000.0, -2000.0, 0.0]])
+    t, y = torch.tensor([[-1000.0, 1000.0, 0.0]]), torch.tensor([1])
+    for loss in (losses.DKD(), losses.NKD(), losses.WTTM(), losses.StandardisedKD()):
+        given = (s, t, y) if isinstance(loss, losses.DKD | losses.NKD) else (s, t)
+        assert loss(*given).isfinite()
+
+
+@pytest.mark.parametrize(("gamma", "temperature"), [(1.0, 1.0), (1.5, 2.0)])
+def test_normalised(gamma, temperature):
+    s, t, y = logits()
+    slow = 0.0
+    for a, b, own in zip(s.tolist(), t.tolist(), y.tolist(), strict=True):
+        slow -= softmax(b)[own] * math.log(softmax(a)[own]) / B
+        p, q = ([v for k, v in enumerate(z) if k != own] for z in (b, a))
+        p, q = softmax(p, temperature), softmax(q, temperature)
+        slow -= gamma * temperature**2 * sum(x * math.log(z) for x, z in zip(p, q, strict=True)) / B
+    close(losses.NKD(gamma, temperature)(s, t, y), slow)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist(temperature):
+    s, t, _ = logits()
+    p, q = (np.array([softmax(row, temperature) for row in z.tolist()]) for z in (s, t))
+    by_image = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    by_class = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    slow = temperature**2 * (2 * by_image + 3 * by_class)
+    close(losses.DIST(2, 3, temperature)(s, t), slow)
+    stranger = mid_level.DISTLoss(".", "o", ".", "o", beta=2, gamma=3, tau=temperature)
+    assert stranger({".": {"o": s}}, {".": {"o": t}}).item() == pytest.approx(slow)
+
+
+@pytest.mark.parametrize("exponent", [0.1, 1.0])
+def test_wttm(exponent):
+    s, t, _ = logits()
+    slow = 0.0
+    for a, b in zip(s.tolist(), t.tolist(), strict=True):
+        power = [v**exponent for v in softmax(b)]
+        slow += sum(power) * kl([v / sum(power) for v in power], softmax(a)) / B
+    close(losses.WTTM(exponent)(s, t), slow)
+    if exponent == 1:
+        assert slow == pytest.approx(losses.SoftKD()(s, t).item())
+
+
+@pytest.mark.parametrize("loss", [losses.StandardisedKD(), losses.DIST(), losses.WTTM(), losses.HardKD()])
+def test_log_probabilities_serve_as_logits(loss):
+    """As a cache gives them."""
+    s, t, _ = logits()
+    assert loss(s, t.log_softmax(1)).item() == pytest.approx(loss(s, t).item())
+
+
+# --- maps ---------------------------------------------------------------------------------------------
+
+
+def test_fitnet():
+    s, t = maps(teacher=(8, 2, 2))
+    loss = losses.FitNet(5, 8).double()
+    weight, bias = (p.detach().numpy() for p in (loss.projector.weight, loss.projector.bias))
+    pooled = F.avg_pool2d(s, 2)
+    close(loss(s, t), ((tokens(pooled) @ weight.T + bias - tokens(t)) ** 2).mean())
+
+
+def test_the_hinge_stops_at_the_best_linear_map():
+    """Of all maps from 3 channels the principal components' error is the least (Eckart and Young)."""
+    _, t = maps()
+    basis = draw(B, 3, 4, 4, seed=2)
+    loss = losses.FitNet(3, 8, hinge=True).double()
+    loss.fit([{"teacher_map": t[:2]}, {"teacher_map": t[2:]}])
+    flat = tokens(t).reshape(-1, 8)
+    centred = flat - flat.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
+    kept = centred @ vectors[:, -3:]
+    floor = ((kept @ vectors[:, -3:].T - centred) ** 2).mean()
+    assert loss.floor.item() == pytest.approx(floor, rel=1e-9)
+    assert floor == pytest.approx(values[:-3].sum() / 8)
+    best = torch.from_numpy(kept).view(B, 4, 4, 3).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        loss.projector.weight.copy_(torch.from_numpy(vectors[:, -3:]))
+        loss.projector.bias.copy_(torch.from_numpy(flat.mean(0)))
+    assert loss(best, t).item() == pytest.approx(0, abs=1e-12)
+    assert loss(basis, t).item() > 0
+
+
+@pytest.mark.parametrize("power", [2.0, 1.0])
+def test_attention_transfer(power):
+    s, t = maps()
+    slow = []
+    for x in (s, t):
+        activity = (np.abs(x.numpy()) ** power).sum(1).reshape(B, -1)
+        slow.append(activity / np.sqrt((activity**2).sum(1, keepdims=True)))
+    slow = ((slow[0] - slow[1]) ** 2).mean()
+    close(losses.AttentionTransfer(power)(s, t), slow)
+    if power == 2:
+        stranger = mid_level.ATLoss({}, mode="code")
+        assert stranger.compute_at_loss(s, t).item() == pytest.approx(slow)
+
+
+def cosines(x):
+    x = x / np.sqrt((x**2).sum(-1, keepdims=True))
+    return x @ np.swapaxes(x, -1, -2)
+
+
+def test_gram():
+    s, t = maps()
+    close(losses.Gram()(s, t), ((cosines(tokens(s)) - cosines(tokens(t))) ** 2).mean())
+
+
+def test_manifold():
+    s, t = maps()
+    x, y = tokens(s), tokens(t)
+    parts = [(x, y), (x.swapaxes(0, 1), y.swapaxes(0, 1)), (x.reshape(1, -1, 5), y.reshape(1, -1, 8))]
+    within, across, among = (((cosines(a) - cosines(b)) ** 2).mean() for a, b in parts)
+    close(losses.Manifold(samples=1000)(s, t), 4 * within + 0.1 * across + 0.2 * among)
+
+
+def test_pkd_is_one_minus_the_correlation():
+    s, t = maps(student=(8, 4, 4))
+    x, y = tokens(s).reshape(-1, 8).T, tokens(t).reshape(-1, 8).T
+    slow = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
+    assert losses.PKD(8, 8)(s, t).item() == pytest.approx(slow, rel=1e-4)  # 1e-5 beside the variance
+    close(losses.PKD(8, 8)(s, t), ((z(x) - z(y)) ** 2).mean() / 2)
+
+
+def z(rows):
+    return (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+
+
+def test_masked_generation_sees_no_masked_token_and_counts_them_alone():
+    s, t = maps()
+    loss = losses.MaskedGeneration(5, 8, mask=0.25).double()
+    shown = {}
+    loss.generator.register_forward_hook(lambda _, given, out: shown.update(given=given[0], out=out))
+    torch.manual_seed(0)
+    value = loss(s, t)
+    projected = loss.projector(s)
+    masked = (shown["given"] != projected).any(1)
+    assert masked.flatten(1).sum(1).tolist() == [4] * B
+    rows = masked.nonzero().tolist()
+    squares = [((shown["out"][b, :, i, j] - t[b, :, i, j]) ** 2).mean().item() for b, i, j in rows]
+    close(value, np.mean(squares))
+    torch.manual_seed(1)
+    assert loss(s, t).item() != value.item()
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(5, 8), (8, 5)])
+def test_vkd(narrow, wide):
+    s, t = draw(B, narrow), 3 * draw(B, wide, seed=1) + 1
+    loss = losses.VkD(narrow, wide).double()
+    p = loss.projector.weight.detach().numpy()
+    np.testing.assert_allclose(p.T @ p if wide >= narrow else p @ p.T, np.eye(min(p.shape)), atol=1e-5)
+    target = z_by_row(t.numpy())
+    difference = np.abs(s.numpy() @ p.T - target)
+    slow = np.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
+    close(loss(s, t), slow)
+    token = losses.VkDMap(narrow, wide).double()
+    token.load_state_dict(loss.state_dict())
+    as_maps = (x[..., None, None].expand(-1, -1, 2, 3) for x in (s, t))
+    assert token(*as_maps).item() == pytest.approx(slow)
+
+
+def z_by_row(x):
+    return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+
+
+def test_cka():
+    s, t = maps()
+    x, y = (tokens(a).reshape(-1, a.shape[1]) for a in (s, t))
+    x, y = x - x.mean(0), y - y.mean(0)
+    k, other = x @ x.T, y @ y.T
+    slow = 1 - (k * other).sum() / np.sqrt((k * k).sum() * (other * other).sum())
+    close(losses.CKA()(s, t), slow)
+
+
+def test_similarity_preserving():
+    s, t = maps(teacher=(8, 2, 2))
+    slow = []
+    for x in (s, t):
+        flat = x.numpy().reshape(B, -1)
+        rows = flat @ flat.T
+        slow.append(rows / np.sqrt((rows**2).sum(1, keepdims=True)))
+    slow = ((slow[0] - slow[1]) ** 2).mean()
+    close(losses.SP()(s, t), slow)
+
+
+def test_relational():
+    s, t = draw(B, 5), 3 * draw(B, 8, seed=1)
+    stranger = mid_level.RKDLoss("s", "t", dist_factor=25.0, angle_factor=50.0, reduction="mean")
+    expected = stranger({"s": {"output": s}}, {"t": {"output": t}}).item()
+    assert losses.RKD()(s, t).item() == pytest.approx(expected)
+    distances, angles = [], []
+    for x in (s.numpy(), t.numpy()):
+        d = np.array([[np.sqrt(((a - b) ** 2).sum()) for b in x] for a in x])
+        distances.append(d / d[d > 0].mean())
+        angles.append([[[cosine(i - j, k - j) for k in x] for i in x] for j in x])
+    slow = 25 * smooth_l1(*distances) + 50 * smooth_l1(*map(np.array, angles))
+    close(losses.RKD()(s, t), slow)
+
+
+def cosine(a, b):
+    lengths = np.sqrt((a**2).sum() * (b**2).sum())
+    return (a * b).sum() / lengths if lengths else 0.0
+
+
+def smooth_l1(x, y):
+    d = np.abs(x - y)
+    return np.where(d < 1, d**2 / 2, d - 0.5).mean()
+
+
+def test_attention():
+    s, t = draw(B, 2, 4, 4).softmax(3), draw(B, 3, 4, 4, seed=1).softmax(3)
+    p, q = t.mean(1).tolist(), s.mean(1).tolist()
+    slow = np.mean([kl(a, b) for i, j in zip(p, q, strict=True) for a, b in zip(i, j, strict=True)])
+    close(losses.AttentionKD()(s, t), slow)
+
+
+def test_token():
+    s, t = maps()
+    loss = losses.TokenKD(5, 8).double()
+    loss.fit([{"teacher_map": t[:4]}, {"teacher_map": t[4:]}])
+    y = tokens(t).reshape(-1, 8)
+    y = (y - y.mean(0)) / y.std(0)
+    weight, bias = (p.detach().numpy() for p in (loss.projector.weight, loss.projector.bias))
+    x = tokens(s).reshape(-1, 5) @ weight.T + bias
+    slow = 0.9 * np.mean([1 - cosine(a, b) for a, b in zip(x, y, strict=True)]) + 0.1 * smooth_l1(x, y)
+    close(loss(s, t), slow)
