@@ -31,6 +31,8 @@ def test_a_run_whose_report_cannot_be_drawn_has_ended_well(
     assert reason in line
     assert "student, best" in printed
     assert "local-dir:" in printed
+    table = printed.partition("accuracy")[2].partition("no report")[0]
+    assert max(map(len, table.splitlines())) <= 80
 
     monkeypatch.undo()
     monkeypatch.setattr("distill_dynamics.report.page.save", lambda *args: None)  # no figures as files

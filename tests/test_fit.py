@@ -142,7 +142,7 @@ def test_run_directory_holds_what_the_design_lists(experiment, tmp_path, capsys)
     saved = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert saved["name"] == "tiny-1"
     printed = capsys.readouterr().out
-    for word in ("teacher", "student, best", "epoch 3", "lowest block", str(run_dir)):
+    for word in ("teacher", "student, best", "epoch 3", "lowest", str(run_dir)):
         assert word in printed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from distill_dynamics.models.teacher_check import framed
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs.directory import PROGRAM
-from distill_dynamics.tables import accuracy_rows, aligned, signature_rows
+from distill_dynamics.tables import Named, Row, accuracy_rows, aligned, signature_rows
 from distill_dynamics.train.distiller import Distiller
+
+LEGEND = "magnitude: the block where that is lowest, and U where its curve is a U, too"
 
 
 def end(run_dir: Path, distiller: Distiller) -> None:
@@ -24,8 +27,8 @@ def end(run_dir: Path, distiller: Distiller) -> None:
     lines: list[str] = []
     try:
         (run,) = load_runs([run_dir])
-        tables = [accuracy_rows(run.metrics), signature_rows(run.named())]
-        lines += [line for rows in tables if rows for line in [*aligned(rows), ""]]
+        for rows, note in ((accuracy_rows(run.metrics), []), (_signature_rows(run.named()), [LEGEND])):
+            lines += [*aligned(rows), *note, ""] if rows else []
         write_report([run_dir], run_dir / "report.html")
     except (Exception, KeyboardInterrupt) as error:
         reason = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
@@ -35,6 +38,15 @@ def end(run_dir: Path, distiller: Distiller) -> None:
     print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
     if warning := doubt_of(distiller):
         print(framed(warning), file=sys.stderr)
+
+
+def _signature_rows(named: Named) -> list[Row]:
+    """`signature_rows` in 80 columns."""
+    header = ("entropy by block", "lowest", "fall (bits)", "rise (bits)", "shape", "magnitude")
+    rows = signature_rows([(who.removeprefix("student, "), profile) for who, profile in named])[1:]
+    short = {"lowest at ": "", ", a U too": ", U"}
+    cells = [(*row[:-1], re.sub("|".join(short), lambda match: short[match[0]], row[-1])) for row in rows]
+    return [header, *cells] if cells else []
 
 
 def _files(run_dir: Path) -> list[str]:
@@ -47,4 +59,4 @@ def _files(run_dir: Path) -> list[str]:
         "report.html": "all of this with figures, for a browser",
     }
     present = {name: text for name, text in wanted.items() if (run_dir / name).exists()}
-    return ["written to " + str(run_dir), *(f"  {name:<38} {text}" for name, text in present.items())]
+    return ["written to " + str(run_dir), *(f"  {name:<22} {text}" for name, text in present.items())]
