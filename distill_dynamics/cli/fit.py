@@ -178,7 +178,7 @@ class DistillCLI(LightningCLI):
     def after_fit(self) -> None:
         """What came of it, once the run has its end."""
         if self.trainer.is_global_zero:
-            with self._preemption.still_heard():
+            with self._preemption.signals_ignored():
                 end(Path(self.trainer.default_root_dir), self.model)
 
     def _set_seed(self) -> None:

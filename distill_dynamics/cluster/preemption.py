@@ -40,20 +40,19 @@ class Preemption(Checkpoint):
     """On SIGTERM or SIGUSR1 to any rank: all stop after the same step, with `preempted.ckpt` written there.
 
     A run that is continued from that, in the middle of an epoch, ends as if it had not been stopped: see
-    `Distiller.on_save_checkpoint`. When the epoch ends, the file is removed; `last.ckpt` is of the end of the
-    epoch before until then. Then run.json and W&B are closed, and every rank exits with status 75 (those that
-    Lightning started itself with 0: any other it takes for a crash of theirs).
+    `Distiller.on_save_checkpoint`. The file is removed at the end of that epoch; until then `last.ckpt` is of
+    the end of the epoch before. Then run.json and W&B are closed, and every rank exits with status 75 (those
+    that Lightning started itself with 0: any other it takes for a crash of theirs).
 
-    How long that takes: the step in which the signal comes and, of several ranks, the next one, then the
-    writing. A signal in the last step of an epoch, in validation or at a probe waits for the epoch to be
-    recorded and saved; one before the first step waits for the teacher to be measured. After the last epoch
-    nothing is left to be continued: the run ends as it would have. A signal that comes more than 5 s after
-    the first ends the process at once, in the system's way, unless the checkpoint is already written.
+    It stops after the step in which the signal comes, of several ranks after the next one. A signal in the
+    last step of an epoch, in validation or at a probe waits for the epoch to be saved; one before
+    the first step waits for the teacher to be measured; one after the last epoch changes nothing. A signal
+    that comes more than 5 s after the first ends the process at once, unless the checkpoint is written.
 
     Ranks agree over a process group of their own, on the CPU: each posts at the end of a step whether it was
-    asked to stop, and reads the answer at the end of the next, so that no rank waits. (Lightning would ask
-    with a broadcast before every batch, for which the device has to finish its work, and send another from
-    within its handler. Both are switched off here, as is its requeuing of SLURM jobs.)
+    asked to stop, and reads the answer at the end of the next: no rank waits. (Lightning's own handler
+    and its broadcast before every batch, for which the device has to finish its work, are switched off here,
+    as is its requeuing of SLURM jobs.)
 
     It is a `Checkpoint` so that Lightning calls it after all other callbacks: what they change at the end of
     a step, an average of weights for one, is then in the checkpoint.
@@ -84,11 +83,8 @@ class Preemption(Checkpoint):
             self._before[number] = signal.signal(number, self._hear)
 
     @contextmanager
-    def still_heard(self) -> Iterator[None]:
-        """Inside, after the training, a signal changes nothing: what there is to be continued is saved.
-
-        One that comes again later ends the process, as in training.
-        """
+    def signals_ignored(self) -> Iterator[None]:
+        """After the training a signal changes nothing; one that comes again 5 s later ends the process."""
         if threading.current_thread() is threading.main_thread():
             self._listen()
         try:
@@ -149,13 +145,9 @@ class Preemption(Checkpoint):
         if self._group is None:
             self._agreed = asked
         else:
-            flag = torch.tensor([int(asked)])
-            self._posted = (
-                flag,
-                torch.distributed.all_reduce(
-                    flag, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
-                ),
-            )
+            flag, largest = torch.tensor([int(asked)]), torch.distributed.ReduceOp.MAX
+            work = torch.distributed.all_reduce(flag, largest, group=self._group, async_op=True)
+            self._posted = flag, work
 
     def _read(self) -> None:
         if self._posted is not None:
@@ -172,7 +164,7 @@ class Preemption(Checkpoint):
         # The handlers stay: a launcher that sees one rank end may send the others a signal, and their
         # status is to be the same. So all end together, too.
         self._saved = True
-        closed = not trainer.is_global_zero or _told(trainer)
+        closed = not trainer.is_global_zero or _close(trainer)
         trainer.strategy.barrier()
         if self._before:
             # Until the process is gone: an interpreter that ends puts down handlers, but not this.
@@ -203,7 +195,7 @@ def _preempted_checkpoint(trainer: Trainer) -> Path | None:
     return last and last.with_name(PREEMPTED)
 
 
-def _told(trainer: Trainer) -> bool:
+def _close(trainer: Trainer) -> bool:
     """Say how to go on, and close W&B; whether that was done in time."""
     paths = (_preempted_checkpoint(trainer), last_checkpoint(trainer))
     path = next((path for path in paths if path is not None and path.exists()), None)

@@ -37,7 +37,7 @@ PARENT = "DISTILL_DYNAMICS_PARENT"
 """For the others, in the environment: the first one's process id, and a folder for what they hand over."""
 
 POLL_S = 0.2
-OWN_WORD_S = 3.0
+OWN_FAILURE_S = 3.0
 """How long the first process may take to fail by itself with what another has failed with."""
 LEFT_ALONE_S = 60.0
 """How long one that has failed waits to be ended before it ends by itself."""
@@ -48,7 +48,7 @@ class Failure(NamedTuple):
 
     status: int
     line: str
-    told: bool  # it has printed a traceback itself
+    printed: bool  # it has printed a traceback itself
 
 
 class _Others:
@@ -68,9 +68,9 @@ class _Others:
     def _watch(self) -> None:
         while (failure := self._failure()) is None:
             time.sleep(POLL_S)
-        time.sleep(OWN_WORD_S)
+        time.sleep(OWN_FAILURE_S)
         self.end()
-        if not failure.told:
+        if not failure.printed:
             print(failure.line, file=sys.stderr, flush=True)
         error = UserError if failure.status == 2 else RuntimeError
         with suppress(Exception):  # whatever it is, the process has to end
@@ -81,12 +81,12 @@ class _Others:
     def _failure(self) -> Failure | None:
         for path in Path(self.folder.name).glob("[0-9]*"):
             number, line = path.read_text().split(" ", 1)
-            return Failure(int(number), line, told=number == "1")
+            return Failure(int(number), line, printed=number == "1")
         for rank, process in enumerate(self.processes, start=1):
             if status := process.poll():
                 how = f"with status {status}" if status > 0 else f"by signal {-status}"
                 line = f"error: the process of device {rank} was ended {how}"
-                return Failure(status if status > 0 else 128 - status, line, told=False)
+                return Failure(status if status > 0 else 128 - status, line, printed=False)
         return None
 
     def end(self) -> None:
