@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 """Of a block: what a killed build has to do again."""
 
-LEAST_ROWS = 256
+MIN_ROWS = 256
 """Of a block, but for small data: each costs a file and a wait for the disk."""
 
-BLOCKS = 64
-"""A cache is cut into so many at least, where that leaves them `LEAST_ROWS`: ranks share them evenly."""
+MIN_BLOCKS = 64
+"""A cache is cut into so many at least, where that leaves them `MIN_ROWS`: ranks share them evenly."""
 
 
 class Field(NamedTuple):
@@ -52,7 +52,7 @@ class Layout:
     @classmethod
     def of(cls, images: int, views: int, fields: dict[str, Field]) -> Layout:
         """Blocks that are equal to within a row or so a view."""
-        most = min(max(images * views // BLOCKS, LEAST_ROWS), MOST_ROWS)
+        most = min(max(images * views // MIN_BLOCKS, MIN_ROWS), MAX_ROWS)
         return cls(images, views, -(-images // -(-images // most)), fields)
 
     @classmethod

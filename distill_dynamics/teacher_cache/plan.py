@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from bisect import bisect_right
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,7 +20,7 @@ from distill_dynamics.teacher_cache.rows import rows_of
 from distill_dynamics.teacher_cache.scale import Scale
 from distill_dynamics.teacher_cache.views import Views
 
-CHEAP = 0.1
+CHEAP_SHARE = 0.1
 """Share of the teacher's work up to which its first blocks are run while training, and not stored."""
 
 
@@ -66,7 +67,7 @@ def _temperature(views: Views, cut: bool) -> float:
     """
     losses = {r.wanted.term: r.loss for r in views.readers if r.wanted.word in LOGITS}
     able = [name for name, loss in losses.items() if getattr(loss, "takes_top_classes", False)]
-    temperatures = {losses[name].temperature for name in able}
+    temperatures = {getattr(losses[name], "temperature", None) for name in able}
     if cut:
         needs = [name for name in losses if name not in able]
         if needs or len(temperatures) > 1 or any(callable(t) for t in temperatures):
@@ -79,21 +80,14 @@ def _temperature(views: Views, cut: bool) -> float:
 
 
 def cheap_depth(views: Views) -> int:
-    """How many of the teacher's first blocks take `CHEAP` of its floating-point operations at most.
+    """How many of the teacher's first blocks take `CHEAP_SHARE` of its floating-point operations at most.
 
     Counted and not timed, so that the same command makes the same files.
     """
     teacher = views.teacher.backbone
-    blocks = len(teacher.layers)
-    all_of_it = operations(views, [blocks] if blocks else [], logits=teacher.num_classes > 0)
-    most, beyond = 0, blocks + 1
-    while beyond - most > 1:
-        middle = (most + beyond) // 2
-        if operations(views, [middle], logits=False) <= CHEAP * all_of_it:
-            most = middle
-        else:
-            beyond = middle
-    return most
+    blocks = range(1, len(teacher.layers) + 1)
+    total = operations(views, [*blocks[-1:]], logits=teacher.num_classes > 0)
+    return bisect_right(blocks, CHEAP_SHARE * total, key=lambda n: operations(views, [n], logits=False))
 
 
 def operations(views: Views, layers: list[int], logits: bool) -> int:

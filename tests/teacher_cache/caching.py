@@ -45,7 +45,7 @@ def _work_goes_with_depth(monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(layout, "LEAST_ROWS", 25)
+    monkeypatch.setattr(layout, "MIN_ROWS", 25)
 
 
 class Setup:

@@ -21,7 +21,7 @@ IMAGES, VIEWS = 10, 3
 
 @pytest.fixture
 def layout(monkeypatch):
-    monkeypatch.setattr(layouts, "LEAST_ROWS", 4)
+    monkeypatch.setattr(layouts, "MIN_ROWS", 4)
     return Layout.of(IMAGES, VIEWS, FIELDS)
 
 

@@ -48,7 +48,7 @@ from distill_dynamics.cli.main import main
 from distill_dynamics.teacher_cache import files, layout, plan
 
 least, pause = int(sys.argv[1]), float(sys.argv[2])
-layout.LEAST_ROWS = least
+layout.MIN_ROWS = least
 plan.operations = lambda views, layers, logits: layers[-1]
 write = files.Writer.write
 
