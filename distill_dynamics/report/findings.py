@@ -138,10 +138,13 @@ def _curves(runs: Sequence[Run]) -> list[str]:
     if shapes:
         forms = "; ".join(f"{form} in {listed(names)}" for form, names in shapes.items())
         sentences.append(f"Shape of the entropy curve: {forms}.")
-    low = {run.name: text for run in runs if (text := _suppression(run))}
+    low: dict[str, list[str]] = {}
+    for run in runs:
+        if text := _suppression(run):
+            low.setdefault(text, []).append(run.name)
     if low:
-        when = [f"{name} ({text})" for name, text in low.items()]
-        sentences.append(f"The last block has the lowest entropy in {listed(when)}.")
+        when = "; ".join(f"in {listed(names)} {text}" for text, names in low.items())
+        sentences.append(f"The last block has the lowest entropy {when}.")
     return [*sentences, *_nearest(runs)]
 
 

@@ -116,7 +116,7 @@ def test_suppression_rebound_and_nearness_and_never_a_cause(tmp_path):
     sentences = findings(study)
     assert sentences[3:5] == [
         "Shape of the entropy curve: U in soft and last.",
-        f"The last block has the lowest entropy in last ({suppressed}).",
+        f"The last block has the lowest entropy in last {suppressed}.",
     ]
     assert sentences[5].startswith("Distance to the teacher's entropy (root mean square at matched depth): ")
     assert "least in soft (" in sentences[5]

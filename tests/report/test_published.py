@@ -103,8 +103,8 @@ def test_what_the_paper_saw_comes_out_without_being_told(reference):
     shapes, suppressed = findings(Study(runs))
     assert shapes.endswith("unknown: no images in SoftKD, SpectralKD01, SpectralKD10 and SpectralKD11.")
     assert suppressed == (
-        "The last block has the lowest entropy in SpectralKD01 (until epoch 120, and rises by 0.45 bits from "
-        "epoch 120 on)."
+        "The last block has the lowest entropy in SpectralKD01 until epoch 120, and rises by 0.45 bits from "
+        "epoch 120 on."
     )
     assert findings(Study(runs[:1]))[0] == (
         "Entropy is lowest at block 4 (unknown: no images) in the best checkpoint, and at block 2 "

@@ -90,4 +90,4 @@ def test_the_published_curves_beside_them(trained, tmp_path):
     page = tmp_path / "report.html"
     run("report", *trained, PUBLISHED, "--out", page)
     text = read(page)
-    assert "SpectralKD01 (until epoch 120, and rises by 0.45 bits from epoch 120 on)" in text
+    assert "SpectralKD01 until epoch 120, and rises by 0.45 bits from epoch 120 on" in text
