@@ -63,7 +63,7 @@ def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | 
 
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
-    metrics = _metrics([row for rows in runs.values() for row in rows])
+    metrics = metric_names([row for rows in runs.values() for row in rows])
     if not metrics:
         raise ValueError("no training to draw: no row has train/loss_*, val/loss or val/acc1")
     panels = []
@@ -211,7 +211,7 @@ def _by_epoch(rows: Rows, name: str) -> tuple[FloatArray, FloatArray]:
     return epochs, np.where(np.isfinite(values), values, np.nan)
 
 
-def _metrics(rows: Rows) -> list[str]:
+def metric_names(rows: Rows) -> list[str]:
     """Names of the loss terms, in the order of the loss; then val/loss and top-1, where there are any."""
     terms = {name for row in rows for name in row if name.startswith("train/loss_")}
     first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]

@@ -13,6 +13,7 @@ from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.errors import UserError
 from distill_dynamics.figures.order import distinct
 from distill_dynamics.figures.style import LineStyle, run_styles
+from distill_dynamics.figures.training import metric_names
 from distill_dynamics.report.records import Run, counted, listed
 from distill_dynamics.report.study import Study
 from distill_dynamics.tables import measured
@@ -106,18 +107,13 @@ def _of_several(study: Study) -> Iterator[Picture]:
     runs, styles, panels = study.runs, _styles(study), _panels(study)
     yield from _by_block(study, styles)
     trained = [run for run in runs if run.profiles.students]
-    ranges = _by_range(trained)
-    # Entropies of different ranges are different quantities, and share no axis.
-    suffixes = {name: (f"_{name}", f", range {name}") if len(ranges) > 1 else ("", "") for name in ranges}
+    shared = " Runs that differ by their seed alone share a panel." if panels else ""
     for curve in SHOWN:
-        known = [run for run in trained if _known(run, curve.name) and _watched(run, curve.name)]
+        known = [run for run in trained if _known(run, curve.name)]
         # What has no bins is drawn once of a model that was analysed in several ranges.
         once = [*{run.label: run for run in known}.values()]
-        for value_range, alike in _by_range(known).items() if curve.binned else [("", once)]:
-            suffix, where = suffixes[value_range] if curve.binned else ("", "")
-            shared = " Runs that differ by their seed alone share a panel." if panels else ""
-            profiles = {run.label: run.profiles for run in alike}
-            if profiles:
+        for suffix, where, alike in _by_range(known) if curve.binned else [("", "", once)]:
+            if profiles := {run.label: run.profiles for run in alike}:
                 yield Picture(
                     f"{curve.name}_by_method{suffix}",
                     f"{curve.title} evolution by method{where}",
@@ -125,8 +121,7 @@ def _of_several(study: Study) -> Iterator[Picture]:
                     f"panels of their own.{shared}",
                     figures.curve_by_method(curve.name, profiles, panels, _bootstrap(alike)),
                 )
-    for value_range, alike in ranges.items():
-        suffix, where = suffixes[value_range]
+    for suffix, where, alike in _by_range(trained):
         watched = [run for run in alike if len(run.profiles.students) > 1]
         if mapped := _not_too_many(study, watched):
             some = ", the first run of each method" if len(mapped) < len(watched) else ""
@@ -138,17 +133,22 @@ def _of_several(study: Study) -> Iterator[Picture]:
                 figures.entropy_heatmap({run.label: run.profiles.students for run in mapped}),
             )
         yield from _signature(alike, styles, suffix, where)
+    latest = {run.label: run.latest for run in _not_too_many(study, trained) if run.latest is not None}
     for curve in SHOWN:
-        mapped = [run for run in _not_too_many(study, trained) if _known(run, curve.name)]
-        if curve.kind == "pair" and mapped:
-            latest = {run.label: run.latest for run in mapped if run.latest is not None}
+        if curve.kind == "pair" and any(profile.known(curve.name) for profile in latest.values()):
             figure = figures.pair_heatmap(curve.name, latest)
             yield Picture(f"{curve.name}_heatmap", *_pair_caption(curve), figure)
     yield from _training(runs, styles)
     yield from _teacher_spectra(runs)
-    # Nor has a spectrum any bins.
-    latest = {run.label: run.latest for run in runs if run.latest and any(map(len, run.latest.spectrum))}
-    firsts = dict.fromkeys(run.label for run in _not_too_many(study, runs) if run.label in latest)
+    yield from _run_spectra(study)
+
+
+def _run_spectra(study: Study) -> Iterator[Picture]:
+    """Of each run, or of the first of each method; a spectrum has no bins, and is there once a label."""
+    latest = {
+        run.label: run.latest for run in study.runs if run.latest and any(map(len, run.latest.spectrum))
+    }
+    firsts = dict.fromkeys(run.label for run in _not_too_many(study, study.runs) if run.label in latest)
     chosen = [*firsts][:_MOST_SPECTRA]
     left = [label for label in latest if label not in chosen]
     note = f" Not drawn, but in the table of spectra: {listed(left)}." if left else ""
@@ -197,8 +197,8 @@ def _by_block(study: Study, styles: Mapping[str, LineStyle]) -> Iterator[Picture
     """Figures 1 and 2: one curve a run, the best checkpoint's or the latest."""
     bootstrap = _bootstrap(study.runs)
     ranges = {
-        value_range: {run.label: run.latest for run in alike if run.latest is not None}
-        for value_range, alike in _by_range(study.runs).items()
+        alike[0].range: {run.label: run.latest for run in alike if run.latest is not None}
+        for *_, alike in _by_range(study.runs)
     }
     which = "One line a run: its best checkpoint, or the last one probed, or the analysed model."
     if any(len(method.runs) > 1 for method in study.methods):
@@ -241,7 +241,7 @@ def _signature(
 
 
 def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[Picture]:
-    logged = {run.label: run.metrics for run in runs if _trains(run)}
+    logged = {run.label: run.metrics for run in runs if metric_names(run.metrics)}
     if logged:
         yield Picture(
             "training_curves",
@@ -249,11 +249,6 @@ def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[
             "Each loss term, and top-1 on the validation set beside the teacher's.",
             figures.training_curves(logged, styles),
         )
-
-
-def _trains(run: Run) -> bool:
-    names = {name for row in run.metrics for name in row}
-    return bool(names & {"val/loss", "val/acc1"}) or any(name.startswith("train/loss_") for name in names)
 
 
 def _teacher_spectra(runs: Sequence[Run]) -> Iterator[Picture]:
@@ -269,20 +264,26 @@ def _spectra(
         yield Picture(name, title, _SPECTRUM + note, figures.spectra(profile, heading), run)
 
 
-def _by_range(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _by_range(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
+    """Runs by the range of their bins, as entropies of different ranges are different quantities.
+
+    Before them what follows the name and the title of their figures: nothing where there is one range.
+    """
     ranges: dict[str, list[Run]] = {}
     for run in runs:
         if run.latest is not None:
             ranges.setdefault(run.range, []).append(run)
-    return ranges
+    several = len(ranges) > 1
+    return [
+        (f"_{name}", f", range {name}", alike) if several else ("", "", alike)
+        for name, alike in ranges.items()
+    ]
 
 
 def _known(run: Run, name: str) -> bool:
-    return run.latest is not None and run.latest.known(name)
-
-
-def _watched(run: Run, name: str) -> bool:
-    return any(student.known(name) for student in run.profiles.students)
+    """Whether a curve is known of what stands for the run and of its students."""
+    profiles = [run.latest] if run.latest else []
+    return all(any(one.known(name) for one in some) for some in (profiles, run.profiles.students))
 
 
 def _about(curve: Statistic, figure: str) -> str:

@@ -10,17 +10,9 @@ from matplotlib import style
 from distill_dynamics.files import atomic_write
 from distill_dynamics.report.gallery import Picture
 from distill_dynamics.report.svg import draw
+from distill_dynamics.report.tables import Table
 
 _PRINT = {"pdf.fonttype": 42}  # text stays text, as publishers ask
-
-
-class Values(NamedTuple):
-    """The points of curves that have the same ones, as a table of the page."""
-
-    caption: str
-    rows: list[tuple[str, ...]]
-    kind: str = "numbers values"
-    heading: str = ""
 
 
 class Illustration(NamedTuple):
@@ -32,7 +24,7 @@ class Illustration(NamedTuple):
     svg: Markup
     wide: bool
     curves: list[dict[str, Any]]
-    values: list[Values]
+    values: list[Table]
 
 
 def save(pictures: Sequence[Picture], folder: Path) -> None:
@@ -74,7 +66,7 @@ def _alternative(picture: Picture, curves: Sequence[Mapping[str, Any]]) -> str:
     return f"{picture.title}. {'; '.join(ends) if len(ends) <= 10 else f'{len(ends)} curves'}."
 
 
-def _values(curves: Sequence[Mapping[str, Any]]) -> list[Values]:
+def _values(curves: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Tables of the curves' points: curves that have the same points share one."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[Mapping[str, Any]]] = {}
     for curve in curves:
@@ -85,7 +77,7 @@ def _values(curves: Sequence[Mapping[str, Any]]) -> list[Values]:
         rows = [("", *names), *((c["label"], *(value for *_, value in c["points"])) for c in group)]
         if len(names) > max(12, len(group)):  # the longer side goes down
             rows = [*zip(*rows, strict=True)]
-        tables.append(Values(f"{panel} ({unit})" if unit else panel, rows))
+        tables.append(Table("", f"{panel} ({unit})" if unit else panel, rows, "numbers values"))
     return tables
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader
@@ -22,6 +22,7 @@ from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import (
+    Table,
     config_rows,
     contrast_rows,
     evolution_rows,
@@ -62,16 +63,6 @@ _CAUTION = (
     "changes from epoch to epoch and from student to teacher, so their curves are counted in different bins."
 )
 _LATEST = "Of the best checkpoint of each run, else of the last one probed"
-
-
-class Table(NamedTuple):
-    """Rows of text, the first of them headers."""
-
-    heading: str
-    caption: str
-    rows: Sequence[Row]
-    kind: str = "numbers"
-    """Its class in page.css."""
 
 
 def write_report(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations, compress
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,16 @@ from distill_dynamics.tables import (
     signed,
     with_error,
 )
+
+
+class Table(NamedTuple):
+    """Rows of text, the first of them headers."""
+
+    heading: str
+    caption: str
+    rows: Sequence[Row]
+    kind: str = "numbers"
+    """Its class in page.css."""
 
 
 def contrast_rows(study: Study) -> list[Row]:
