@@ -238,6 +238,11 @@ def test_what_a_model_refuses(capsys, role, key, value, right):
     assert right in line
 
 
+def test_the_classes_that_a_cache_keeps_are_one_at_least(capsys):
+    line = refused(capsys, "cache-teacher", "--config", write(), "--out", "o", "--top_k", "0")
+    assert line == "error: --top_k: expected a whole number above 0\n"
+
+
 @pytest.mark.parametrize(
     ("edits", "words"),
     [

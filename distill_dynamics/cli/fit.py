@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,9 @@ class TrainerParser(OneLineParser, LightningArgumentParser):
 class DistillCLI(LightningCLI):
     """LightningCLI with run directories, checkpoints, probing and W&B in place."""
 
+    hidden: Collection[str] = ()
+    """Options that the help leaves out."""
+
     def __init__(self, model_class: type[Distiller] = Distiller, **kwargs: Any) -> None:
         self.run_dir: Path | None = None
         self.new_run = False  # whether this process made run_dir
@@ -81,7 +84,7 @@ class DistillCLI(LightningCLI):
         """Lightning's parsers, their help told for this program."""
         import_all(callbacks, data, losses)
         super().setup_parser(*args)
-        describe(self._subcommand_parsers)
+        describe(self._subcommand_parsers, self.hidden)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run and not to one of its parts."""

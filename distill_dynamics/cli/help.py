@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import distill_dynamics
@@ -77,17 +77,20 @@ CACHE_TEACHER = {
 }
 
 
-def describe(commands: Mapping[str, Any]) -> None:
-    """Give the parsers of LightningCLI's commands the texts above, the Trainer's options last."""
+def describe(commands: Mapping[str, Any], hidden: Collection[str]) -> None:
+    """Give the parsers of the commands the texts above, the Trainer's options last, `hidden` not at all."""
     for command, parser in commands.items():
         for action in parser._actions:
             for option in action.option_strings:
                 action.help = OPTIONS.get(option, action.help)
             if action.dest.startswith("trainer."):  # Lightning's own texts are pages long
                 action.help = re.split(r"(?<=[a-z)`])\. |\s*Default: ", action.help or "")[0].rstrip(".")
-            if action.dest.endswith(".help") or type(action).__name__ == "_ActionConfigLoad":
-                action.help = SUPPRESS
-            if ONLY_FOR.get(action.dest.split(".")[0], command) != command:
+            if (
+                action.dest in hidden
+                or action.dest.endswith(".help")
+                or type(action).__name__ == "_ActionConfigLoad"
+                or ONLY_FOR.get(action.dest.split(".")[0], command) != command
+            ):
                 action.help = SUPPRESS
         for group, title in {command: "checkpoint", **GROUPS}.items():
             parser.groups[group].title = title

@@ -161,6 +161,7 @@ RULES: list[tuple[str, Callable[[re.Match, Any, str], Reason | None]]] = [
         lambda match, *_: Reason(f"{match[1]!r} is no subclass of {match[2]}", value=match[1]),
     ),
     (r"Not a valid subclass|Dict must include a class_path", _misspelt_class_path),
+    (r"Not of type PositiveInt", lambda *_: Reason("expected a whole number above 0")),
     (r"object does not support item assignment", lambda *_: Reason("expected a list")),
     (
         r'Unable to load config "(.*)"',
