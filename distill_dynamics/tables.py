@@ -43,10 +43,10 @@ def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
     Best is the highest top-1, and the first epoch of several: the one whose checkpoint is kept. "EMA, best"
     and "EMA, last" are of the student's averaged weights (callback EMA), each at an epoch of its own.
     """
-    found = {}
+    known = {}
     for row in metrics[:1]:  # the teacher is measured once, before training
         if math.isfinite(row.get("teacher/acc1", math.nan)):
-            found["teacher"] = Accuracy(row["teacher/acc1"], row.get("teacher/acc5", math.nan), None)
+            known["teacher"] = Accuracy(row["teacher/acc1"], row.get("teacher/acc5", math.nan), None)
     for who, top1, top5 in (("student", "val/acc1", "val/acc5"), ("EMA", "val/acc1_ema", "val/acc5_ema")):
         scored = [
             Accuracy(row[top1], row.get(top5, math.nan), int(row["epoch"]))
@@ -54,17 +54,17 @@ def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
             if math.isfinite(row.get(top1, math.nan))
         ]
         if scored:
-            found[f"{who}, best"] = max(scored, key=lambda accuracy: accuracy.top1)
-            found[f"{who}, last"] = scored[-1]
-    return found
+            known[f"{who}, best"] = max(scored, key=lambda accuracy: accuracy.top1)
+            known[f"{who}, last"] = scored[-1]
+    return known
 
 
 def accuracy_rows(metrics: list[dict[str, float]]) -> list[Row]:
     """Accuracies of one run in percent."""
     rows: list[Row] = [("accuracy (%)", "top-1", "top-5", "epoch")]
-    for who, found in accuracies(metrics).items():
-        epoch = "" if found.epoch is None else str(found.epoch)
-        rows.append((who, number(found.top1, 2), number(found.top5, 2), epoch))
+    for who, accuracy in accuracies(metrics).items():
+        epoch = "" if accuracy.epoch is None else str(accuracy.epoch)
+        rows.append((who, number(accuracy.top1, 2), number(accuracy.top5, 2), epoch))
     return filled(rows)
 
 
@@ -82,17 +82,17 @@ def signature_rows(named: Named, bootstrap: bool = False) -> list[Row]:
         if not measured(profile):
             rows.append((who, NOTHING, NOTHING, NOTHING, shape(profile), NOTHING))
             continue
-        found = signature(profile)
-        depths = [f"{found.depth_left:.3f}", f"{found.depth_right:.3f}"]
+        curve = signature(profile)
+        depths = [f"{curve.depth_left:.3f}", f"{curve.depth_right:.3f}"]
         if bootstrap and len(profile.entropy_images) > 1:
             ends = zip(depths, side_intervals(profile), strict=True)
             sides = [f"{depth} ({low:.3f} to {high:.3f})" for depth, (low, high) in ends]
         else:
-            errors = found.depth_left_se, found.depth_right_se
+            errors = curve.depth_left_se, curve.depth_right_se
             sides = [with_error(depth, error, 3) for depth, error in zip(depths, errors, strict=True)]
-        lowest = f"lowest at {found.magnitude_nadir:.0f}{', a U too' if found.magnitude_agrees else ''}"
-        magnitude = NOTHING if math.isnan(found.magnitude_nadir) else lowest
-        nadir = with_error(str(found.nadir), found.nadir_se, 1)
+        lowest = f"lowest at {curve.magnitude_nadir:.0f}{', a U too' if curve.magnitude_agrees else ''}"
+        magnitude = NOTHING if math.isnan(curve.magnitude_nadir) else lowest
+        nadir = with_error(str(curve.nadir), curve.nadir_se, 1)
         rows.append((who, nadir, *sides, shape(profile), magnitude))
     return filled(rows)
 
@@ -139,22 +139,20 @@ def spectrum_rows(named: Named) -> list[Row]:
         )
     ]
     for who, profile in named:
-        found, massive = spectrum_signature(profile), massive_activations(profile)
-        flatness = [found.flatness_early, found.flatness_middle, found.flatness_late]
+        spectrum, massive = spectrum_signature(profile), massive_activations(profile)
+        flatness, low, high = (
+            [getattr(spectrum, f"{name}_{part}") for part in ("early", "middle", "late")]
+            for name in ("flatness", "low", "high")
+        )
         if not any(map(math.isfinite, [*flatness, massive.ratio])):
             continue
-        bands = [
-            (found.low_early, found.high_early),
-            (found.low_middle, found.high_middle),
-            (found.low_late, found.high_late),
-        ]
         at = f"{massive.ratio:.0f} at block {massive.block:.0f}, channel {massive.channel:.0f}"
         rows.append(
             (
                 who,
                 *(number(value, 3) for value in flatness),
-                *(", ".join(number(100 * share, 0) for share in shares) for shares in bands),
-                {True: "yes", False: "no", None: NOTHING}[found.three_phases],
+                *(f"{number(100 * a, 0)}, {number(100 * b, 0)}" for a, b in zip(low, high, strict=True)),
+                {True: "yes", False: "no", None: NOTHING}[spectrum.three_phases],
                 at if math.isfinite(massive.ratio) else NOTHING,
             )
         )
@@ -172,10 +170,10 @@ def curve_rows(named: Named, curve: Statistic) -> list[Row]:
         values, errors = profile.curve(curve.name), profile.curve_se(curve.name)
         if not np.isfinite(values).all():
             continue
-        told = [with_error(f"{value:.3g}", error, 2) for value, error in zip(values, errors, strict=True)]
+        cells = [with_error(f"{value:.3g}", error, 2) for value, error in zip(values, errors, strict=True)]
         low, high = int(values.argmin()), int(values.argmax())
-        ends = (f"{told[row]} at block {profile.blocks[row]}" for row in (low, high))
-        rows.append((who, told[0], told[-1], *ends))
+        ends = (f"{cells[row]} at block {profile.blocks[row]}" for row in (low, high))
+        rows.append((who, cells[0], cells[-1], *ends))
     return filled(rows)
 
 
@@ -198,14 +196,12 @@ def gap_rows(profiles: RunProfiles) -> list[Row]:
     for who, profile in profiles.named():
         if profiles.teacher is None or profile is profiles.teacher:
             continue
-        found = gap(profile, profiles.teacher)
+        distance = gap(profile, profiles.teacher)
         distances = [
-            found.entropy_distance,
-            found.entropy_shape_distance,
-            found.magnitude_distance,
-            found.flatness_distance,
+            getattr(distance, f"{name}_distance")
+            for name in ("entropy", "entropy_shape", "magnitude", "flatness")
         ]
-        shift = found.nadir_shift if measured(profile) and measured(profiles.teacher) else math.nan
+        shift = distance.nadir_shift if measured(profile) and measured(profiles.teacher) else math.nan
         rows.append((who, *(number(value, 3) for value in distances), signed(shift)))
     return filled(rows)
 

@@ -168,9 +168,9 @@ def _distance(run: Run) -> _Distance | None:
 def _nearest(runs: Sequence[Run]) -> list[str]:
     """Which best checkpoint is nearest to the teacher's entropy, of runs with one teacher and one range."""
     known = [
-        found
+        distance
         for run in runs
-        if run.finished and run.profiles.best is not None and (found := _distance(run)) is not None
+        if run.finished and run.profiles.best is not None and (distance := _distance(run)) is not None
     ]
     if len(known) < 2:
         return []
@@ -181,7 +181,7 @@ def _nearest(runs: Sequence[Run]) -> list[str]:
             return []
         if not (same_bins(one, teacher) and alike(one, teacher)):
             return []
-    bits = {found.run.name: f"{found.bits:.2f}" for found in known}
+    bits = {distance.run.name: f"{distance.bits:.2f}" for distance in known}
     ends = [min(bits.values(), key=float), max(bits.values(), key=float)]
     near, far = (listed([name for name, value in bits.items() if value == end]) for end in ends)
     how = "root mean square at matched depth"

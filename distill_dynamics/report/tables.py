@@ -104,16 +104,16 @@ def range_rows(runs: Sequence[Run]) -> list[Row]:
     for run in runs:
         if run.latest is not None and measured(run.latest) and len(run.latest.layers) > 1:
             models.setdefault((run.path, run.label), {})[run.range] = run.latest
-    several = {label: found for (_, label), found in models.items() if len(found) > 1}
-    ranges = dict.fromkeys(name for found in several.values() for name in found)
+    several = {label: readings for (_, label), readings in models.items() if len(readings) > 1}
+    ranges = dict.fromkeys(name for readings in several.values() for name in readings)
     rows: list[Row] = [("lowest block by range", *ranges, "verdict")]
     rows += [
         (
             label,
-            *(_in_range(found[name]) if name in found else NOTHING for name in ranges),
-            _over_ranges([*found.values()]),
+            *(_in_range(readings[name]) if name in readings else NOTHING for name in ranges),
+            _over_ranges([*readings.values()]),
         )
-        for label, found in several.items()
+        for label, readings in several.items()
     ]
     return filled(rows)
 
@@ -132,25 +132,27 @@ def _in_range(profile: Profile) -> str:
 
 def lowest_block(profile: Profile, with_depth: bool = False) -> str:
     """Such as "4 ± 0.5 (no U)", or with the depth of a U in bits."""
-    found = signature(profile)
+    curve = signature(profile)
     deep = ""
-    if with_depth and found.u_shaped:
-        deep = f", {with_error(f'{found.depth:.3f}', found.depth_se, 3)} bits deep"
-    return f"{with_error(str(found.nadir), found.nadir_se, 1)} ({shape(profile)}{deep})"
+    if with_depth and curve.u_shaped:
+        deep = f", {with_error(f'{curve.depth:.3f}', curve.depth_se, 3)} bits deep"
+    return f"{with_error(str(curve.nadir), curve.nadir_se, 1)} ({shape(profile)}{deep})"
 
 
 def _over_ranges(profiles: Sequence[Profile]) -> str:
-    found = [signature(profile) for profile in profiles]
+    curves = [signature(profile) for profile in profiles]
     pairs = [
-        (abs(a.nadir - b.nadir), 2 * math.hypot(a.nadir_se, b.nadir_se)) for a, b in combinations(found, 2)
+        (abs(a.nadir - b.nadir), 2 * math.hypot(a.nadir_se, b.nadir_se)) for a, b in combinations(curves, 2)
     ]
     if any(math.isnan(margin) for _, margin in pairs):
         return "too few images to tell"
     if any(distance > margin for distance, margin in pairs):
-        return "another block"
-    if len({one.u_shaped for one in found}) > 1:
-        return "a U in some alone"
-    return "the same" if all(distance + margin < 1 for distance, margin in pairs) else "not certain"
+        return "the block differs"
+    if len({one.u_shaped for one in curves}) > 1:
+        return "a U in some ranges only"
+    return (
+        "same block and shape" if all(distance + margin < 1 for distance, margin in pairs) else "not certain"
+    )
 
 
 def config_rows(study: Study) -> list[Row]:

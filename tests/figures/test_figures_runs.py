@@ -324,42 +324,6 @@ def test_only_what_is_a_u_has_a_filled_marker_and_what_is_unknown_is_no_figure()
     assert png(heatmap({"a": RunProfiles([unknown], None, None)}))
 
 
-def test_training_curves_is_a_panel_a_term_and_a_line_a_run():
-    rows = {
-        "softkd": [{"epoch": 0.0, "teacher/acc1": 90.0}, {"epoch": 1.0, "train/loss_ce": 2.0}],
-        "projector": [
-            {"epoch": 1.0, "train/loss_ce": 3.0, "train/loss_projector": 0.5, "val/acc1": 60.0},
-            {
-                "epoch": 2.0,
-                "val/acc1_ema": 71.0,
-                "train/loss_ce": 0.01,
-                "train/loss_projector": np.inf,
-                "val/acc1": 70.0,
-            },
-        ],
-    }
-    figure = figures.training_curves(rows)
-    panels = {ax.get_title("left"): ax for ax in figure.axes}
-    assert list(panels) == ["train/loss_ce", "train/loss_projector", "val/acc1", "val/acc1_ema"]
-    one, two = panels["train/loss_ce"].lines
-    np.testing.assert_array_equal(one.get_xydata(), [[1, 2.0]])
-    np.testing.assert_array_equal(two.get_xydata(), [[1, 3.0], [2, 0.01]])
-    assert panels["train/loss_ce"].get_yscale() == "log"
-    (only,) = panels["train/loss_projector"].lines
-    assert to_hex(only.get_color()) == to_hex(two.get_color())  # a run has one look in all panels
-    np.testing.assert_array_equal(only.get_ydata(), [0.5, np.nan])
-    accuracy, level = panels["val/acc1"].lines
-    np.testing.assert_array_equal(accuracy.get_ydata(), [60, 70])
-    assert set(level.get_ydata()) == {90.0}
-    averaged, level = panels["val/acc1_ema"].lines
-    np.testing.assert_array_equal(averaged.get_xydata(), [[2, 71]])
-    assert panels["val/acc1_ema"].get_ylabel() == "Top-1 (%)"
-    assert level.get_linestyle() == "-."
-    assert legend_labels(figure) == ["softkd", "projector", "Teacher"]
-    with pytest.raises(ValueError, match="no training to draw"):
-        figures.training_curves({"softkd": rows["softkd"][:1]})
-
-
 def test_ranges_stand_side_by_side_with_the_magnitude():
     ranges = {
         "global": {"deit": profile(0), "cait": profile(1)},

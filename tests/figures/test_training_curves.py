@@ -47,6 +47,22 @@ def test_a_panel_a_term_in_the_order_of_the_loss_with_the_teacher_dash_dotted():
     render(figure)
 
 
+def test_a_run_has_one_look_in_all_panels_and_none_where_it_lacks_the_metric():
+    more = [{**row, "train/loss_b": 1.0, "val/acc1_ema": 70.0} for row in ROWS[1:]]
+    figure = figures.training_curves({"a": ROWS, "b": more})
+    drawn = panels(figure)
+    assert list(drawn)[1:3] == ["train/loss_a", "train/loss_b"]
+    assert list(drawn)[-1] == "val/acc1_ema"
+    both, (only,) = drawn["train/loss_a"].lines, drawn["train/loss_b"].lines
+    assert only.get_color() == both[1].get_color() != both[0].get_color()
+    averaged, level = drawn["val/acc1_ema"].lines
+    assert set(averaged.get_ydata()) == {70.0}
+    assert level.get_linestyle() == "-."
+    assert drawn["val/acc1_ema"].get_ylabel() == "Top-1 (%)"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "Teacher"]
+
+
 def test_a_loss_of_wide_span_has_a_log_axis_one_of_one_size_or_below_zero_a_linear_one():
     def scale(*values):
         rows = [{"epoch": float(n), "train/loss_ce": value} for n, value in enumerate(values, start=1)]

@@ -288,9 +288,9 @@ def test_a_row_says_what_each_range_shows_of_a_model(tmp_path):
         # Blocks 2 and 3 are level within the noise: neither another block nor the same.
         ([4.5, 4.01, 4.0, 4.5], [5.5, 5.0, 5.01, 5.5], 8, "not certain"),
         ([4.5, 4.01, 4.0, 4.5], [5.5, 5.01, 5.0, 5.5], 8, "not certain"),
-        ([4.5, 2.0, 4.0, 4.5], [5.5, 5.0, 3.0, 5.5], 8, "another block"),
-        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 4.0, 5.5], 8, "the same"),
-        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 3.0, 3.01], 8, "a U in some alone"),
+        ([4.5, 2.0, 4.0, 4.5], [5.5, 5.0, 3.0, 5.5], 8, "the block differs"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 4.0, 5.5], 8, "same block and shape"),
+        ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 3.0, 3.01], 8, "a U in some ranges only"),
         ([4.5, 4.2, 3.0, 4.5], [5.5, 5.2, 3.0, 2.0], 1, "too few images to tell"),
     ],
 )
