@@ -59,7 +59,7 @@ def aligned(model):
 
 
 def configs(path):
-    base = path.parent / "base.yaml"
+    base = CONFIGS / "quickstart.yaml" if path.parent.name == "methods" else path.parent / "base.yaml"
     if path == CONTROL:
         base = path.parent / "teacher_cait24.yaml"
     files = [path] if path in STANDALONE and path != CONTROL else [base, path]

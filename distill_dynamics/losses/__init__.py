@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from distill_dynamics.losses.masked_generation import MaskedGeneration
     from distill_dynamics.losses.normalised import NKD
     from distill_dynamics.losses.orthogonal import VkD, VkDMap
+    from distill_dynamics.losses.pca_target import PCATarget
     from distill_dynamics.losses.pearson import PKD
+    from distill_dynamics.losses.phis_target import PHISTarget
     from distill_dynamics.losses.projector import ProjectorKD, projector_kd
     from distill_dynamics.losses.relational import RKD
     from distill_dynamics.losses.relations import DIST
@@ -45,6 +47,8 @@ _HOMES = {
     "Manifold": "manifold",
     "MaskedGeneration": "masked_generation",
     "NKD": "normalised",
+    "PCATarget": "pca_target",
+    "PHISTarget": "phis_target",
     "PKD": "pearson",
     "ProjectorKD": "projector",
     "RKD": "relational",

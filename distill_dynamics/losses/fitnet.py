@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.token_statistics import token_statistics
 
 
 def fitnet(student_map: Tensor, teacher_map: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,7 +53,7 @@ class FitNet(nn.Module):
     def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Measure the floor, if there is to be a hinge."""
         if self.hinge:
-            self.floor.copy_(capacity_floor(token_covariance(batches), self.channels[0]))
+            self.floor.copy_(capacity_floor(token_statistics(batches)[1], self.channels[0]))
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]."""
@@ -63,21 +64,3 @@ class FitNet(nn.Module):
     def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
         return match_grids(student_map, teacher_map)[1]
-
-
-def token_covariance(batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Covariance [C, C] of the tokens of all "teacher_map" [B, C, H, W], float64 on the maps' device."""
-    count, mean, scatter = 0, None, None
-    for batch in batches:
-        tokens = batch["teacher_map"].movedim(1, -1).flatten(0, 2).double()
-        own = tokens.mean(0)
-        centred = tokens - own
-        if mean is None or scatter is None:
-            count, mean, scatter = len(tokens), own, centred.T @ centred
-            continue
-        total, step = count + len(tokens), own - mean
-        scatter += centred.T @ centred + torch.outer(step, step) * (count * len(tokens) / total)
-        mean, count = mean + step * (len(tokens) / total), total
-    if scatter is None:
-        raise ValueError("no teacher's map to fit to")
-    return scatter / count

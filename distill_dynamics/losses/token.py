@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.token_statistics import token_statistics
 
 
 def token_kd(student: Tensor, teacher: Tensor) -> Tensor:
@@ -37,20 +38,9 @@ class TokenKD(nn.Module):
 
     def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Measure mean and deviation of each of the teacher's channels."""
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        first = None
-        for batch in batches:
-            tokens = batch["teacher_map"].movedim(1, -1).flatten(0, 2).double()
-            first = tokens.mean(0) if first is None else first  # near the mean: no cancellation
-            count, total, squares = (
-                count + len(tokens),
-                total.to(tokens) + (tokens - first).sum(0),
-                squares.to(tokens) + (tokens - first).square().sum(0),
-            )
-        if first is None:
-            raise ValueError("no teacher's map to fit to")
-        self.mean.copy_(first + total / count)
-        self.std.copy_((squares / count - (total / count).square()).clamp(min=1e-12).sqrt())
+        mean, covariance = token_statistics(batches)
+        self.mean.copy_(mean)
+        self.std.copy_(covariance.diagonal().clamp(min=1e-12).sqrt())
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]."""

@@ -19,6 +19,7 @@ from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.dry_run import model_outputs
 from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.step import keyed_draws
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
@@ -79,7 +80,11 @@ def _check_parts(
     images = len(next(iter(student.values())))
     zero = next(iter(student.values())).new_zeros(images, dtype=torch.long)
     batch = {"targets": zero, "index": zero, "progress": 0.5}
-    of_whole, of_part = (_copy(term).eval()(student, given, batch) for given in (whole, part))
+    values = []
+    for given in (whole, part):
+        with keyed_draws(zero.device, 0):  # one that draws is to draw the same for both
+            values.append(_copy(term).eval()(student, given, batch))
+    of_whole, of_part = values
     if not torch.allclose(of_whole, of_part, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise UserError(
             f"model.terms.{term.name}: {type(term[0]).__name__} gives {of_whole.item():.4g} of all it reads "

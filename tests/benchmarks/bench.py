@@ -14,7 +14,7 @@ from pathlib import Path
 
 from table import machine, plain, write
 
-BENCHMARKS = ("step", "cache", "probe", "conflict", "memory", "ranks", "analyze", "help")
+BENCHMARKS = ("step", "cache", "probe", "conflict", "memory", "ranks", "analyze", "help", "methods")
 
 
 def main() -> None:

@@ -28,7 +28,9 @@ def test_an_interval_and_what_it_says_of_a_target(ratios, target, at_least, inte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "cache", "probe", "conflict", "memory", "analyze", "help"])
+@pytest.mark.parametrize(
+    "name", ["step", "cache", "probe", "conflict", "memory", "analyze", "help", "methods"]
+)
 def test_a_small_variant_runs(name, tmp_path):
     command = [sys.executable, HERE / "bench.py", "--small", "--only", name, "--out", tmp_path]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

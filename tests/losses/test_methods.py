@@ -324,3 +324,89 @@ def test_token():
     x = tokens(s).reshape(-1, 5) @ weight.T + bias
     slow = 0.9 * np.mean([1 - cosine(a, b) for a, b in zip(x, y, strict=True)]) + 0.1 * smooth_l1(x, y)
     close(loss(s, t), slow)
+
+
+# --- targets that fit the student ---------------------------------------------------------------------
+
+
+def fitted(loss, t):
+    loss.double().fit([{"teacher_map": t[:2]}, {"teacher_map": t[2:]}])
+    return loss
+
+
+def components(t):
+    flat = tokens(t).reshape(-1, t.shape[1])
+    values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
+    return flat - flat.mean(0), values[::-1], vectors[:, ::-1]
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_pca_target(whiten):
+    s, t = maps(student=(3, 4, 4))
+    loss = fitted(losses.PCATarget(3, 8, whiten=whiten, rotate=False), t)
+    flat, values, vectors = components(t)
+    spread = np.maximum(values[:3], 1e-3 * values[0]) if whiten else np.full(3, values[:3].mean())
+    target = flat @ vectors[:, :3] / np.sqrt(spread)
+    signs = np.sign((loss.basis.numpy() * vectors[:, :3]).sum(0))  # those of eigenvectors are free
+    slow = ((tokens(s).reshape(-1, 3) - target * signs) ** 2).mean()
+    close(loss(s, t, 0.5), slow)
+    part = loss.cacheable(s, t)
+    assert part.shape == (B, 3, 4, 4)
+    close(loss(s, part, 0.5), slow)
+    assert (target**2).mean() == pytest.approx(1)  # of a student that gives the mean
+
+
+def test_a_linear_student_of_the_components_reaches_pca_targets_zero():
+    _, t = maps()
+    loss = fitted(losses.PCATarget(3, 8, rotate=False), t)
+    best = loss.cacheable(t[:, :3], t)
+    assert loss(best, t, 0.0).item() == pytest.approx(0, abs=1e-20)
+
+
+def test_a_rank_that_is_a_schedule_counts_the_first_components():
+    s, t = maps(student=(3, 4, 4))
+    loss = fitted(losses.PCATarget(3, 8, rank=lambda progress: 1 + 2 * progress, rotate=False), t)
+    target = loss.cacheable(s, t)
+    for progress, count in ((0.0, 1), (0.5, 2), (1.0, 3)):
+        close(loss(s, t, progress), ((s - target)[:, :count] ** 2).mean().item())
+
+
+def test_as_many_components_as_channels_are_a_rotation():
+    _, t = maps()
+    loss = fitted(losses.PCATarget(8, 8), t)
+    part = loss.cacheable(t, t)
+    np.testing.assert_array_equal(part, t)  # cannot be told from the map: it is the map
+    assert loss(t, part, 0.0).item() == loss(t, t, 0.0).item()
+    for rank in (0, 9):
+        with pytest.raises(ValueError, match="rank"):
+            losses.PCATarget(8, 8, rank=rank)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 12, 20, 28, 36, 64, 192, 320, 384, 576, 768])
+def test_hadamard_matrices(size):
+    from distill_dynamics.losses.phis_target import hadamard
+
+    h = hadamard(size).numpy()
+    assert set(np.unique(h)) <= {-1.0, 1.0}
+    np.testing.assert_array_equal(h @ h.T, size * np.eye(size))
+
+
+@pytest.mark.parametrize("size", [3, 6, 10, 0])
+def test_sizes_without_a_hadamard_matrix(size):
+    from distill_dynamics.losses.phis_target import hadamard
+
+    with pytest.raises(ValueError, match="Hadamard"):
+        hadamard(size)
+
+
+def test_phis_target_has_equal_variance_in_every_channel():
+    s, t = maps()
+    t = t * torch.logspace(-2, 2, 8, dtype=torch.float64)[:, None, None]
+    loss = fitted(losses.PHISTarget(5, 8), t)
+    with torch.no_grad():
+        for parameter in loss.projector.parameters():
+            parameter.zero_()
+    target = tokens(t).reshape(-1, 8) @ loss.basis.numpy() * loss.scale.numpy()
+    np.testing.assert_allclose(target.var(0), 1)
+    flat, values, _ = components(t)
+    close(loss(s, t), (flat**2).mean() / values.mean())
