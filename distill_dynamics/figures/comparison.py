@@ -13,23 +13,22 @@ from distill_dynamics.dynamics.statistics import Statistic, statistic
 from distill_dynamics.figures.curves import (
     CurveMeta,
     curve_notes,
-    draw_curve,
     draw_runs,
+    draw_teacher,
     label_y,
     mean_notes,
     profile_curve,
 )
 from distill_dynamics.figures.style import (
     STYLE,
-    TEACHER,
     LineStyle,
-    finite,
+    block_places,
     footer,
     grid_of,
+    label_blocks,
     layer_labels,
     notes,
     run_styles,
-    ticks,
     word,
     wrapped,
 )
@@ -62,12 +61,7 @@ def curve_by_block(
     curve, same = statistic(name), _same_blocks(everything)
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     ax = figure.subplots()
-    legend = _draw(ax, profiles, styles or run_styles([*profiles]), bootstrap, same, curve)
-    for teacher in teachers:
-        line = profile_curve(_depths(teacher, same), teacher, curve, CurveMeta("teacher"), bootstrap)
-        legend[f"Teacher ({teacher.model})"] = draw_curve(ax, line, **TEACHER)
-    _label_x(ax, everything[0], same)
-    label_y([ax], curve)
+    legend = _draw(ax, profiles, styles or run_styles([*profiles]), bootstrap, same, curve, teachers)
     ax.set_title(f"{curve.heading or curve.title} by {word(everything[0]) if same else 'depth'}")
     footer(figure, [*curve_notes(*everything, curve=curve, bootstrap=bootstrap), *mean_notes([ax])], legend)
     return figure
@@ -92,50 +86,21 @@ def entropy_by_range(
         raise ValueError("no Profiles to draw: ranges is empty")
     once = {name: profile for profiles in ranges.values() for name, profile in profiles.items()}
     styles, same = styles or run_styles([*once]), _same_blocks(everything)
-    entropy, magnitude = statistic("entropy"), statistic("magnitude")
-    panels = [
-        (wrapped(f"Entropy, {_RANGES.get(mode, f'range {mode}')}"), profiles, entropy)
-        for mode, profiles in ranges.items()
-    ]
     figure, axes = grid_of(len(ranges) + 1, width=2.9, height=3.3)
     legend: dict[str, Line2D] = {}
-    for ax, (title, profiles, curve) in zip(
-        axes, [*panels, (magnitude.heading, once, magnitude)], strict=True
-    ):
-        legend |= _draw(ax, profiles, styles, bootstrap, same, curve)
-        _label_x(ax, everything[0], same)
-        label_y([ax], curve)
-        ax.set_title(title, fontsize=9)
-    footer(
-        figure,
-        [
-            *notes(*everything, bins=False, bootstrap=bootstrap),
-            *mean_notes(axes),
-            "Each panel has its own y axis: compare shapes, not heights.",
-        ],
-        legend,
-    )
+    for ax, (mode, profiles) in zip(axes, ranges.items(), strict=False):
+        legend |= _draw(ax, profiles, styles, bootstrap, same, statistic("entropy"))
+        ax.set_title(wrapped(f"Entropy, {_RANGES.get(mode, f'range {mode}')}"), fontsize=9)
+    magnitude = statistic("magnitude")
+    _draw(axes[-1], once, styles, bootstrap, same, magnitude)
+    axes[-1].set_title(magnitude.heading, fontsize=9)
+    sentences = notes(*everything, bins=False, bootstrap=bootstrap) + mean_notes(axes)
+    footer(figure, [*sentences, "Each panel has its own y axis: compare shapes, not heights."], legend)
     return figure
 
 
 def _same_blocks(profiles: Sequence[Profile]) -> bool:
     return len({tuple(layer_labels(profile)) for profile in profiles}) == 1
-
-
-def _depths(profile: Profile, same: bool) -> FloatArray:
-    """x of each layer: its number where all models have the same blocks, else its relative depth."""
-    count = len(profile.layers)
-    return np.arange(1.0, count + 1) if same else np.linspace(0, 1, count)
-
-
-def _label_x(ax: Axes, profile: Profile, same: bool) -> None:
-    if same:
-        ticks(ax.xaxis, _depths(profile, same), layer_labels(profile))
-        ax.set_xlabel(word(profile).capitalize())
-    else:
-        ax.set_xlabel("Relative depth (0: first layer, 1: last)")
-    if finite(ax).size == 0:
-        ax.set_yticks([])
 
 
 def _draw(
@@ -145,9 +110,24 @@ def _draw(
     bootstrap: bool,
     same: bool,
     curve: Statistic,
+    teachers: Sequence[Profile] = (),
 ) -> dict[str, Line2D]:
+    """One panel; x is the number of a block where all have the `same`, else the relative depth."""
+
+    def depths(profile: Profile) -> FloatArray:
+        return block_places(profile) if same else np.linspace(0, 1, len(profile.layers))
+
     runs = {
-        name: profile_curve(_depths(profile, same), profile, curve, CurveMeta("run", run=name), bootstrap)
+        name: profile_curve(depths(profile), profile, curve, CurveMeta("run", run=name), bootstrap)
         for name, profile in profiles.items()
     }
-    return {**draw_runs(ax, runs, styles)}
+    legend: dict[str, Line2D] = {**draw_runs(ax, runs, styles)}
+    for teacher in teachers:
+        line = draw_teacher(ax, depths(teacher), teacher, curve, bootstrap)
+        legend[f"Teacher ({teacher.model})"] = line
+    if same:
+        label_blocks(ax, [*profiles.values(), *teachers][0])
+    else:
+        ax.set_xlabel("Relative depth (0: first layer, 1: last)")
+    label_y([ax], curve)
+    return legend

@@ -14,6 +14,7 @@ from distill_dynamics.dynamics.signature import bootstrap_interval
 from distill_dynamics.dynamics.statistics import Statistic
 from distill_dynamics.figures.style import (
     BEST,
+    TEACHER,
     LineStyle,
     block_places,
     finite,
@@ -168,6 +169,11 @@ def draw_epochs(
     return best
 
 
+def draw_teacher(ax: Axes, x: FloatArray, teacher: Profile, curve: Statistic, bootstrap: bool) -> CurveLine:
+    """Add the curve of a teacher against x, dark and dash-dotted."""
+    return draw_curve(ax, profile_curve(x, teacher, curve, CurveMeta("teacher"), bootstrap), **TEACHER)
+
+
 def curve_notes(*profiles: Profile | None, curve: Statistic, bootstrap: bool) -> list[str]:
     """`notes` for these Profiles' curves of one name."""
     bands, bootstrap = curve.kind != "pair", bootstrap and curve.kind == "images"
@@ -182,6 +188,7 @@ def label_y(axes: Sequence[Axes], curve: Statistic) -> None:
         if log:
             log_y(ax)
         elif not finite(ax).size:
+            ax.set_yticks([])
             not_measured(ax)
 
 

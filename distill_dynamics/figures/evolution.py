@@ -12,26 +12,16 @@ from matplotlib.lines import Line2D
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.statistics import SHOWN, Statistic, statistic
 from distill_dynamics.errors import UserError
-from distill_dynamics.figures.curves import (
-    CurveMeta,
-    curve_notes,
-    curves,
-    draw_curve,
-    draw_epochs,
-    label_y,
-    profile_curve,
-)
+from distill_dynamics.figures.curves import curve_notes, curves, draw_epochs, draw_teacher, label_y
 from distill_dynamics.figures.heatmaps import draw_heatmap, entropy_heatmap, pair_heatmap
 from distill_dynamics.figures.order import ordered
 from distill_dynamics.figures.spectrum import spectra
 from distill_dynamics.figures.style import (
     STYLE,
-    TEACHER,
-    block_places,
     epoch_bar,
     epoch_colours,
-    finite,
     footer,
+    label_blocks,
     layer_labels,
     named,
     notes,
@@ -138,7 +128,6 @@ def _best_label(best: Profile) -> str:
 def _draw_run(ax: Axes, run: RunProfiles, curve: Statistic, bootstrap: bool = False) -> dict[str, Line2D]:
     """All curves of a run in one panel; returns the lines that no colour bar names."""
     students, teacher = run.students, run.teacher
-    name, blocks = word(students[0]), block_places(students[0])
     legend: dict[str, Line2D] = {}
     colours = dict(zip((profile.epoch for profile in students), epoch_colours(len(students)), strict=True))
     best = draw_epochs(ax, run, curve, colours, bootstrap=bootstrap)
@@ -148,21 +137,15 @@ def _draw_run(ax: Axes, run: RunProfiles, curve: Statistic, bootstrap: bool = Fa
         legend[_best_label(run.best)] = best
     if teacher is not None and teacher.known(curve.name):
         # First block on first and last on last, as layer pairs are counted from either end.
-        matched = np.linspace(1, len(blocks), len(teacher.layers))
-        line = profile_curve(matched, teacher, curve, CurveMeta("teacher"), bootstrap)
-        legend[f"Teacher ({teacher.model})"] = draw_curve(ax, line, **TEACHER)
-        if len(matched) != len(blocks):
+        matched = np.linspace(1, len(students[0].layers), len(teacher.layers))
+        legend[f"Teacher ({teacher.model})"] = draw_teacher(ax, matched, teacher, curve, bootstrap)
+        if len(matched) != len(students[0].layers):
             top = ax.secondary_xaxis("top")
             ticks(top.xaxis, matched, layer_labels(teacher), most=8)
             top.set_xlabel(f"Teacher {word(teacher)} (matched depth)")
             top.spines["top"].set_visible(True)
 
     label_y([ax], curve)
-    if finite(ax).size == 0:
-        ax.set_yticks([])
-    ticks(ax.xaxis, blocks, layer_labels(students[0]))
-    if name == "layer" and sum(map(len, students[0].layers)) > 32:
-        ax.tick_params("x", labelrotation=30)
-    ax.set_xlabel(name.capitalize())
-    ax.set_title(f"{curve.heading or curve.title} by {name}")
+    label_blocks(ax, students[0])
+    ax.set_title(f"{curve.heading or curve.title} by {word(students[0])}")
     return legend

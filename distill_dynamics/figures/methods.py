@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -14,9 +13,9 @@ from distill_dynamics.figures.curves import (
     CurveMeta,
     Role,
     curve_notes,
-    draw_curve,
     draw_epochs,
     draw_mean,
+    draw_teacher,
     label_y,
     mean_notes,
     profile_curve,
@@ -25,16 +24,13 @@ from distill_dynamics.figures.order import distinct, ordered
 from distill_dynamics.figures.style import (
     BEST,
     STYLE,
-    TEACHER,
     block_places,
     epoch_bar,
     epoch_colours,
     footer,
     grid_of,
-    layer_labels,
+    label_blocks,
     share_y,
-    ticks,
-    word,
     wrapped,
 )
 from distill_dynamics.runs.profiles import RunProfiles
@@ -89,11 +85,12 @@ def curve_by_method(
             }
             epoch = next(iter(profiles.values())).epoch
             draw_mean(ax, title, lines, **(BEST if role == "best" else {"color": colours[epoch]}))
-        _label_panel(ax, title, next(iter(members.values())).students[0])
+        label_blocks(ax, next(iter(members.values())).students[0], most=7)
+        ax.set_title(wrapped(title), fontsize=9)
     for ax, teacher in zip(axes[len(panels) :], teachers, strict=True):
-        line = profile_curve(block_places(teacher), teacher, curve, CurveMeta("teacher"), bootstrap)
-        legend["Teacher"] = draw_curve(ax, line, **TEACHER)
-        _label_panel(ax, f"Teacher ({teacher.model})", teacher)
+        legend["Teacher"] = draw_teacher(ax, block_places(teacher), teacher, curve, bootstrap)
+        label_blocks(ax, teacher, most=7)
+        ax.set_title(wrapped(f"Teacher ({teacher.model})"), fontsize=9)
 
     label_y(axes, curve)
     share_y(axes)
@@ -114,11 +111,3 @@ def _means(runs: Mapping[str, RunProfiles]) -> list[tuple[Role, dict[str, Profil
     ]
     bests = {name: run.best for name, run in runs.items() if run.best}
     return [*means, ("best", bests)] if len(bests) == len(runs) else means
-
-
-def _label_panel(ax: Axes, title: str, profile: Profile) -> None:
-    ticks(ax.xaxis, block_places(profile), layer_labels(profile), most=7)
-    if word(profile) == "layer":
-        ax.tick_params("x", labelrotation=30)
-    ax.set_xlabel(word(profile).capitalize())
-    ax.set_title(wrapped(title), fontsize=9)

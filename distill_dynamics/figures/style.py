@@ -242,6 +242,14 @@ def block_places(profile: Profile) -> FloatArray:
     return np.arange(1.0, len(profile.layers) + 1)
 
 
+def label_blocks(ax: Axes, profile: Profile, most: int = 12) -> None:
+    """Name the x axis of curves by block, with at most about `most` ticks."""
+    ticks(ax.xaxis, block_places(profile), layer_labels(profile), most)
+    if word(profile) == "layer" and sum(map(len, profile.layers)) > 32 * most / 12:
+        ax.tick_params("x", labelrotation=30)
+    ax.set_xlabel(word(profile).capitalize())
+
+
 def layer_labels(profile: Profile) -> list[str]:
     """What each layer is called on an axis: its block number, or its name in a network of few stages."""
     if _published(profile):
