@@ -115,7 +115,7 @@ class TeacherCache:
         its share.
         """
         for view in range(share, self.layout.views, of):
-            self.files.check(secrets.choice([*self.layout.blocks_of(view)]))
+            self.files.check(secrets.choice(self.layout.blocks_of(view)))
 
     def answers(self, fields: Sequence[str]) -> CacheReader:
         """Its rows, of them these fields."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,16 +70,15 @@ class Layout:
         """Of all rows."""
         return self.images * self.views * self.dtype.itemsize
 
-    def blocks_of(self, view: int) -> Iterator[Block]:
-        """The blocks of a view."""
-        for first in range(0, self.images, self.rows):
-            yield Block(view, first, min(first + self.rows, self.images))
-
-    def blocks(self) -> list[Block]:
-        """All blocks, view by view."""
-        return [block for view in range(self.views) for block in self.blocks_of(view)]
-
     def block_at(self, view: int, row: int) -> Block:
         """The block that a row is in."""
         first = row // self.rows * self.rows
         return Block(view, first, min(first + self.rows, self.images))
+
+    def blocks_of(self, view: int) -> list[Block]:
+        """The blocks of a view."""
+        return [self.block_at(view, first) for first in range(0, self.images, self.rows)]
+
+    def blocks(self) -> list[Block]:
+        """All blocks, view by view."""
+        return [block for view in range(self.views) for block in self.blocks_of(view)]
