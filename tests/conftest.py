@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,26 @@ def experiment(tmp_path):
         return path
 
     return write
+
+
+def refused(capsys, command: str, *words: object, status: int = 2) -> str:
+    """Runs a command that ends with this status, and gives what it printed on standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([command, *map(str, words)])
+    assert stop.value.code == status
+    return capsys.readouterr().err
+
+
+def program(*words: object, **environment: str) -> dict:
+    """Arguments of `subprocess` for a command in a process of its own, which finds callbacks of the tests."""
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "cluster")])
+    return {
+        "args": [sys.executable, "-m", "distill_dynamics", *map(str, words)],
+        "cwd": ROOT,
+        "env": {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+        "text": True,
+    }
 
 
 def fit_once(folder: Path, name: str = "r", options: tuple[str, ...] = (), **changes) -> Path:

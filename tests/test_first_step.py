@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, VIT
+from conftest import ROOT, VIT, refused
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from test_fit import fit
 from torch import nn
@@ -71,14 +71,11 @@ def says_nothing(*args, **kwargs):
     CALLED.append("says_nothing")
 
 
-def refused(capsys, tmp_path, config, *args):
-    with pytest.raises(SystemExit) as stop:
-        fit(config, *NAME, *args)
-    said = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2
-    assert len(said) == 1, said
+def refused_at_once(capsys, tmp_path, config, *args):
+    """The one line that the fit is refused with, which has left nothing behind."""
+    (line,) = refused(capsys, "fit", "--config", config, *NAME, *args).splitlines()
     assert not (tmp_path / "runs" / "r").exists()
-    return said[0]
+    return line
 
 
 TINY_RESNET = {"name": "test_resnet", "timm_kwargs": {"in_chans": 1, "num_classes": 10}}
@@ -160,7 +157,7 @@ def term(loss, **settings):
     ],
 )
 def test_what_keeps_a_training_from_its_first_step_is_a_line(experiment, tmp_path, capsys, changes, words):
-    line = refused(capsys, tmp_path, experiment(**changes))
+    line = refused_at_once(capsys, tmp_path, experiment(**changes))
     for word in words:
         assert word in line
     assert CALLED == []
@@ -172,10 +169,8 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(experiment, tmp_path, capsy
         "class_path": "test_first_step.Fails",
         "init_args": {"hook": hook, "error": "KeyboardInterrupt"},
     }
-    with pytest.raises(SystemExit) as stop:
-        fit(experiment(), *NAME, "--trainer.callbacks", json.dumps([callback]))
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "error: stopped before the first step\n"
+    words = ["--config", experiment(), *NAME, "--trainer.callbacks", json.dumps([callback])]
+    assert refused(capsys, "fit", *words, status=130) == "error: stopped before the first step\n"
     assert not (tmp_path / "runs" / "r").exists()
 
 
@@ -194,10 +189,8 @@ def test_a_name_is_one_component_of_a_path(experiment, tmp_path, capsys, name):
     (tmp_path / "runs" / "other").mkdir(parents=True)
     (tmp_path / "runs" / "other" / ".last.ckpt.1.partial").touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as stop:
-        fit(experiment(), "--name", name, "--ckpt_path", "auto")
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    words = ["--config", experiment(), "--name", name, "--ckpt_path", "auto"]
+    (line,) = refused(capsys, "fit", *words).splitlines()
     assert line.startswith(f"error: --name {name!r}: ")
     assert sorted(set(tmp_path.rglob("*")) - {tmp_path / "tiny.yaml"}) == before
 
@@ -213,8 +206,9 @@ def test_an_empty_wandb_mode_counts_as_unset_and_a_wrong_one_is_a_line(
         fit(experiment(probe__every_n_epochs=0, trainer__max_epochs=1), *NAME)
         assert [*(tmp_path / "runs" / "r" / "wandb").glob("offline-run-*")]
         return
-    assert "WANDB_MODE is online, offline or disabled, not 'ofline'; did you mean 'offline'" in refused(
-        capsys, tmp_path, experiment()
+    assert (
+        "WANDB_MODE is online, offline or disabled, not 'ofline'; did you mean 'offline'"
+        in refused_at_once(capsys, tmp_path, experiment())
     )
 
 
@@ -243,10 +237,8 @@ def test_resuming_with_what_the_checkpoint_is_not_of_is_a_line_and_leaves_no_con
             ["RuntimeError: x"],
         ),
     ):
-        with pytest.raises(SystemExit) as stop:
-            fit(experiment(**{"trainer__max_epochs": 2, **changes}), *NAME, "--ckpt_path", "auto")
-        assert stop.value.code == 2
-        said = capsys.readouterr().err
+        config = experiment(**{"trainer__max_epochs": 2, **changes})
+        said = refused(capsys, "fit", "--config", config, *NAME, "--ckpt_path", "auto")
         assert "Traceback" not in said
         line = said.splitlines()[-1]  # above it stand the settings that have changed
         assert line.startswith("error: ")
@@ -260,10 +252,7 @@ def test_a_broken_record_of_a_run_is_a_line(experiment, tmp_path, capsys, conten
     run_dir = tmp_path / "runs" / "r"
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text(content)
-    with pytest.raises(SystemExit) as stop:
-        fit(experiment(), *NAME, "--ckpt_path", "auto")
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = refused(capsys, "fit", "--config", experiment(), *NAME, "--ckpt_path", "auto").splitlines()
     assert line.startswith(f"error: {run_dir}/run.json: cut short or altered")
     assert [path.name for path in run_dir.iterdir()] == ["run.json"]
 
@@ -295,7 +284,7 @@ def test_a_dry_run_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "depth", "refused"),
+    ("strategy", "depth", "is_refused"),
     [
         (DDPStrategy(), 2, True),
         (DDPStrategy(), 1, True),
@@ -303,14 +292,14 @@ def test_a_dry_run_changes_nothing():
         (SingleDeviceStrategy(torch.device("cpu")), 2, False),
     ],
 )
-def test_weights_without_a_gradient_are_told_before_ddp_waits_for_them(strategy, depth, refused):
+def test_weights_without_a_gradient_are_told_before_ddp_waits_for_them(strategy, depth, is_refused):
     """A loss of maps alone leaves the head, and the blocks behind them, without a gradient."""
     student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2})
     teacher = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2})
     spectral = Term(SpectralKD, pairs=[(depth, depth)])
     data = type("Data", (), {"batch_size": 4, "mean": (0.5,), "image_size": 28})
     distiller = Distiller(student, teacher, {"x": spectral, "ce": None}, alpha=0)
-    if refused:
+    if is_refused:
         wanted = r"model.terms: .+ no gradient .*ddp_find_unused_parameters_true"
         with pytest.raises(UserError, match=wanted):
             dry_run(distiller, data, "fit", strategy)
@@ -329,17 +318,14 @@ def test_a_key_given_twice_is_refused_with_file_and_line(experiment, tmp_path, c
         ["fit", "--config", str(config)],
         ["analyze", "--model", "vit_tiny_patch16_224", "--data", str(config), "--out", str(tmp_path / "o")],
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(args)
-        assert stop.value.code == 2
-        assert f"{config}:{line}: no valid YAML: the key 'trainer' is given twice" in capsys.readouterr().err
+        error = refused(capsys, *args)
+        assert f"{config}:{line}: no valid YAML: the key 'trainer' is given twice" in error
     nested = tmp_path / "student.yaml"
     nested.write_text("name: x\nname: y\n")
     for value, place in ((str(nested), f"{nested}:2"), ("{name: x, name: y}", "--model.student:1")):
         config.write_text(plain)
-        with pytest.raises(SystemExit):
-            main(["fit", "--config", str(config), "--model.student", value])
-        assert f"error: {place}: no valid YAML: the key 'name' is given twice" in capsys.readouterr().err
+        error = refused(capsys, "fit", "--config", config, "--model.student", value)
+        assert f"error: {place}: no valid YAML: the key 'name' is given twice" in error
 
 
 def test_merge_keys_and_aliases_are_no_repetition():
@@ -383,9 +369,7 @@ def test_a_prediction_that_fails_leaves_the_old_file_whole(experiment, tmp_path,
             main([*command, "--predictions", str(old)])
     assert old.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "runs", "tiny.yaml"]
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--predictions", str(tmp_path / "nowhere" / "p.csv")])
-    assert stop.value.code == 2
+    refused(capsys, *command, "--predictions", tmp_path / "nowhere" / "p.csv")
     link = tmp_path / "link.csv"
     link.symlink_to(old)
     main([*command, "--predictions", str(link)])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from conftest import ROOT
+from conftest import ROOT, program, refused
 from filelock import SoftFileLease
 from test_fit import checkpoint, fit, rows
 
@@ -265,15 +265,9 @@ def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path, monkeypatch, h
 def training(experiment, tmp_path, **environment):
     """A training in a process of its own, in its first epoch."""
     slow = {"class_path": "test_restarts.Slow", "init_args": {"seconds": 1.0}}
-    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", experiment()]
-    process = subprocess.Popen(
-        [*command, *AUTO, "--trainer.callbacks", json.dumps([slow])],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["--config", experiment(), *AUTO, "--trainer.callbacks", json.dumps([slow])]
+    command = program("fit", *words, **environment)
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None and not (tmp_path / "runs" / "r" / "training").exists():
         time.sleep(0.02)
     return process, tmp_path / "runs" / "r"
@@ -325,12 +319,15 @@ def test_a_training_that_lost_its_run_ends_at_the_next_step(
 ):
     monkeypatch.setattr(lease, "PATIENCE_S", 0.2)
     loses = {"class_path": "test_lease.Loses", "init_args": {"how": how}}
-    with pytest.raises(SystemExit) as stop:
-        fit(experiment(wandb__mode="disabled"), *AUTO, "--trainer.callbacks", json.dumps([loses]))
-    assert stop.value.code == 2
-    *_, said = (
-        capsys.readouterr().err.splitlines()
-    )  # before it, what is thought of a teacher that is drawn at random
+    words = [
+        "--config",
+        experiment(wandb__mode="disabled"),
+        *AUTO,
+        "--trainer.callbacks",
+        json.dumps([loses]),
+    ]
+    # Before it, what is thought of a teacher that is drawn at random.
+    *_, said = refused(capsys, "fit", *words).splitlines()
     assert said.startswith(f"error: {tmp_path / 'runs' / 'r'} ")
     assert line in said
     if how == "deleted":
@@ -356,10 +353,8 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(experiment, tmp_pa
     in_flight = run_dir / "checkpoints" / ".last.ckpt.1.partial"
     in_flight.parent.mkdir(exist_ok=True)
     in_flight.touch()
-    with pytest.raises(SystemExit) as stop:
-        fit(experiment(), *AUTO)
-    assert stop.value.code == 2
-    assert f"is under way, in process {first.pid} on " in capsys.readouterr().err
+    error = refused(capsys, "fit", "--config", experiment(), *AUTO)
+    assert f"is under way, in process {first.pid} on " in error
     assert in_flight.exists()
     assert first.poll() is None
     first.send_signal(signal.SIGKILL)

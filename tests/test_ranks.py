@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from conftest import ROOT
+from conftest import program
 from PIL import Image
 
 from distill_dynamics.data.keyed import KeyedSampler
@@ -41,14 +40,8 @@ def two_ranks(experiment, tmp_path):
 
     def fit(**changes):
         config = experiment(trainer__devices=2, trainer__max_epochs=3, probe__every_n_epochs=0, **changes)
-        done = subprocess.run(
-            [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", "r"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        command = program("fit", "--config", config, "--name", "r")
+        done = subprocess.run(**command, capture_output=True, timeout=120, check=False)
         until = time.monotonic() + 8  # torch's workers look every five seconds whether they are alone
         while (left := processes_of(config)) and time.monotonic() < until:
             time.sleep(0.1)

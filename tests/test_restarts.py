@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import safetensors
 import torch
 import yaml
-from conftest import ROOT, tiny_config
+from conftest import program, refused, tiny_config
 from test_fit import assert_same, assert_same_run, checkpoint, fit, rows
 
 from distill_dynamics.cluster.preemption import SAME_SIGNAL_S
@@ -262,9 +261,8 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, run_dir, tmp_path
     shutil.copytree(uninterrupted, run_dir)
     for name in ("last", "best"):
         cut(run_dir / "checkpoints" / f"{name}.ckpt")
-    with pytest.raises(SystemExit):
-        fit(run_dir / "config.yaml", "--ckpt_path", "best")
-    assert f"error: {run_dir}/checkpoints/best.ckpt: cut short" in capsys.readouterr().err
+    error = refused(capsys, "fit", "--config", run_dir / "config.yaml", "--ckpt_path", "best")
+    assert f"error: {run_dir}/checkpoints/best.ckpt: cut short" in error
     fit(run_dir / "config.yaml", "--ckpt_path", "last")
     assert_as_uninterrupted(uninterrupted, run_dir)
     assert [start["from_epoch"] for start in starts(run_dir)] == [0, 2]
@@ -279,9 +277,7 @@ def test_the_middle_of_an_epoch_goes_on_as_it_began_or_not_at_all(whole, run_dir
         (("--data.seed", "7"), "seed 1, now 7. Give"),
         (("--data.repeats", "1", "--data.batch_size", "8"), "a batch 16, now 8; repeats 3, now 1. Give"),
     ):
-        with pytest.raises(SystemExit):
-            fit(config, *AUTO, *option)
-        assert told in capsys.readouterr().err
+        assert told in refused(capsys, "fit", "--config", config, *AUTO, *option)
     assert checkpoint(run_dir, "preempted")["epoch"] == 1
 
 
@@ -390,15 +386,7 @@ def test_a_run_that_was_killed_while_it_wrote_a_checkpoint_goes_on_from_the_one_
 def test_auto_needs_to_know_the_run(whole, capsys):
     config = whole[1]()
     for args, told in ((["fit"], "give --name"), (["validate", "--name", "whole"], "is for fit")):
-        with pytest.raises(SystemExit):
-            cli(args[0], config, *args[1:], "--ckpt_path", "auto")
-        assert told in capsys.readouterr().err
-
-
-def cli(command, config, *args):
-    from distill_dynamics.cli.main import main
-
-    main([command, "--config", str(config), *args])
+        assert told in refused(capsys, *args, "--config", config, "--ckpt_path", "auto")
 
 
 def started(config, *args, in_step=False) -> subprocess.Popen:
@@ -412,14 +400,8 @@ def started(config, *args, in_step=False) -> subprocess.Popen:
         return len(starts(run_dir)) if (run_dir / "run.json").exists() else 0
 
     before = written()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, *args],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = program("fit", "--config", config, *args)
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None and written() == before:
         time.sleep(0.02)
     return process
@@ -539,16 +521,13 @@ def test_ranks_that_see_different_run_directories_are_refused(whole, run_dir, tm
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", write(), *AUTO]
-    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4"]
+    words = ["fit", "--config", write(), *AUTO]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "4"]
     ranks = [
         subprocess.Popen(
-            [*command, "--runs_dir", folder],
-            cwd=ROOT,
-            env={**os.environ, **group, "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT / "tests")},
+            **program(*words, "--runs_dir", folder, **group, LOCAL_RANK=str(rank)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
         )
         for rank, folder in enumerate((run_dir.parent, tmp_path))
     ]

@@ -1,13 +1,11 @@
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import program
 from lightning.pytorch import Callback
 from test_fit import assert_same, fit, rows
 from test_global_batch import DDP, SPECTRAL
@@ -42,12 +40,8 @@ class Steps(Callback):
 
 
 def on_ranks(config, world, name):
-    command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", name]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/cluster", "OMP_NUM_THREADS": "1"}
-    options = ["--trainer.devices", str(world)]
-    done = subprocess.run(
-        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = program("fit", "--config", config, "--name", name, "--trainer.devices", world)
+    done = subprocess.run(**command, capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
 
