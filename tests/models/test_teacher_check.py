@@ -3,19 +3,22 @@
 import json
 import shutil
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, VIT
 from test_fit import checkpoint, fit, rows
 
-from distill_dynamics import Backbone, Distiller
-from distill_dynamics.models.teacher_check import doubt, near_chance
+from distill_dynamics import Backbone, Distiller, UserError
+from distill_dynamics.data import FashionMNISTSample
+from distill_dynamics.models.teacher_check import accuracy_line, doubt, near_chance
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs import lease
 from distill_dynamics.train import distiller
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
+DEIT = "deit_tiny_patch16_224"
 PACKAGED = {"name": "cait_xxs24_224", "checkpoint": "packaged:cait_fashion_mnist"}
 
 
@@ -26,38 +29,48 @@ def _no_lease_of_the_test_before():
     lease.release()
 
 
-def taught(experiment, **teacher):
-    return experiment(
-        model__teacher={**PACKAGED, **teacher},
-        model__terms=None,
-        trainer__max_epochs=1,
-        probe__every_n_epochs=0,
-    )
+def distiller_with(teacher, **student):
+    return Distiller(Backbone(DEIT, timm_kwargs={**VIT, "depth": 1}, **student), teacher)
 
 
-def test_a_teacher_under_another_normalisation_is_a_warning_and_the_given_one_is_used(
-    experiment, tmp_path, capsys
-):
+def trainer(**settings):
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(accelerator="cpu", **{**dict.fromkeys(off, False), **settings})
+
+
+def measured(teacher):
+    """Top-1 (%) on the sample's validation images."""
+    data = FashionMNISTSample(eval_batch_size=500)
+    (values,) = trainer().validate(distiller_with(teacher), datamodule=data, verbose=False)
+    return values["teacher/acc1"]
+
+
+def test_a_teacher_is_measured_under_the_normalisation_that_is_given(tmp_path):
     """Its weights in a file that says nothing, as a stranger's does: timm's default is not its own."""
     path = tmp_path / "foreign.pth"
     source = Backbone(**PACKAGED)
     torch.save({"model_state_dict": source.model.state_dict()}, path)
     foreign = {"name": "cait_xxs24_224", "checkpoint": str(path), "timm_kwargs": source.timm_kwargs}
-    measured = {}
-    for name, given in (("none", {}), ("given", {"mean": [0.286], "std": [0.1]})):
-        fit(taught(experiment, **foreign, **given), "--name", name)
-        printed = capsys.readouterr()
-        measured[name] = float(rows(tmp_path / "runs" / name)[0]["teacher/acc1"])
-        line = f"{measured[name]:.2f} % top-1, mean"
-        assert line in printed.out.split("written to")[0]
-        assert ("(as given)" if given else "(timm's for the name)") in printed.out
-        assert "WARNING" not in printed.err
-    assert measured["given"] == pytest.approx(88.6, abs=0.2)
-    assert measured["none"] < measured["given"] - 2
+    acc1 = {}
+    for how, given in (("timm's for the name", {}), ("as given", {"mean": [0.286], "std": [0.1]})):
+        teacher = Backbone(**foreign, **given)
+        acc1[how] = measured(teacher)
+        line = accuracy_line(teacher, {"acc1": acc1[how]}, FashionMNISTSample())
+        assert line.startswith(f"{acc1[how]:.2f} % top-1, mean")
+        assert line.endswith(f"({how})")
+        assert doubt(teacher, {"acc1": acc1[how]}) is None
+    assert acc1["as given"] == pytest.approx(88.6, abs=0.2)
+    assert acc1["timm's for the name"] < acc1["as given"] - 2
 
 
 def test_below_what_its_file_says_is_a_warning(experiment, tmp_path, capsys):
-    fit(taught(experiment, mean=[0.5], std=[0.5]), "--name", "r")
+    config = experiment(
+        model__teacher={**PACKAGED, "mean": [0.5], "std": [0.5]},
+        model__terms=None,
+        trainer__max_epochs=1,
+        probe__every_n_epochs=0,
+    )
+    fit(config, "--name", "r")
     run = tmp_path / "runs" / "r"
     found = float(rows(run)[0]["teacher/acc1"])
     printed = capsys.readouterr()
@@ -72,22 +85,17 @@ def test_below_what_its_file_says_is_a_warning(experiment, tmp_path, capsys):
     assert "`cait_xxs24_224`" in (run / "student" / "README.md").read_text()
 
 
-def test_a_crop_of_the_students_own_is_refused_and_the_teachers_is_told(experiment, capsys):
-    with pytest.raises(SystemExit):
-        fit(taught(experiment, crop_pct=0.8), "--name", "r", "--model.student.crop_pct", "0.9")
-    assert "model.student.crop_pct is 0.9 and data.crop_pct 1" in capsys.readouterr().err
-    fit(taught(experiment, crop_pct=0.8), "--name", "r", "--model.student.crop_pct", "1.0")
-    assert "; its own crop is 0.8, the data's 1" in capsys.readouterr().out
+def test_a_crop_of_the_students_own_is_refused_and_the_teachers_is_told():
+    teacher, data = Backbone(**PACKAGED, crop_pct=0.8), FashionMNISTSample(batch_size=8)
+    with pytest.raises(UserError, match=r"model\.student\.crop_pct is 0\.9 and data\.crop_pct 1"):
+        trainer(max_steps=1).fit(distiller_with(teacher, crop_pct=0.9), datamodule=data)
+    assert accuracy_line(teacher, {}, data).endswith("; its own crop is 0.8, the data's 1")
 
 
-def test_near_chance_is_a_warning_and_a_good_teacher_is_none(experiment, tmp_path, capsys):
-    config = experiment(trainer__max_epochs=1, probe__every_n_epochs=0)  # a teacher without weights
-    fit(config, "--name", "r")
-    assert "near chance (10.00 %)" in capsys.readouterr().err
-    fit(taught(experiment), "--name", "good")
-    printed = capsys.readouterr()
-    assert "WARNING" not in printed.err
-    assert "88.60 % top-1 (its file: 89.62), mean 0.286, std 0.1 (as its weights say)" in printed.out
+def test_near_chance_is_a_doubt_and_a_good_teacher_is_none():
+    random, good = Backbone("cait_xxs24_224", timm_kwargs={**VIT, "depth": 1}), Backbone(**PACKAGED)
+    assert "near chance (10.00 %)" in doubt(random, {"acc1": measured(random)})
+    assert doubt(good, {"acc1": measured(good)}) is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +114,7 @@ def test_two_points_below_its_file_are_none_too_many():
     assert doubt(teacher, {}) is None
 
 
-def test_it_is_measured_before_the_first_step(experiment, tmp_path, monkeypatch):
+def test_it_is_measured_before_the_first_step(monkeypatch):
     order = []
     for place, name in ((distiller, "measure"), (Distiller, "training_step")):
         original = getattr(place, name)
@@ -116,7 +124,9 @@ def test_it_is_measured_before_the_first_step(experiment, tmp_path, monkeypatch)
             return original(*args)
 
         monkeypatch.setattr(place, name, watched)
-    fit(taught(experiment), "--name", "r")
+    data = FashionMNISTSample(batch_size=8, eval_batch_size=100)
+    settings = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
+    trainer(**settings).fit(distiller_with(Backbone(**PACKAGED)), datamodule=data)
     assert order == ["measure", *["training_step"] * 3]
 
 
@@ -135,7 +145,9 @@ def test_a_continued_run_measures_a_teacher_that_is_another(tmp_path, monkeypatc
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "3")  # a file of before, which does not say
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "4")
     assert measured == []
-    assert "88.60 % top-1" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "88.60 % top-1 (its file: 89.62), mean 0.286, std 0.1 (as its weights say)" in printed.out
+    assert "WARNING" not in printed.err
     other = ["--model.teacher.init_args.mean", "[0.5]", "--model.teacher.init_args.std", "[0.5]"]
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "5", *other)
     assert measured == [0]
