@@ -58,7 +58,7 @@ def readers_of(distiller: Distiller) -> tuple[list[Reader], dict[Key, Part]]:
             block = term.pairs[wanted.pair][0] if term.pairs else None
             readers.append(Reader(wanted, term[wanted.pair], block, tuple(shape)))
     for term in distiller.terms.values():
-        _check_parts(term, readers, student, teacher)
+        _check_parts(term, readers, _drawn(student), _drawn(teacher))
     return readers, parts_of(readers, teacher)
 
 
@@ -91,6 +91,16 @@ def _check_parts(
             f"and {of_part.item():.4g} of what a cache has (the cacheable part, logits up to a number): "
             "forward has to take either"
         )
+
+
+def _drawn(outputs: dict[Read, Tensor]) -> dict[Read, Tensor]:
+    """Random ones of eight images: those of the two models may be alike to round-off before training."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {}
+    for (word, block), x in outputs.items():
+        values = torch.randn(8, *x.shape[1:], generator=generator).to(x)
+        drawn[word, block] = values.softmax(-1) if word == "attention" else values
+    return drawn
 
 
 def _copy(term: BoundTerm) -> BoundTerm:
