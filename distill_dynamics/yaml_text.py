@@ -15,14 +15,6 @@ def load(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def told(path: object, error: yaml.YAMLError) -> str:
-    """What is wrong with the YAML of a file, and in which line."""
-    mark = getattr(error, "problem_mark", None)
-    row = f":{mark.line + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or " ".join(str(error).split())
-    return f"{path}{row}: no valid YAML: {problem}"
-
-
 def refuse_repeated(text: str) -> None:
     """Raise `yaml.MarkedYAMLError`, with the line, if a key is given twice. Merge keys (`<<`) may be."""
     loader = yaml.SafeLoader(text)

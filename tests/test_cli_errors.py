@@ -269,6 +269,13 @@ def printed(capsys, *args: str) -> str:
     return output.out
 
 
+def test_a_config_may_lie_in_the_home_directory_or_be_written_out(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write()
+    text = printed(capsys, "fit", "--config=~/experiment.yaml", "--print_config")
+    assert printed(capsys, "fit", "--config", Path("experiment.yaml").read_text(), "--print_config") == text
+
+
 def test_help_lists_the_commands(capsys):
     text = " ".join(printed(capsys, "--help").split())
     for command, sentence in COMMANDS.items():

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distill_dynamics.cluster.ranks import tell
+from distill_dynamics.cluster.ranks import print_last_line
 from distill_dynamics.errors import UserError
 
 
@@ -26,7 +26,7 @@ def exit_on_user_error() -> Iterator[None]:
         line = _line(error) if known else None
         if line is None:
             raise
-        tell(f"error: {line}")
+        print_last_line(f"error: {line}")
         raise SystemExit(2) from None
 
 
@@ -53,8 +53,8 @@ def line_of(error: Exception) -> str:
         line = f"{' or '.join(one or other for one, other in lacking)} is not installed"
     else:
         *_, (frame, number) = traceback.walk_tb(error.__traceback__)
-        said = " ".join(str(error).split())[:300]
-        line = f"{type(error).__name__}{': ' if said else ''}{said} (in {frame.f_code.co_filename}:{number})"
+        text = " ".join(str(error).split())[:300]
+        line = f"{type(error).__name__}{': ' if text else ''}{text} (in {frame.f_code.co_filename}:{number})"
     return f"{key}: {line}" if key else line
 
 

@@ -54,7 +54,7 @@ def settings(args: Sequence[str]) -> Iterator[Setting]:
     for option, value in options(args):
         with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
             if option == "config":
-                yield from _keys(Path(value).read_text(), (), file=value)
+                yield from _keys(Path(value).expanduser().read_text(), (), file=value)
             else:
                 path = tuple(option.split("."))
                 yield Setting(f"--{option}", path, value)
@@ -71,7 +71,7 @@ def check_yaml(args: Sequence[str]) -> None:
         if value.lstrip().startswith(("{", "[")):
             _load(f"--{option}", value)
         elif option == "config" and value and ": " not in value:  # else it is the YAML itself
-            _check_config(Path(value))
+            _check_config(Path(value).expanduser())
     folders = [Path(), *(Path(value).parent for option, value in given if option == "config")]
     named = [value for _, value in given] + [setting.value for setting in settings(args)]
     for name in dict.fromkeys(name for name in named if name.endswith((".yaml", ".yml"))):
@@ -99,7 +99,10 @@ def _load(name: object, text: str) -> object:
     try:
         return yaml_text.load(text)
     except yaml.YAMLError as error:
-        raise UserError(yaml_text.told(name, error)) from error
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{name}{line}: no valid YAML: {problem}") from error
 
 
 def _keys(text: str, above: tuple[str, ...], file: str = "") -> Iterator[Setting]:

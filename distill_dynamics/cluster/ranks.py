@@ -128,7 +128,7 @@ def end_others() -> None:
         _others.end()
 
 
-def tell(line: str) -> None:
+def print_last_line(line: str) -> None:
     """Print the line on which this process ends with status 2, or have the first one print it."""
     _hand_over(2, line)
     end_others()

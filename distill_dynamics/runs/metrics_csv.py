@@ -41,11 +41,11 @@ def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        _, found = parse(text)
+        _, parsed = parse(text)
     except csv.Error:
         return [], len(text.splitlines())
-    rows = [row for row in found if row is not None and _is_whole(row)]
-    return rows, len(found) - len(rows)
+    rows = [row for row in parsed if row is not None and _is_whole(row)]
+    return rows, len(parsed) - len(rows)
 
 
 def _is_whole(row: Mapping[str, str]) -> bool:
