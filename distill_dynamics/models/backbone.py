@@ -162,25 +162,29 @@ class Backbone(nn.Module):
         if hasattr(self.model, "set_distilled_training"):
             self.model.set_distilled_training(dist_logits)
         indices = sorted({*of_maps, *of_prefix, *of_attention})
-        if not indices and not pooled:
-            return _features(self.model(images) if head else None, [], logits, dist_logits)
         takes = inspect.signature(self.model.forward_intermediates).parameters if prefix else ()
         if prefix and not ("return_prefix_tokens" in takes and self._prefix_tokens):
             raise UserError(f"{self.name}: its blocks have no prefix tokens that can be read")
-        to_the_end = head or pooled
-        with seen_attention(self.model, self.name, [self.layers[i] for i in of_attention]) as seen:
-            final, outputs = self._run(images, indices, to_the_end, bool(prefix))
+        read: Tensor | None = None
+        outputs: list[Any] = []
+        if not indices and not pooled:
+            answer = self.model(images) if head else None
+        else:
+            with seen_attention(self.model, self.name, [self.layers[i] for i in of_attention]) as seen:
+                final, outputs = self._run(images, indices, head or pooled, bool(prefix))
+            answer, read = self._answer(final, head, pooled)
         by_index = dict(zip(indices, outputs, strict=True))
-        tokens = {i: output[1] for i, output in by_index.items()} if prefix else {}
         maps = {i: output[0] for i, output in by_index.items()} if prefix else by_index
-        answer, read = self._answer(final, head, pooled)
-        others: dict[str, Any] = {"pooled": read} if pooled else {}
+        of_class, of_dist = answer if isinstance(answer, tuple) else (answer, answer)
+        features = Features(of_class if logits else None, [maps[i] for i in of_maps])
+        features.pooled = read
+        features.dist_logits = of_dist if dist_logits else None
         if prefix:
-            others["prefix"] = [tokens[i] for i in of_prefix]
+            features.prefix = [by_index[i][1] for i in of_prefix]
         if attention:
             of_layer = functools.partial(patch_to_patch, seen, self.name, self._prefix_tokens)
-            others["attention"] = [of_layer(self.layers[i], maps[i]) for i in of_attention]
-        return _features(answer, [maps[i] for i in of_maps], logits, dist_logits, **others)
+            features.attention = [of_layer(self.layers[i], maps[i]) for i in of_attention]
+        return features
 
     def _run(
         self, images: Tensor, indices: list[int], to_the_end: bool, prefix: bool
@@ -289,12 +293,3 @@ class Backbone(nn.Module):
         if ":" not in self.name:
             return self.timm_kwargs
         return plain(timm.models.get_model_args(self.model, self.timm_kwargs))
-
-
-def _features(answer: Any, maps: list[Tensor], logits: bool, dist_logits: bool, **others: Any) -> Features:
-    of_class, of_dist = answer if isinstance(answer, tuple) else (answer, answer)
-    features = Features(of_class if logits else None, maps)
-    others |= {"dist_logits": of_dist} if dist_logits else {}
-    for name, value in others.items():
-        setattr(features, name, value)
-    return features
