@@ -76,7 +76,7 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
 
     def __getitem__(self, key: K) -> tuple[Tensor, Tensor]:
         batch = self.__getitems__([key])
-        self.unreadable.report(batch.unreadable, len(batch.targets))
+        self.unreadable.check(batch)
         return batch.images[0], batch.targets[0]
 
 

@@ -38,6 +38,12 @@ class Unreadable:
         self.skip = skip
         self.lines: dict[str, None] = {}  # a set that keeps its order
 
+    def check(self, batch: Batch) -> None:
+        """`report` of a batch's images. Raises UserError also where the batch could not be drawn at all."""
+        if batch.error is not None:  # a new one: the old, in its own traceback, would keep the workers alive
+            raise UserError(*batch.error.args)
+        self.report(batch.unreadable, len(batch.targets))
+
     def report(self, lines: Sequence[str], left: int) -> None:
         """Takes note of the unreadable files of a batch of which `left` images are left.
 
@@ -77,12 +83,11 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
             self._position = (now, seen // (self.batch_size or 1) if epoch == now else 0)
         with block_stop_signals():
             batches = super().__iter__()
-        for images, targets, extras, unreadable, error in batches:
-            if error is not None:  # a new one: the old, in its own traceback, would keep the workers alive
-                raise UserError(*error.args)
-            self.dataset.unreadable.report(unreadable, len(targets))
+        for batch in batches:
+            self.dataset.unreadable.check(batch)
             self._position = (self._position[0], self._position[1] + 1)
-            yield (images, targets, extras) if extras else (images, targets)
+            pair = batch.images, batch.targets
+            yield (*pair, batch.extras) if batch.extras else pair
 
     def state_dict(self) -> dict[str, int]:
         """The epoch that is under way and how many of its batches were given out."""

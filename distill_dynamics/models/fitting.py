@@ -139,11 +139,9 @@ def _as_timm_does(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
 
     That is where it would resample anything but what has an entry for each place of the grid.
     """
-    for kind in type(model).__mro__:
-        adapt = getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None)
-        if adapt is not None:
-            break
-    else:
+    modules = (sys.modules[kind.__module__] for kind in type(model).__mro__)
+    adapt = next((m.checkpoint_filter_fn for m in modules if hasattr(m, "checkpoint_filter_fn")), None)
+    if adapt is None:
         return None
     try:
         with torch.no_grad():

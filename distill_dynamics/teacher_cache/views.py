@@ -125,7 +125,7 @@ class Views:
         # In this process: starting others for one batch would take longer than the batch.
         batch = loader.dataset.__getitems__(list(loader.sampler))
         seconds = time.perf_counter() - began
-        loader.dataset.unreadable.report(batch.unreadable, len(batch.images))
+        loader.dataset.unreadable.check(batch)
         return Sample(self.on_device(batch.images), seconds / len(order))
 
 

@@ -97,6 +97,18 @@ def test_persistent_workers_follow_the_epoch_and_a_repeated_epoch_is_the_same():
     assert not set(first.values()) & set(second.values())
 
 
+def test_what_keeps_an_image_from_being_drawn_is_raised_for_one_as_for_a_batch(monkeypatch):
+    def away(self, index, needed=None):
+        raise UserError("the storage is away")
+
+    data = toy()
+    monkeypatch.setattr(ArraySource, "image", away)
+    loader = data.train_dataloader()
+    for draw in (lambda: loader.dataset[Key(0, 0, 0)], lambda: next(iter(loader))):
+        with pytest.raises(UserError, match="the storage is away"):
+            draw()
+
+
 def test_seed_epoch_image_and_repeat_all_change_the_view():
     dataset, other = (toy(seed=seed).train_dataloader().dataset for seed in (0, 1))
     keys = [Key(0, 0, 0), Key(1, 0, 0), Key(0, 0, 1)]
