@@ -292,8 +292,10 @@ def test_nothing_asked_for_is_answered_with_the_help(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command(capsys, command):
+def test_help_of_a_command(capsys, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = printed(capsys, command, "--help")
+    assert max(map(len, text.splitlines())) <= 80
     assert COMMANDS[command] in " ".join(text.split())
     assert text.index("--config") < text.index("--ckpt_path") < text.index("--model.student")
     assert text.index("--data") < text.index("--trainer.max_epochs")

@@ -354,8 +354,10 @@ def test_the_programs_help_lists_its_commands(capsys):
 
 
 @pytest.mark.parametrize("command", PLAIN_COMMANDS)
-def test_help_of_a_command(capsys, command):
+def test_help_of_a_command(capsys, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = printed(capsys, command, "--help")
+    assert max(map(len, text.splitlines())) <= 80
     assert PLAIN_COMMANDS[command] in " ".join(text.split())
     assert f"Example: python -m distill_dynamics {command}" in text
     if command != "cache-teacher":  # which takes the options of `fit`

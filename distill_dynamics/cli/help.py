@@ -29,8 +29,8 @@ PLAIN_COMMANDS = {
 }
 """Those that train nothing: `tools.py`, and `CacheTeacherCLI`."""
 GROUPS = {
-    "model": "model: student, teacher, loss, optimiser (--model.optimizer.help AdamW lists its options)",
-    "data": "data: a DataModule and its settings (--data.help ImageFolder lists them)",
+    "model": "model: student, teacher, loss, optimiser (see --model.optimizer.help AdamW)",
+    "data": "data: a DataModule and its settings (see --data.help ImageFolder)",
     "probe": "probe: watching the representations",
     "wandb": "wandb: where W&B's record of the run goes",
     "trainer": "trainer: Lightning's Trainer",
@@ -39,7 +39,8 @@ OPTIONS = {
     "--config": "YAML file; a later one overrides an earlier one, and options override both",
     "--print_config": "print the whole configuration as YAML and exit (skip_default: only what was changed)",
     "--seed_everything": "seed of the weights, the order, the augmentation and dropout",
-    "--ckpt_path": "a checkpoint file, or `last` or `best` of the run whose config.yaml is given as --config",
+    "--ckpt_path": "a checkpoint file, `last` or `best` of the run whose config.yaml is given as --config; "
+    "for fit also `auto`: `last` of the run of that --name, begun where there is none",
     "--data": "FashionMNISTSample, FashionMNIST, CIFAR10, CIFAR100, ImageFolder or StreamedImageFolder",
     "--weights_only": SUPPRESS,  # always
     "--return_predictions": SUPPRESS,
@@ -59,7 +60,7 @@ PARSER_KWARGS = {
     **{
         command: {
             "description": text,
-            "usage": f"{PROGRAM} {command} --config FILE [--config FILE ...] [--KEY VALUE ...]",
+            "usage": f"{PROGRAM} {command} --config FILE ... [--KEY VALUE ...]",
         }
         for command, text in COMMANDS.items()
     },
@@ -72,7 +73,7 @@ NOT_FOR_CACHE_TEACHER = {"ckpt_path", "name", "predictions", "runs_dir"}
 CACHE_TEACHER = {
     "description": f"{PLAIN_COMMANDS['cache-teacher']} Training then goes without it: "
     "fit --model.teacher_cache DIR.",
-    "usage": f"{PROGRAM} cache-teacher --config FILE --out DIR [--verify] [--KEY VALUE ...]",
+    "usage": f"{PROGRAM} cache-teacher --config FILE --out DIR\n       [--verify] [--KEY VALUE ...]",
     "epilog": f"Example: {PROGRAM} cache-teacher --config X.yaml --data.init_args.views 10 --out cache",
 }
 

@@ -36,7 +36,7 @@ class ShortHelp(DefaultHelpFormatter):
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         hint = getattr(action, "_typehint", None)
         kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
-        if int in kinds:
+        if any(isinstance(kind, type) and issubclass(kind, int) for kind in kinds):
             return "N"
         if float in kinds:
             return "X"

@@ -14,10 +14,10 @@ from distill_dynamics.cli.help import PLAIN_COMMANDS, PROGRAM
 from distill_dynamics.cli.parser import OneLineParser
 
 TOOLS = {
-    "analyze": "--model NAME [NAME ...] [--images DIR] --out DIR [--OPTION VALUE ...]",
-    "report": "RUN [RUN ...] --out FILE.html [--figures DIR]",
+    "analyze": "--model NAME ... --out DIR [OPTIONS]",
+    "report": "RUN ... --out FILE.html [--figures DIR]",
     "dashboard": "--entity TEAM --project PROJECT",
-    "convert": "--data_dir DIR --out DIR_OR_URL [--size N] [--OPTION VALUE ...]",
+    "convert": "--data_dir DIR --out DIR [OPTIONS]",
 }
 """How each is used. It is the function of its name in `cli/analyze.py` or `cli/commands.py`."""
 
