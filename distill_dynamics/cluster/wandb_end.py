@@ -16,7 +16,10 @@ UPLOAD_S = 300.0
 
 
 def close_wandb(status: int, within: float, preempted: bool = False) -> bool:
-    """Close W&B's record, if one is open. False if it still tries to be rid of it after so many seconds."""
+    """Close W&B's record, if one is open. False if it still uploads after so many seconds.
+
+    W&B's `finish_timeout` is one number, fixed as the run begins; a preempted run has less time than others.
+    """
     wandb = sys.modules.get("wandb")  # what no run has imported has no record open
     if wandb is None or wandb.run is None:
         return True
