@@ -232,7 +232,8 @@ def test_a_run_is_the_same_with_it(experiment, tmp_path, changes):
             **changes,
         )
         command = [sys.executable, "-m", "distill_dynamics", "fit", "--config", config, "--name", name]
-        environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+        path = f"{os.path.dirname(__file__)}:{ROOT / 'tests'}"
+        environment = {**os.environ, "PYTHONPATH": path}
         ended = subprocess.run(
             command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
         )
