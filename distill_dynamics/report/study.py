@@ -115,7 +115,7 @@ def _run_names(method: Method) -> str:
 def _contrast(method: Method, methods: Sequence[Method]) -> Contrast:
     if not method.finished:
         return Contrast(method, None, "not finished")
-    finished = [other for other in methods if other.finished]
+    finished = [other for other in methods if other.finished and other.by_seed()]
     softkd = [other for other in finished if other.name == "SoftKD"]
     for other in (*softkd, *(other for other in finished if other.name == "no distillation")):
         if other is method and (method in softkd or not softkd):

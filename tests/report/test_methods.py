@@ -168,6 +168,11 @@ def test_what_is_not_known_of_a_run_is_no_difference(tmp_path):
         assert verdict == f"not compared: {reason}"
 
 
+def test_what_was_not_validated_is_no_baseline(tmp_path):
+    runs = {"soft": (made.config(), []), "last": (made.config(LAST), [76.0])}
+    assert contrasts(tmp_path, **runs) == {}
+
+
 def test_two_methods_of_one_name_have_a_baseline_each(tmp_path):
     runs = {"a": (made.config(), [70.0, 71.0, 72.0]), "b": (made.config(epochs=4), [70.0, 71.0, 72.0, 73.0])}
     assert contrasts(tmp_path / "two", **runs) == {}
