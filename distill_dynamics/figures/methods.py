@@ -30,7 +30,6 @@ from distill_dynamics.figures.style import (
     footer,
     grid_of,
     label_blocks,
-    share_y,
     wrapped,
 )
 from distill_dynamics.runs.profiles import RunProfiles
@@ -72,7 +71,7 @@ def curve_by_method(
     epochs = sorted({profile.epoch for profile in drawn}, key=lambda epoch: -1 if epoch is None else epoch)
     colours = dict(zip(epochs, epoch_colours(len(epochs)), strict=True))
 
-    figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1)
+    figure, axes = grid_of(len(panels) + len(teachers), width=2.3, height=3.1, sharey=True)
     legend: dict[str, Line2D] = {}
     for ax, ((title, _), members) in zip(axes, panels.items(), strict=False):
         means = _means(members) if len(members) > 1 else []
@@ -93,7 +92,9 @@ def curve_by_method(
         ax.set_title(wrapped(f"Teacher ({teacher.model})"), fontsize=9)
 
     label_y(axes, curve)
-    share_y(axes)
+    for ax in axes:
+        if not ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            ax.set_ylabel("")
     epoch_bar(figure, axes, epochs)
     notes = curve_notes(*drawn, *teachers, curve=curve, bootstrap=bootstrap)
     footer(figure, [*notes, *mean_notes(axes)], legend)

@@ -173,8 +173,8 @@ def _shortened(text: str, longest: int) -> str:
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
 
 
-def grid_of(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A Figure of so many panels in at most four columns with one y axis; the room left over is empty.
+def grid_of(panels: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A Figure of so many panels in at most four columns; the room left over is empty.
 
     `width` and `height` are those of one panel, inches.
     """
@@ -182,22 +182,11 @@ def grid_of(panels: int, width: float, height: float) -> tuple[Figure, list[Axes
     columns = math.ceil(panels / rows)
     size = max(4.6, width * columns + 0.9), height * rows
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     flat = list(axes.flat)
     for ax in flat[panels:]:
         ax.remove()
     return figure, flat[:panels]
-
-
-def share_y(axes: Sequence[Axes]) -> None:
-    """Give panels one y range; ticks stay at the left of each row only."""
-    for ax in axes[1:]:
-        ax.sharey(axes[0])
-    axes[0].autoscale_view()
-    for ax in axes:
-        if not ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            ax.tick_params(labelleft=False)
-            ax.set_ylabel("")
 
 
 def not_measured(ax: Axes) -> None:
