@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from distill_dynamics.callbacks.at_probes import AtProbes
 from distill_dynamics.callbacks.probe import DynamicsProbe
+from distill_dynamics.callbacks.probe_clock import AtProbes
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.isolated import isolated

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from distill_dynamics import figures
-from distill_dynamics.callbacks.at_probes import AtProbes, wandb_images
+from distill_dynamics.callbacks.probe_clock import AtProbes, wandb_images
 from distill_dynamics.callbacks.record import best_checkpoint, read_best
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.dynamics import Profile, profile_model

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from distill_dynamics.figures.order import distinct
 from distill_dynamics.files import atomic_write_text
-from distill_dynamics.report.comparing import comparison_warnings
+from distill_dynamics.report.comparability import comparison_warnings
 from distill_dynamics.report.findings import findings
 from distill_dynamics.report.gallery import gallery
 from distill_dynamics.report.illustrations import boxes, illustrations, save

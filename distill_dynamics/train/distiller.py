@@ -31,7 +31,7 @@ from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.cached import cached_teacher
 from distill_dynamics.train.checks import check_arguments, check_data, check_length, check_weights
 from distill_dynamics.train.dry_run import dry_run
-from distill_dynamics.train.evaluated import EvaluatedStudent
+from distill_dynamics.train.evaluated_student import EvaluatedStudent
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
 from distill_dynamics.train.optimise import Optimisation, decay_groups

@@ -18,7 +18,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.schedule import ProgressCosine, WarmupCosine
 from distill_dynamics.train.checks import check_optimizer, checked
 from distill_dynamics.train.progress import progress_at, steps_an_epoch
-from distill_dynamics.train.rates import (
+from distill_dynamics.train.rate_forecast import (
     MakeScheduler,
     Rates,
     check_plateau,
