@@ -16,7 +16,7 @@ from distill_dynamics.analysis.analyze import analyze
 from distill_dynamics.analysis.models import Model, find_weights, labels
 from distill_dynamics.analysis.prepare import TransformOverrides
 from distill_dynamics.cli.main import main
-from distill_dynamics.data.analysed import ImageSet
+from distill_dynamics.data.analysis_images import ImageSet
 from distill_dynamics.dynamics import Profile
 
 DEIT = "deit_tiny_patch16_224"

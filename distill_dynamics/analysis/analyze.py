@@ -25,7 +25,7 @@ from distill_dynamics.analysis.prepare import (
     make_backbone,
 )
 from distill_dynamics.analysis.tables import Curve, block_rows, printed, table_entry, write_csv
-from distill_dynamics.data.analysed import ImageSet, ImageStream
+from distill_dynamics.data.analysis_images import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import profile_ranges
 from distill_dynamics.dynamics.profiler import RangeMode

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from distill_dynamics.analysis.models import Model, Weights
-from distill_dynamics.data.analysed import ImageSet
+from distill_dynamics.data.analysis_images import ImageSet
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform

@@ -16,7 +16,7 @@ from distill_dynamics.analysis.prepare import TransformOverrides
 from distill_dynamics.cli.checks import import_all, refuse_functions
 from distill_dynamics.cli.parser import OneLineParser
 from distill_dynamics.cli.places import check_yaml
-from distill_dynamics.data.analysed import ImageSet
+from distill_dynamics.data.analysis_images import ImageSet
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.errors import UserError, nearest

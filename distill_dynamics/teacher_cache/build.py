@@ -109,7 +109,7 @@ class CacheBuilder:
         self._write(stored, [missing[i] for i in share])
         trainer.strategy.barrier()
         if self.views.is_first:
-            stored.check_whole()
+            stored.check_finished()
             print(f"\n  {self.folder} is whole; train with --model.teacher_cache {self.folder}\n")
 
     def _missing(self, stored: TeacherCache) -> list[Block]:
@@ -161,6 +161,6 @@ class CacheBuilder:
 def read_cache(views: Views) -> TeacherCache:
     """The cache in the folder, if it is of this run's teacher and views, with what its terms need."""
     stored = TeacherCache.read(views.folder)
-    stored.check(views.made_by)
+    stored.check_identity(views.made_by)
     CachedTeacher(views.teacher, stored, views.readers, views.parts)
     return stored

@@ -78,7 +78,7 @@ class TeacherCache:
         """Its files in the folder."""
         return CacheFiles(self.folder, self.layout)
 
-    def check(self, wanted: Mapping[str, Any]) -> None:
+    def check_identity(self, wanted: Mapping[str, Any]) -> None:
         """Raises UserError, with the line that differs, unless `wanted` is what made the cache."""
         for name in dict.fromkeys([*wanted, *self.identity]):
             here, there = wanted.get(name), self.identity.get(name)
@@ -87,7 +87,7 @@ class TeacherCache:
                     f"teacher_cache: {self.folder} was made with {name} {there!r}, and here it is {here!r}"
                 )
 
-    def check_whole(self) -> None:
+    def check_finished(self) -> None:
         """Raises UserError while blocks are missing, and for a file that is missing, cut off or another's.
 
         Bits that have changed on disk are found by `cache-teacher --verify` alone, which reads everything.
@@ -108,7 +108,7 @@ class TeacherCache:
         for view in range(self.layout.views):
             files.map_view(view)
 
-    def check_some(self, share: int = 0, of: int = 1) -> None:
+    def check_samples(self, share: int = 0, of: int = 1) -> None:
         """Read one block of each view, drawn anew each time. UserError where it is not what was written.
 
         That finds views that were swapped, and rows in a file with some luck. Of several processes each reads

@@ -30,9 +30,9 @@ def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> Cache
     """Read the cache in a folder, if it is of this teacher and data. UserError where it is not."""
     trainer = distiller.trainer
     cache = TeacherCache.read(folder)
-    cache.check(made_by(distiller, teacher))
-    cache.check_whole()
-    cache.check_some(trainer.global_rank, trainer.world_size)
+    cache.check_identity(made_by(distiller, teacher))
+    cache.check_finished()
+    cache.check_samples(trainer.global_rank, trainer.world_size)
     load_fitted(cache.folder, distiller.terms)
     found = CachedTeacher(teacher, cache, *readers_of(distiller))
     if cache.validated_on == validated_on(datamodule(trainer)):

@@ -16,7 +16,7 @@ from PIL import Image
 from table import Row, row
 from turns import by_turns
 
-from distill_dynamics.data.analysed import ImageSet, ImageStream
+from distill_dynamics.data.analysis_images import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import profile_ranges
 from distill_dynamics.models.backbone import Backbone

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 from distill_dynamics.data import ImageFolder
-from distill_dynamics.data.analysed import ImageSet
+from distill_dynamics.data.analysis_images import ImageSet
 from distill_dynamics.data.sources import FileSource, UnreadableImage
 from distill_dynamics.data.streaming.convert import convert
 from distill_dynamics.errors import UserError

@@ -22,10 +22,10 @@ def cache(written, order):  # noqa: F811
 
 
 def test_what_was_written_passes_and_is_read_back(cache):
-    cache.check_whole()
-    cache.check_some()
+    cache.check_finished()
+    cache.check_samples()
     (cache.folder / "cache.json").write_text(json.dumps(cache.to_json()))
-    TeacherCache.read(cache.folder).check_whole()
+    TeacherCache.read(cache.folder).check_finished()
 
 
 def test_images_that_changed_places_are_refused(cache):
@@ -33,7 +33,7 @@ def test_images_that_changed_places_are_refused(cache):
     rows[[2, 7]] = rows[[7, 2]]
     np.save(cache.folder / "rows.npy", rows)
     with pytest.raises(UserError, match=r"rows\.npy is not what was written"):
-        cache.check_whole()
+        cache.check_finished()
 
 
 @pytest.mark.parametrize("records_too", [False, True])
@@ -51,16 +51,16 @@ def test_views_that_changed_places_are_refused_before_training(cache, records_to
             swap(cache.files.record(one), cache.files.record(one._replace(view=2)))
     for _ in range(3):  # whichever block is drawn
         with pytest.raises(UserError, match=r"view_000\.npy: rows .* are damaged"):
-            cache.check_some()
+            cache.check_samples()
 
 
 def test_ranks_share_the_views_out(cache):
     path = cache.files.view(1)
     content = path.read_bytes()
     path.write_bytes(content[: -16 * IMAGES] + bytes(16 * IMAGES))
-    cache.check_some(0, 2)
+    cache.check_samples(0, 2)
     with pytest.raises(UserError, match=r"view_001\.npy"):
-        cache.check_some(1, 2)
+        cache.check_samples(1, 2)
 
 
 def test_a_cache_of_an_earlier_version_is_still_read(cache):
@@ -71,8 +71,8 @@ def test_a_cache_of_an_earlier_version_is_still_read(cache):
     for record in (cache.folder / "done").iterdir():
         record.write_text(json.dumps({"sha256": json.loads(record.read_text())["sha256"]}))
     earlier = TeacherCache.read(cache.folder)
-    earlier.check_whole()
-    earlier.check_some()
+    earlier.check_finished()
+    earlier.check_samples()
 
 
 @pytest.mark.parametrize(("depth", "cheap"), [(9, 0), (12, 1), (24, 2)])

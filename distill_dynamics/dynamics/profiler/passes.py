@@ -23,7 +23,7 @@ from distill_dynamics.errors import UserError
 PLAIN = [one for one in STATISTICS if one.kind == "images" and not one.binned]
 BINNED = [one for one in STATISTICS if one.kind == "images" and one.binned]
 
-PADDING = -100
+IGNORED = -100
 """Target of an image that only fills up a batch; such an image is left out."""
 
 CPU_VALUES = 8 * 3 * 224 * 224
@@ -201,7 +201,7 @@ class ForwardPasses:
                     f"{batch.dtype} {list(batch.shape)}"
                 )
             if isinstance(targets, Tensor) and targets.ndim == 1:
-                batch = batch[(targets != PADDING).to(batch.device)]
+                batch = batch[(targets != IGNORED).to(batch.device)]
             if len(batch):
                 yield batch
 

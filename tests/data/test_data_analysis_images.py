@@ -14,7 +14,7 @@ from test_data_image_folder import error_of
 
 from distill_dynamics import Backbone, UserError
 from distill_dynamics.data import FashionMNISTSample, ImageFolder, ProbeSet
-from distill_dynamics.data.analysed import ImageSet, ImageStream
+from distill_dynamics.data.analysis_images import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 
 
@@ -212,7 +212,7 @@ MEMORY = """
 import resource, sys
 import numpy as np, torch
 from distill_dynamics import Backbone
-from distill_dynamics.data.analysed import ImageSet, ImageStream
+from distill_dynamics.data.analysis_images import ImageSet, ImageStream
 from distill_dynamics.data.transforms import eval_transform
 from distill_dynamics.dynamics import profile_ranges
 torch.set_num_threads(1)
