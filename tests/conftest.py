@@ -42,7 +42,7 @@ def _ctrl_c_is_heard():
 @pytest.fixture
 def no_report(monkeypatch):
     """Neither `analyze` nor `fit` draws its report, which is most of the time that a tiny one takes."""
-    for place in ("analysis.analyze", "cli.end"):
+    for place in ("analysis.analyze", "cli.fit_summary"):
         monkeypatch.setattr(f"distill_dynamics.{place}.write_report", lambda *args: None)
 
 
@@ -136,7 +136,7 @@ def fit_once(folder: Path, name: str = "r", options: tuple[str, ...] = (), **cha
     path.write_text(yaml.safe_dump({**tiny_config(**changes), "runs_dir": str(folder)}))
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill_dynamics.cli.end.write_report", lambda *args: None)
+        patch.setattr("distill_dynamics.cli.fit_summary.write_report", lambda *args: None)
         for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
             patch.setenv(variable, "0")
             patch.delenv(variable)

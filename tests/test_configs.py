@@ -121,7 +121,10 @@ def test_rows_of_the_study_build_on_cifar10_too(path, monkeypatch, tmp_path):
         assert model.student.eval()(images).logits.shape == (1, 10)
 
 
-@pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+PAPERS = [path for path in ROWS if path.parent.name != "methods"]  # those are of other papers
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_row_is_a_lab_record(path):
     head = path.read_text().split("\nmodel:")[0]
     for word in ("Paper row", "Command", "Expected", f"{path.parent.name}/{path.name}"):

@@ -22,7 +22,7 @@ def end_of(run):
 def test_a_run_whose_report_cannot_be_drawn_has_ended_well(
     experiment, tmp_path, monkeypatch, capsys, fails, reason
 ):
-    monkeypatch.setattr("distill_dynamics.cli.end.write_report", fails)
+    monkeypatch.setattr("distill_dynamics.cli.fit_summary.write_report", fails)
     main(["fit", "--config", str(experiment(trainer__max_epochs=1))])
     run = tmp_path / "runs" / "tiny-1"
     assert end_of(run) == {"epoch": 1, "error": None}
@@ -50,7 +50,7 @@ def test_a_signal_to_make_room_leaves_the_report_alone(experiment, tmp_path, mon
     def not_heard(*args):
         raise AssertionError("nobody heard the signal")
 
-    monkeypatch.setattr("distill_dynamics.cli.end.write_report", signalled)
+    monkeypatch.setattr("distill_dynamics.cli.fit_summary.write_report", signalled)
     before = signal.signal(number, not_heard)
     try:
         main(["fit", "--config", str(experiment(trainer__max_epochs=1))])

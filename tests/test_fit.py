@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, VIT, fit_once, program, refused
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.cli import end
+from distill_dynamics.cli import fit_summary
 from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.runs import directory as run
@@ -347,7 +347,7 @@ class KeepWeights(pl.Callback):
 
     def on_train_end(self, trainer, module):
         self.save(trainer, module, "after")
-        end.write_report = lambda *args: None  # in this process: the page is not what is looked at
+        fit_summary.write_report = lambda *args: None  # in this process: the page is not what is looked at
 
 
 def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_path, no_report):

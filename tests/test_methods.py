@@ -28,7 +28,7 @@ def test_a_recipe_trains_online_and_from_a_cache(path, experiment, tmp_path, mon
     base = ["--config", config, "--config", str(path), *views]
     main(["fit", *base, "--name", "online"])
     assert "<html" in (tmp_path / "runs" / "online" / "report.html").read_text()
-    monkeypatch.setattr("distill_dynamics.cli.end.write_report", lambda *args: None)  # once is enough
+    monkeypatch.setattr("distill_dynamics.cli.fit_summary.write_report", lambda *args: None)  # once is enough
     runs = ["online"]
     if path.stem not in LIVE:
         main(["cache-teacher", *base, "--out", str(tmp_path / "cache")])

@@ -126,7 +126,7 @@ def whole(tmp_path_factory):
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill_dynamics.cli.end.write_report", lambda *args: None)
+        patch.setattr("distill_dynamics.cli.fit_summary.write_report", lambda *args: None)
         torch.set_num_threads(1)
         fit(write(), "--name", "whole")
     yield folder / "whole", write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill_dynamics.cli import tools
+from distill_dynamics.cli import run_function
 from distill_dynamics.cli.fit import DistillCLI
 from distill_dynamics.cli.help import COMMANDS, PLAIN_COMMANDS
 from distill_dynamics.cli.parser import OneLineParser
@@ -19,6 +19,6 @@ class CompletionCLI(DistillCLI):
         program: Any = self.parser
         for choice in program._subcommands_action._choices_actions:
             choice.help = COMMANDS[choice.dest]
-        others = {**tools.parsers(), "cache-teacher": OneLineParser(add_help=False)}
+        others = {**run_function.parsers(), "cache-teacher": OneLineParser(add_help=False)}
         for command, parser in others.items():
             program._subcommands_action.add_subcommand(command, parser, help=PLAIN_COMMANDS[command])

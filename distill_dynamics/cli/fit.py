@@ -20,15 +20,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill_dynamics import callbacks, data, losses
 from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
 from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions
-from distill_dynamics.cli.end import end
 from distill_dynamics.cli.errors import line_of
+from distill_dynamics.cli.fit_summary import end
 from distill_dynamics.cli.help import PARSER_KWARGS, describe
 from distill_dynamics.cli.parser import OneLineParser
 from distill_dynamics.cli.predictions import write_rows, written_at_the_end
 from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
 from distill_dynamics.cli.save_config import SaveConfig
 from distill_dynamics.cli.wandb_run import WANDB_TIMEOUT_S, Wandb, wandb_loggers
-from distill_dynamics.cluster.others import OthersEnd
+from distill_dynamics.cluster.end_processes import EndOtherProcesses
 from distill_dynamics.cluster.preemption import Preemption
 from distill_dynamics.cluster.ranks import end_others, watch_others
 from distill_dynamics.cluster.wandb_end import UPLOAD_S, close_wandb
@@ -141,11 +141,11 @@ class DistillCLI(LightningCLI):
         made = super().instantiate_trainer(
             **kwargs,
             # First of all, the record: it tells the loggers from where the run is continued.
-            callbacks=[OthersEnd(), self._record, *_as_list(settings.trainer.callbacks)],
+            callbacks=[EndOtherProcesses(), self._record, *_as_list(settings.trainer.callbacks)],
             logger=loggers,
             default_root_dir=run_dir,
         )
-        first = OthersEnd, RunRecord, SaveConfig
+        first = EndOtherProcesses, RunRecord, SaveConfig
         _callbacks_of(made).sort(key=lambda callback: not isinstance(callback, first))
         watch_others(made, partial(self._record_failure, made, self._record))
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # else a plugin's, asked for in the config

@@ -80,9 +80,9 @@ def _run(words: Sequence[str], args: list[str] | None) -> None:
 
             CacheTeacherCLI([*words[1:]])
         elif words[0] in PLAIN_COMMANDS:
-            from distill_dynamics.cli import tools
+            from distill_dynamics.cli import run_function
 
-            tools.run(words)
+            run_function.run(words)
         else:
             from distill_dynamics.cli.fit import DistillCLI
 

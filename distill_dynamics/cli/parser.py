@@ -15,8 +15,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from distill_dynamics.cli.mistakes import reason_of
 from distill_dynamics.cli.places import check_yaml, place
-from distill_dynamics.cli.reasons import reason_of
 
 
 class ShortHelp(DefaultHelpFormatter):

@@ -11,7 +11,7 @@ from PIL import Image
 from test_data_image_folder import truncate, write_images
 from torchvision import datasets, transforms
 
-from distill_dynamics.cli.tools import run
+from distill_dynamics.cli.run_function import run
 from distill_dynamics.data import StreamedImageFolder
 from distill_dynamics.data.streaming import convert as module
 from distill_dynamics.data.streaming.convert import convert

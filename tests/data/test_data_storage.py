@@ -13,7 +13,7 @@ from test_data_image_folder import error_of, write_images
 from test_data_streamed import SMALL, assert_same_images, plain, streamed, views
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.cli.tools import run
+from distill_dynamics.cli.run_function import run
 from distill_dynamics.data import StreamedImageFolder
 from distill_dynamics.data.streaming import storage
 from distill_dynamics.data.streaming.convert import convert

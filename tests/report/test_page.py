@@ -29,7 +29,7 @@ from made import (
 from matplotlib.colors import to_hex
 
 from distill_dynamics import figures
-from distill_dynamics.cli.end import end
+from distill_dynamics.cli.fit_summary import end
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import page as page_module
 from distill_dynamics.report.gallery import gallery

@@ -8,7 +8,7 @@ from distill_dynamics.cluster.ranks import end_others
 from distill_dynamics.signals import Preempted
 
 
-class OthersEnd(Callback):
+class EndOtherProcesses(Callback):
     """Ends the other processes when the run fails. It comes before callbacks that write down the failure."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
