@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill_dynamics.callbacks.probe import DynamicsProbe
 from distill_dynamics.callbacks.probe_clock import AtProbes
 from distill_dynamics.errors import UserError
+from distill_dynamics.losses.ranks import one_rank
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.distiller import Distiller
@@ -172,7 +173,7 @@ class GradientConflict(AtProbes):
 
     def measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         """Log the cosines."""
-        with isolated(pl_module), torch.enable_grad():
+        with isolated(pl_module), torch.enable_grad(), one_rank():
             weight = next(pl_module.student.parameters())
             images = self._images.to(device=weight.device, dtype=weight.dtype)
             progress = progress_after(trainer, epoch)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, match_grids, without_autocast
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, match_grids, without_autocast
 from distill_dynamics.losses.ranks import summed_over_ranks
 
 
@@ -21,10 +21,10 @@ def cka_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     x = x - sums[: x.shape[1]] / sums[-1]
     y = y - sums[x.shape[1] : -1] / sums[-1]
     xx, xy, yy = (summed_over_ranks(product) for product in (x.T @ x, x.T @ y, y.T @ y))
-    return 1 - xy.square().sum() / (xx.square().sum() * yy.square().sum()).sqrt()
+    return 1 - (xy / xx.norm().sqrt() / yy.norm().sqrt()).square().sum()
 
 
-class CKA(nn.Module):
+class CKA(SeesPooled, nn.Module):
     """`cka_loss`, which has nothing to learn."""
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:

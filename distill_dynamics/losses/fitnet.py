@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.token_statistics import token_statistics
 
 
@@ -30,13 +30,14 @@ def capacity_floor(covariance: Tensor, channels: int) -> Tensor:
     return eigenvalues[: max(len(covariance) - channels, 0)].clamp(min=0).sum() / len(covariance)
 
 
-class FitNet(nn.Module):
+class FitNet(SeesPooled, nn.Module):
     """`fitnet` with the map it learns, nn.Linear's default at the start.
 
     Args:
         student_channels, teacher_channels: of the maps.
         hinge: max(0, loss - floor), with the `capacity_floor` of the teacher's tokens, which is fitted before
-            training: it stops pulling where no linear map could do better. Only for grids as the teacher's.
+            training: it stops pulling where no linear map could do better. Of each rank's batch; only
+            for grids as fine as the teacher's.
 
     `ValueError` for a map with other channels than those declared.
     """
@@ -58,9 +59,7 @@ class FitNet(nn.Module):
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]."""
         check_channels(student_map, teacher_map, self.channels)
+        if self.hinge and student_map.shape[2] < teacher_map.shape[2]:
+            raise ValueError("a hinge needs a grid as fine as the teacher's, whose tokens its floor is of")
         loss = fitnet(student_map, teacher_map, self.projector.weight, self.projector.bias)
         return (loss - self.floor).clamp(min=0) if self.hinge else loss
-
-    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
-        return match_grids(student_map, teacher_map)[1]

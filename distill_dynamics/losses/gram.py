@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, match_grids, without_autocast
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, match_grids, without_autocast
 
 
 def unit_tokens(x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def gram(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return similarity_loss(unit_tokens(student_map), unit_tokens(teacher_map))
 
 
-class Gram(nn.Module):
+class Gram(SeesPooled, nn.Module):
     """`gram`, which has nothing to learn."""
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:

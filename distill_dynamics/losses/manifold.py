@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_dynamics.losses.gram import similarity_loss, unit_tokens
-from distill_dynamics.losses.maps import match_grids, without_autocast
+from distill_dynamics.losses.maps import SeesPooled, match_grids, without_autocast
 from distill_dynamics.losses.ranks import global_batch
 
 
@@ -28,7 +28,7 @@ def manifold(student_map: Tensor, teacher_map: Tensor, samples: int = 192) -> Te
     return 4 * within + 0.1 * across + 0.2 * random
 
 
-class Manifold(nn.Module):
+class Manifold(SeesPooled, nn.Module):
     """`manifold`, which has nothing to learn."""
 
     def __init__(self, samples: int = 192) -> None:

@@ -47,6 +47,14 @@ def match_grids(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tenso
     return _pool_to(student_map, grid), _pool_to(teacher_map, grid)
 
 
+class SeesPooled:
+    """A loss that sees of the teacher's map what is pooled to the smaller grid."""
+
+    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """That part, [B, C_t, min H, min W]; only the student map's shape counts."""
+        return match_grids(student_map, teacher_map)[1]
+
+
 def check_channels(student_map: Tensor, teacher_map: Tensor, declared: tuple[int | None, int | None]) -> None:
     """`ValueError` where a map has not the channels its loss was built for; None was not declared."""
     maps = {"student": student_map, "teacher": teacher_map}

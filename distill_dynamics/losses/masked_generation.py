@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 
 
 def masked_error(generated: Tensor, teacher_map: Tensor, masked: Tensor) -> Tensor:
@@ -12,7 +12,7 @@ def masked_error(generated: Tensor, teacher_map: Tensor, masked: Tensor) -> Tens
     return squares.sum() / (masked.sum() * generated.shape[1])
 
 
-class MaskedGeneration(nn.Module):
+class MaskedGeneration(SeesPooled, nn.Module):
     """The teacher's map at masked tokens, generated from the student's other tokens.
 
     A linear map C_s → C_t, a learnt token in the place of the masked ones, and a generator of two 3 × 3
@@ -48,7 +48,3 @@ class MaskedGeneration(nn.Module):
         masked = (order < count).view(images, 1, height, width)
         shown = torch.where(masked, self.token.to(student_map.dtype), self.projector(student_map))
         return masked_error(self.generator(shown), teacher_map, masked)
-
-    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
-        return match_grids(student_map, teacher_map)[1]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids, without_autocast
 from distill_dynamics.losses.token_statistics import token_statistics
 
 
+@without_autocast
 def pca_target(teacher_map: Tensor, mean: Tensor, basis: Tensor, scale: Tensor) -> Tensor:
     """Map [B, C, H, W] → [B, k, H, W]: scale · Uᵀ(x - μ) by position; mean [C], basis U [C, k], scale [k]."""
     centred = at_least_float32(teacher_map) - mean[:, None, None]
@@ -23,8 +24,9 @@ class PCATarget(nn.Module):
     """Mean squared error of the student's map, after a learnt linear map, and the teacher's first components.
 
     y = λ̄^(-1/2) · U_kᵀ(x - μ), with mean μ, eigenvectors U and eigenvalues λ of the covariance of the
-    teacher's tokens, λ̄ the mean of the k that are kept: a student that gives the mean has the loss 1. They
-    are fitted before training, on 1,024 training images. A cache holds k channels in the place of C_t.
+    teacher's tokens, λ̄ the mean of the k that are kept. The loss is divided by the variance of the components
+    that count: a student that gives the mean has the loss 1. All is fitted before training, on 1,024 training
+    images. A cache holds k channels in the place of C_t.
 
     Args:
         student_channels, teacher_channels: of the maps.
@@ -41,6 +43,7 @@ class PCATarget(nn.Module):
     mean: Tensor
     basis: Tensor
     scale: Tensor
+    variance: Tensor
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class PCATarget(nn.Module):
         self.register_buffer("mean", torch.zeros(teacher_channels))
         self.register_buffer("basis", torch.eye(teacher_channels, kept))
         self.register_buffer("scale", torch.ones(kept))
+        self.register_buffer("variance", torch.ones(kept))
 
     def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Find mean, components and scale of the teacher's tokens."""
@@ -73,20 +77,23 @@ class PCATarget(nn.Module):
         self.mean.copy_(mean)
         self.basis.copy_(vectors)
         self.scale.copy_(spread.rsqrt())
+        self.variance.copy_(values / spread)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor, progress: float) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]; the teacher's may be its `cacheable` part."""
         target = self.cacheable(student_map, teacher_map)
-        if target.shape[1] != self.kept or self._is_square:
+        if self._is_square:
             target = pca_target(target, self.mean, self.basis, self.scale)
         student_map, target = match_grids(student_map, target)
         check_channels(student_map, target, (self.channels[0], self.kept))
         student = student_map if self.projector is None else self.projector(student_map)
         count = self.kept
         if callable(self.rank):
-            count = min(max(round(self.rank(progress)), 1), self.kept)
+            count = round(self.rank(progress))
+            if not 1 <= count <= self.kept:
+                raise ValueError(f"rank {count} at {progress:.3g} of the training: from 1 to {self.kept}")
         difference = at_least_float32(student)[:, :count] - target.detach()[:, :count]
-        return difference.square().mean()
+        return difference.square().mean() / self.variance[:count].mean()
 
     def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """The target, pooled to the smaller grid: [B, k, min H, min W]. The map itself where k = C_t.

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.projector import standardise
 
 
@@ -19,7 +19,7 @@ def pearson_kd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return F.mse_loss(student, teacher) / 2
 
 
-class PKD(nn.Module):
+class PKD(SeesPooled, nn.Module):
     """`pearson_kd`; where the channels differ, of a linear map of the student's that is learnt."""
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
@@ -32,7 +32,3 @@ class PKD(nn.Module):
         """Give the scalar loss of two maps [B, C, H, W]."""
         check_channels(student_map, teacher_map, self.channels)
         return pearson_kd(self.projector(student_map), teacher_map)
-
-    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
-        return match_grids(student_map, teacher_map)[1]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.pca_target import pca_target
 from distill_dynamics.losses.token_statistics import token_statistics
 
@@ -62,7 +62,7 @@ def _is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
-class PHISTarget(nn.Module):
+class PHISTarget(SeesPooled, nn.Module):
     """Mean squared error of the student's map, through a learnt linear map, and the rotated teacher's.
 
     y = λ̄^(-1/2) · H Uᵀ(x - μ) / √C, with mean μ, eigenvectors U and mean eigenvalue λ̄ of the covariance of
@@ -99,7 +99,3 @@ class PHISTarget(nn.Module):
         student_map, teacher_map = match_grids(student_map, teacher_map.detach())
         target = pca_target(teacher_map, self.mean, self.basis, self.scale)
         return (at_least_float32(self.projector(student_map)) - target).square().mean()
-
-    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
-        return match_grids(student_map, teacher_map)[1]

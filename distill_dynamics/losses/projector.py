@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.ranks import GatherRanks, several_ranks
 
 EPS = 1e-5  # as batch norm's
@@ -78,7 +78,7 @@ def standardise(*maps: Tensor) -> list[Tensor]:
     ]
 
 
-class ProjectorKD(nn.Module):
+class ProjectorKD(SeesPooled, nn.Module):
     """`projector_kd` with the projector it learns, nn.Linear's default at the start.
 
     On one rank and before the first step its loss is the published one (batch norm of both maps, then
@@ -97,10 +97,3 @@ class ProjectorKD(nn.Module):
         """Give the scalar loss of two maps [B, C_s, H_s, W_s] and [B, C_t, H_t, W_t]."""
         check_channels(student_map, teacher_map, self.channels)
         return projector_kd(student_map, teacher_map, self.projector.weight, self.projector.bias)
-
-    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """All that the loss sees of the teacher's map: pooled to the smaller grid, [B, C_t, min H, min W].
-
-        Of maps as `forward` takes them; only the student map's shape counts.
-        """
-        return match_grids(student_map, teacher_map)[1]

@@ -1,15 +1,30 @@
 """The global batch under DDP: what the other ranks hold, with gradients."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """Within, losses are of this rank's images alone: where every rank shows them the same ones."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def several_ranks() -> bool:
     """Whether there are other ranks to ask."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _alone.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class GatherRanks(torch.autograd.Function):

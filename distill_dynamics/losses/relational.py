@@ -17,6 +17,8 @@ def relational_kd(student: Tensor, teacher: Tensor, distance: float = 25.0, angl
     are gathered, which must be equally many. Memory grows with B³. 25 and 50 are the authors'.
     """
     student, teacher = (global_batch(at_least_float32(x)) for x in (student, teacher.detach()))
+    if len(student) < 2:
+        raise ValueError("relations need two images or more")
     loss = student.new_zeros(())
     if distance:
         loss = loss + distance * F.smooth_l1_loss(_distances(student), _distances(teacher))

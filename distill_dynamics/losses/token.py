@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.token_statistics import token_statistics
 
 
@@ -17,7 +17,7 @@ def token_kd(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.9 * apart.mean() + 0.1 * F.smooth_l1_loss(student, teacher)
 
 
-class TokenKD(nn.Module):
+class TokenKD(SeesPooled, nn.Module):
     """`token_kd` of a linear map of the student's tokens and the teacher's, standardised by channel.
 
     Mean and deviation of the teacher's channels are fitted before training, over 1,024 training images: for
@@ -40,7 +40,8 @@ class TokenKD(nn.Module):
         """Measure mean and deviation of each of the teacher's channels."""
         mean, covariance = token_statistics(batches)
         self.mean.copy_(mean)
-        self.std.copy_(covariance.diagonal().clamp(min=1e-12).sqrt())
+        variance = covariance.diagonal()
+        self.std.copy_(variance.clamp(min=1e-4 * float(variance.mean())).sqrt())  # of dead channels, too
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]."""
@@ -48,7 +49,3 @@ class TokenKD(nn.Module):
         student_map, teacher_map = match_grids(student_map, at_least_float32(teacher_map))
         standardised = (teacher_map.movedim(1, -1) - self.mean) / self.std
         return token_kd(self.projector(student_map.movedim(1, -1)), standardised)
-
-    def cacheable(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """The teacher's map pooled to the smaller grid, [B, C_t, min H, min W]."""
-        return match_grids(student_map, teacher_map)[1]

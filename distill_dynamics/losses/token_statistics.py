@@ -9,7 +9,8 @@ from torch import Tensor
 def token_statistics(batches: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """Mean [C] and covariance [C, C] of the positions of all "teacher_map" [B, C, H, W], in float64.
 
-    Added up without cancellation (Chan et al., 1979). `ValueError` where there is no map.
+    Added up without cancellation (Chan et al., 1979). `ValueError` where there is no map,
+    and where nothing varies.
     """
     count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
@@ -22,4 +23,6 @@ def token_statistics(batches: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, T
         mean, count = mean + step * (len(tokens) / total), total
     if not count:
         raise ValueError("there is no teacher's map to fit to")
+    if not scatter.diagonal().sum() > 0:
+        raise ValueError("the teacher's map is the same everywhere: there is nothing to fit to")
     return mean, scatter / count

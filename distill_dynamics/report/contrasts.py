@@ -11,12 +11,10 @@ from distill_dynamics.report.records import listed
 
 # Settings that run.json holds, not config.yaml: unknown where it cannot be read.
 _FACTS = ("images a step", "data")
-_TERMS = ("model.terms",)
+_TERMS = ("model.terms", "model.alpha", "model.temperature")
 _DISTILLATION = (
     *_TERMS,
     "model.teacher",
-    "model.alpha",
-    "model.temperature",
     "model.teacher_cache",
     "model.teacher_precision",
     "model.shard_teacher",
@@ -34,13 +32,17 @@ class Contrast(NamedTuple):
     difference: float = math.nan
     """Of the mean best top-1, points."""
     interval: tuple[float, float] | None = None
-    """95 % of the difference, points; None where a method has one seed."""
+    """95 % of the difference, points; None where a method has one seed, or the seeds show no spread."""
 
     @property
     def verdict(self) -> str:
-        """What the seeds tell of the difference."""
-        if self.interval is None:
+        """What the seeds tell of the difference; "" without a baseline."""
+        if self.baseline is None or self.baseline is self.method:
             return ""
+        if min(len(self.method.by_seed()), len(self.baseline.by_seed())) < 2:
+            return "one seed"
+        if self.interval is None:
+            return "equal in all seeds: no spread"
         low, high = self.interval
         return "higher" if low > 0 else "lower" if high < 0 else "not beyond chance"
 
@@ -78,7 +80,8 @@ def interval(one: dict[str, float], other: dict[str, float]) -> tuple[float, flo
         else:
             test = stats.ttest_ind([*one.values()], [*other.values()], equal_var=False)
         low, high = map(float, test.confidence_interval(0.95))
-    return (low, high) if math.isfinite(low) else None
+    # Differences that are all equal, as few images make them, say nothing of the spread.
+    return (low, high) if math.isfinite(low) and high - low > 1e-6 else None
 
 
 def differences(a: Method, b: Method) -> list[str]:

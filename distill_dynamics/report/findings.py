@@ -60,7 +60,7 @@ def _trainings(study: Study) -> list[str]:
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     sentences = [f"Highest top-1: {first.label} with {first.top1:.2f} %{mean}."]
     compared = [contrast for contrast in study.contrasts if not math.isnan(contrast.difference)]
-    if any(contrast.interval is None for contrast in compared):
+    if any(contrast.verdict == "one seed" for contrast in compared):
         sentences.append("With one seed a difference cannot be told from the spread over seeds.")
     if sum(contrast.interval is not None for contrast in compared) > 1:
         sentences.append("Each interval is of one contrast: of many, some leave 0 out by chance.")

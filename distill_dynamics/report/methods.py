@@ -110,7 +110,7 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
     alpha = model.get("alpha")  # null is the default: above 0 with a teacher
     distils = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
     without = "" if distils and "kd" not in given else " without SoftKD"
-    without += " without cross-entropy" if "ce" in given else ""
+    without += " without cross-entropy" if "ce" in given and given["ce"] is None else ""
     if not terms:
         return "no distillation" if "SoftKD" in without else f"SoftKD{without}", "", "", ""
     losses = [_loss(term) for term in terms.values()]

@@ -44,7 +44,7 @@ def contrast_rows(study: Study) -> list[Row]:
         if baseline is method or not method.by_seed() or (baseline is None and not contrast.reason):
             continue
         bounds = NOTHING if contrast.interval is None else " to ".join(f"{b:+.2f}" for b in contrast.interval)
-        verdict = f"not compared: {contrast.reason}" if baseline is None else contrast.verdict or "one seed"
+        verdict = f"not compared: {contrast.reason}" if baseline is None else contrast.verdict
         against = NOTHING if baseline is None else baseline.label
         rows.append((method.label, against, signed(contrast.difference), bounds, verdict))
     return filled(rows)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_dynamics.models.features import Wanted
+from distill_dynamics.teacher_cache.fitted import fitted_state
 
 LOGITS = ("logits", "dist_logits")
 """Words that the stored classes serve: a teacher in eval mode has one answer for both."""
@@ -87,7 +88,7 @@ def field_of(reader: Reader, value: Tensor) -> Part:
     part = part_of(reader, fixed.to(value.device, torch.float32))
     hashed = [part.half()]
     if hasattr(reader.loss, "fit"):  # what it does hangs on what it has fitted, which devices round otherwise
-        hashed = [*reader.loss.state_dict().values()]
+        hashed = [*fitted_state(reader.loss).values()]
     content = b"".join(value.cpu().contiguous().numpy().tobytes() for value in hashed)
     digest = hashlib.sha256(content).hexdigest()[:8]
     how = type(reader.loss).__name__ if reader.narrows else reader.wanted.word

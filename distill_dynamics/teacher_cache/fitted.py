@@ -14,16 +14,28 @@ from distill_dynamics.models.save import read_tensors, write_weights
 NAME = "fitted.safetensors"
 
 
+def fitted_state(loss: Any) -> dict[str, Tensor]:
+    """The buffers of a loss, and of its parameters those that `fit` changed: the others are the run's own."""
+    parameters = dict(loss.named_parameters())
+    state = {name: value for name, value in loss.state_dict().items() if name not in parameters}
+    return state | {name: parameters[name].detach() for name in getattr(loss, "fitted_parameters", ())}
+
+
 def write_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
-    """Write the state of every loss that has `fit`, if there is one."""
-    if state := dict(_states(terms)):
-        write_weights(folder / NAME, state, {}, None)
+    """Write what every loss that has `fit` was fitted, if there is one."""
+    states = {
+        f"{place}.{name}": value
+        for place, loss in _losses(terms)
+        for name, value in fitted_state(loss).items()
+    }
+    if states:
+        write_weights(folder / NAME, states, {}, None)
 
 
 def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
-    """Fill in the state of every loss that has `fit`. UserError where the cache has none that fit."""
-    wanted = dict(_states(terms))
-    if not wanted:
+    """Fill in what every loss that has `fit` was fitted. UserError where the cache has none that fit."""
+    losses = dict(_losses(terms))
+    if not losses:
         return
     try:
         saved = read_tensors(folder / NAME)
@@ -31,17 +43,20 @@ def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
         raise UserError(
             f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"
         ) from error
-    for name, buffer in wanted.items():
-        if name not in saved or saved[name].shape != buffer.shape:
-            raise UserError(
-                f"teacher_cache: {folder / NAME} has no {name} of {list(buffer.shape)}, which the loss "
-                "here fits to its teacher; build one with this config"
-            )
-        buffer.detach().copy_(saved[name])
+    for place, loss in losses.items():
+        loss.fitted_parameters = {n for n, _ in loss.named_parameters() if f"{place}.{n}" in saved}
+        for name, value in fitted_state(loss).items():
+            key = f"{place}.{name}"
+            if key not in saved or saved[key].shape != value.shape:
+                raise UserError(
+                    f"teacher_cache: {folder / NAME} has no {key} of {list(value.shape)}, which the loss "
+                    "here fits to its teacher; build one with this config"
+                )
+            value.copy_(saved[key])
 
 
-def _states(terms: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _losses(terms: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, term in terms.items():
         for pair, loss in enumerate(term):
             if hasattr(loss, "fit"):
-                yield from ((f"{name}.{pair}.{buffer}", value) for buffer, value in loss.state_dict().items())
+                yield f"{name}.{pair}", loss

@@ -116,6 +116,8 @@ def _needs_every_gradient(strategy: Any) -> bool:
 def _check_gradients(student: Backbone, values: list[Tensor]) -> None:
     trained = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
     total = torch.stack([value.reshape(()).float() for value in values]).sum()
+    if not total.requires_grad:
+        raise UserError(f"model.terms: no term has a gradient for {student.name}, so nothing is trained")
     gradients = torch.autograd.grad(total, [*trained.values()], allow_unused=True)
     unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if unused:

@@ -61,7 +61,10 @@ def fit_losses(distiller: Distiller) -> None:
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):
                 continue
+            before = {name: value.clone() for name, value in loss.named_parameters()}
             with isolated(distiller), torch.no_grad():
                 loss.fit(TeacherBatches(distiller, term, pair))
             first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())
             loss.load_state_dict(first)
+            after = dict(loss.named_parameters())
+            loss.fitted_parameters = {n for n, value in before.items() if not torch.equal(value, after[n])}

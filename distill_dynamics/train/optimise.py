@@ -47,6 +47,7 @@ def decay_groups(module: nn.Module, exempt: Iterable[str]) -> list[dict[str, Any
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             bare = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+            bare = bare or ".parametrizations." in name  # of what is computed from it, nothing is to decay
             (no_decay if bare else decay).append(parameter)
     return [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}]
 

@@ -19,4 +19,4 @@ def linear_cka(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
     count by their variance, so that a few large ones can rule it; and it is above 0 by chance, the more so
     the fewer tokens there are for the channels. NaN where nothing varies.
     """
-    return xy.square().sum() / (xx.square().sum() * yy.square().sum()).sqrt()
+    return (xy / xx.norm().sqrt() / yy.norm().sqrt()).square().sum()

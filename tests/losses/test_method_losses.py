@@ -259,6 +259,20 @@ def test_vkd(narrow, wide):
     assert token(*as_maps).item() == pytest.approx(slow)
 
 
+@pytest.mark.parametrize(("narrow", "wide"), [(5, 8), (8, 5), (6, 6)])
+def test_a_projection_that_is_trained_and_decayed_stays_orthogonal(narrow, wide):
+    """Torch's default for maps that are not square becomes 0 at the first step with weight decay."""
+    loss, s, t = losses.VkD(narrow, wide), draw(B, narrow).float(), draw(B, wide, seed=1).float()
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-2, weight_decay=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(s, t).backward()
+        optimizer.step()
+    p = loss.projector.weight.detach()
+    product = p.T @ p if wide >= narrow else p @ p.T
+    torch.testing.assert_close(product, torch.eye(min(p.shape)), atol=1e-5, rtol=0)
+
+
 def z_by_row(x):
     return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
 
@@ -270,6 +284,11 @@ def test_cka():
     k, other = x @ x.T, y @ y.T
     slow = 1 - (k * other).sum() / np.sqrt((k * k).sum() * (other * other).sum())
     close(losses.CKA()(s, t), slow)
+
+
+def test_cka_of_large_values_does_not_overflow():
+    x = 1e6 * maps()[0].float()
+    assert losses.CKA()(x, 0.9 * x).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_similarity_preserving():
@@ -366,9 +385,13 @@ def test_a_linear_student_of_the_components_reaches_pca_targets_zero():
 def test_a_rank_that_is_a_schedule_counts_the_first_components():
     s, t = maps(student=(3, 4, 4))
     loss = fitted(losses.PCATarget(3, 8, rank=lambda progress: 1 + 2 * progress, rotate=False), t)
-    target = loss.cacheable(s, t)
+    target, (_, values, _) = loss.cacheable(s, t), components(t)
     for progress, count in ((0.0, 1), (0.5, 2), (1.0, 3)):
-        close(loss(s, t, progress), ((s - target)[:, :count] ** 2).mean().item())
+        error = ((s - target)[:, :count] ** 2).mean().item()
+        share = values[:count].mean() / values[:3].mean()  # a student that gives the mean has the loss 1
+        close(loss(s, t, progress), error / share)
+    with pytest.raises(ValueError, match="rank 5"):
+        loss(s, t, 2.0)
 
 
 def test_as_many_components_as_channels_are_a_rotation():
