@@ -18,7 +18,8 @@ def fitted_state(loss: Any) -> dict[str, Tensor]:
     """The buffers of a loss, and of its parameters those that `fit` changed: the others are the run's own."""
     parameters = dict(loss.named_parameters())
     state = {name: value for name, value in loss.state_dict().items() if name not in parameters}
-    return state | {name: parameters[name].detach() for name in getattr(loss, "fitted_parameters", ())}
+    fitted = sorted(getattr(loss, "fitted_parameters", ()))
+    return state | {name: parameters[name].detach() for name in fitted}
 
 
 def write_fitted(folder: Path, terms: Mapping[str, Any]) -> None:

@@ -122,7 +122,7 @@ def work(rank, folder):
 
 
 def test_two_ranks_measure_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(work, (str(tmp_path),), 2)
+    torch.multiprocessing.start_processes(work, (str(tmp_path),), 2, start_method="fork")
     for n in (7, 1):  # of one image the second rank has none
         alone = compare_models(STUDENT, TEACHER, make_images(n), make_images(n), most=5)["cka"]
         shared = [np.load(tmp_path / f"{n}_{rank}.npy") for rank in (0, 1)]

@@ -89,7 +89,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("group")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=WORLD)
+    torch.multiprocessing.start_processes(work, args=(str(folder),), nprocs=WORLD, start_method="fork")
     return folder
 
 

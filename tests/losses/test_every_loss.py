@@ -171,7 +171,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (str(folder),), 2)
+    multiprocessing.start_processes(work, (str(folder),), 2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -60,7 +60,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    multiprocessing.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,0 +1,54 @@
+"""What a cache gives to a run's losses: what was fitted to the teacher, and nothing that is the run's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from distill_dynamics import UserError
+from distill_dynamics.losses import FitNet, PCATarget, TokenKD
+from distill_dynamics.teacher_cache.fitted import load_fitted, write_fitted
+
+BATCHES = [{"teacher_map": torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))}]
+
+
+class Guess(nn.Module):
+    """Fits a parameter, which is trained on from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.guess, self.own = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(2))
+
+    def fit(self, batches):
+        self.guess.data.copy_(next(iter(batches))["teacher_map"].mean((0, 2, 3)))
+
+
+def make(seed):
+    torch.manual_seed(seed)
+    return {
+        "hinge": [FitNet(5, 8, hinge=True)],
+        "pca": [PCATarget(5, 8)],
+        "token": [TokenKD(5, 8)],
+        "guess": [Guess()],
+    }
+
+
+def test_a_run_of_another_seed_keeps_its_own_projector(tmp_path):
+    fitted = make(0)
+    for (loss,) in fitted.values():
+        loss.fit(BATCHES)
+    fitted["guess"][0].fitted_parameters = {"guess"}
+    write_fitted(tmp_path, fitted)
+    before, run = make(1), make(1)
+    load_fitted(tmp_path, run)
+    for name, (loss,) in run.items():
+        (theirs,), (own,) = fitted[name], before[name]
+        trained = {key for key, _ in loss.named_parameters()} - {"guess"}
+        for key, value in loss.state_dict().items():
+            expected = own if key in trained else theirs
+            assert torch.equal(value, expected.state_dict()[key]), (name, key)
+
+
+def test_a_cache_of_another_width_is_refused(tmp_path):
+    write_fitted(tmp_path, {"pca": [PCATarget(5, 8)]})
+    with pytest.raises(UserError, match=r"pca.0.mean of \[6\]"):
+        load_fitted(tmp_path, {"pca": [PCATarget(5, 6)]})
