@@ -8,6 +8,7 @@ import nbclient
 import nbformat
 import pytest
 
+from distill_dynamics.cli.fit_summary import terminal_signature_rows
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.report.records import Run
 from distill_dynamics.report.tables import evolution_rows
@@ -42,15 +43,15 @@ def test_a_committed_notebook_was_run_from_top_to_bottom(path):
     assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in cells(notebook))
 
 
-def headings():
-    """The header row of every table, by its first cell."""
+def headings(in_terminal):
+    """The header row of every table, by its first cell: of the page, or as `fit` prints it."""
     teacher = Profile.load(TEACHER)
     first, second = (replace(teacher, epoch=epoch) for epoch in (1, 2))
     profiles = RunProfiles([first, second], teacher, None)
     run = Run("r", "r", Path("r"), "fit", profiles)
     made = [
         accuracy_rows([{"epoch": 1.0, "val/acc1": 50.0}]),
-        signature_rows(profiles.named()),
+        (terminal_signature_rows if in_terminal else signature_rows)(profiles.named()),
         spectrum_rows(profiles.named()),
         gap_rows(profiles),
         evolution_rows([run]),
@@ -64,7 +65,7 @@ def test_tables_that_are_shown_have_the_headings_of_today(path):
     if path.suffix == ".ipynb":
         outputs = [o for cell in cells(nbformat.read(path, as_version=4)) for o in cell.outputs]
         text = "\n".join(output.get("text", "") for output in outputs)
-    today, seen = headings(), set()
+    today, seen = headings(path.suffix == ".md"), set()
     for line in text.splitlines():
         row = tuple(re.split(r"\s{2,}", line.strip()))
         if row[0] in today:

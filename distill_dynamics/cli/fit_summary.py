@@ -27,7 +27,8 @@ def end(run_dir: Path, distiller: Distiller) -> None:
     lines: list[str] = []
     try:
         (run,) = load_runs([run_dir])
-        for rows, note in ((accuracy_rows(run.metrics), []), (_signature_rows(run.named()), [LEGEND])):
+        signatures = terminal_signature_rows(run.named())
+        for rows, note in ((accuracy_rows(run.metrics), []), (signatures, [LEGEND])):
             lines += [*aligned(rows), *note, ""] if rows else []
         write_report([run_dir], run_dir / "report.html")
     except (Exception, KeyboardInterrupt) as error:
@@ -40,7 +41,7 @@ def end(run_dir: Path, distiller: Distiller) -> None:
         print(framed(warning), file=sys.stderr)
 
 
-def _signature_rows(named: Named) -> list[Row]:
+def terminal_signature_rows(named: Named) -> list[Row]:
     """`signature_rows` in 80 columns."""
     header = ("entropy by block", "lowest", "fall (bits)", "rise (bits)", "shape", "magnitude")
     rows = signature_rows([(who.removeprefix("student, "), profile) for who, profile in named])[1:]
