@@ -248,7 +248,7 @@ class _Kept(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         number = index % 4
-        answers = self.drawn._answers(self.keys[number])
+        answers = self.drawn._extras(self.keys[number])
         return (*self.batches[number], answers) if answers else self.batches[number]
 
 
