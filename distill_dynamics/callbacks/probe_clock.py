@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,16 +15,16 @@ from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.run_logger import log_row
 
 
-class AtProbes(Callback):
+class AtProbes(Callback, ABC):
     """Measures at epoch 0, every `period` epochs and at the last, also of a run that was stopped early."""
 
     period = 0
     """Epochs; 0 where there is nothing to measure. To be set before training starts."""
     _measured: int | None = None  # the latest epoch that was, on every rank
 
+    @abstractmethod
     def measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         """Measure and log; called on every rank."""
-        raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Measure at epoch 0, unless the run goes on."""
