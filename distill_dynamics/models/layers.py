@@ -11,6 +11,8 @@ from typing import Literal, TypeGuard
 
 from distill_dynamics.errors import UserError
 
+Pairs = Sequence[Sequence[int]] | Literal["all", "depth"]
+
 
 def resolve_layers(layers: Sequence[int] | Literal["all"], depth: int, model: str) -> list[int]:
     """Give the layers meant, as numbers from 1 to `depth`, in the order asked for, repeats kept.
@@ -31,7 +33,7 @@ def pair_layers(
     teacher_depth: int,
     first: int = 0,
     last: int = 0,
-    pairs: Sequence[Sequence[int]] | Literal["all"] | None = None,
+    pairs: Pairs | None = None,
 ) -> list[tuple[int, int]]:
     """Give the (student layer, teacher layer) pairs of one term, each a number from 1, shallow first.
 
@@ -41,7 +43,9 @@ def pair_layers(
     [(1, 1), (2, 2), (12, 24)].
 
     `pairs` names them instead: [[1, 1], [-1, -1]], in the order given, where one layer may serve in
-    several pairs; or "all", each layer with the one of its number, for models equally deep.
+    several pairs; "all", each layer with the one of its number, for models equally deep; or "depth", each
+    student layer i of S with the teacher layer i · T / S of T, rounded (a half upwards) and at least 1. Last
+    meets last; of a teacher less deep, one layer serves in several pairs.
 
     Raises `UserError` for a layer that does not exist, a pair named twice, a choice that needs one
     layer twice or more layers than there are, no pair at all, and `pairs` beside `first` or `last`.
@@ -66,21 +70,25 @@ def pair_layers(
     return from_the_start + from_the_end
 
 
-def _explicit_pairs(
-    pairs: Sequence[Sequence[int]] | Literal["all"], student_depth: int, teacher_depth: int
-) -> list[tuple[int, int]]:
+def _explicit_pairs(pairs: Pairs, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
     if isinstance(pairs, str):
+        if pairs == "depth":
+            # i · T / S + 1 / 2, rounded down in whole numbers: the same on every machine.
+            return [
+                (i, max(1, (2 * i * teacher_depth + student_depth) // (2 * student_depth)))
+                for i in range(1, student_depth + 1)
+            ]
         if pairs != "all":
-            raise UserError(f'pairs are a list such as [[1, 1], [-1, -1]] or "all", not "{pairs}"')
+            raise UserError(f'pairs are a list such as [[1, 1], [-1, -1]], "all" or "depth", not "{pairs}"')
         if student_depth != teacher_depth:
             raise UserError(
-                'pairs "all" needs models equally deep: '
+                'pairs "all" needs models equally deep, and "depth" does not: '
                 f"the student has {student_depth} layers, the teacher {teacher_depth}"
             )
         return [(i, i) for i in range(1, student_depth + 1)]
 
     if not isinstance(pairs, Sequence):
-        raise UserError(f'pairs are a list such as [[1, 1], [-1, -1]] or "all", not {pairs!r}')
+        raise UserError(f'pairs are a list such as [[1, 1], [-1, -1]], "all" or "depth", not {pairs!r}')
     resolved: list[tuple[int, int]] = []
     for pair in pairs:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:

@@ -149,8 +149,8 @@ def _blocks(term: dict[str, Any]) -> str:
     first, last, pairs = term.get("first"), term.get("last"), term.get("pairs")
     parts = [f"F {first}"] if first else []
     parts += [f"L {last}"] if last else []
-    if pairs == "all":
-        parts.append("all")
+    if pairs in ("all", "depth"):
+        parts.append(pairs)
     elif pairs:
         parts.append("pairs " + " ".join(f"{student}-{teacher}" for student, teacher in pairs))
     return ", ".join(parts)

@@ -5,8 +5,6 @@ Letters: B batch, C channels, H W grid, N patches, K classes.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +15,11 @@ from torch import Tensor, nn
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.models.features import BY_BLOCK, BY_IMAGE, Read, TeacherOutputs, Wanted, width
+from distill_dynamics.models.features import BY_BLOCK, Read, TeacherOutputs, Wanted
 from distill_dynamics.models.layers import pair_layers
 from distill_dynamics.schedule import Schedule
 from distill_dynamics.train.checks import check_name_of_term, check_number, check_schedule, checked
-
-OF_MODELS = {f"{who}_{word}": (who, word) for who in ("student", "teacher") for word in BY_BLOCK + BY_IMAGE}
-OF_BATCH = ("targets", "index", "progress")
-WIDTHS = ("student_channels", "teacher_channels")
+from distill_dynamics.train.reads import block_of, class_of, takes_widths, width_of, words_of
 
 
 class MakeLoss(Protocol):
@@ -49,14 +44,15 @@ class Term:
         first: align the first so many student blocks with the teacher's of the same number.
         last: align the last so many with the teacher's of the same rank from the end.
         pairs: or these [student block, teacher block] pairs, numbered from 1, negative from the end; or
-            "all", for models equally deep. A loss that reads nothing of blocks takes no pairs.
+            "all", for models equally deep; or "depth": each student block with the teacher's at the same
+            share of the depth (`pair_layers`). A loss that reads nothing of blocks takes no pairs.
     """
 
     loss: MakeLoss
     weight: float | Schedule = 0.2
     first: int = 0
     last: int = 0
-    pairs: list[tuple[int, int]] | Literal["all"] | None = None
+    pairs: list[tuple[int, int]] | Literal["all", "depth"] | None = None
 
 
 def with_standard(
@@ -105,7 +101,7 @@ class BoundTerm(nn.ModuleList):
         check_name_of_term(name)
         check_schedule(f"terms.{name}.weight", term.weight)
         self.name, self.weight = name, term.weight
-        made_of = _class_of(term.loss)
+        made_of = class_of(term.loss)
         words = None if made_of is None else words_of(name, made_of)
         if teacher is None and any(who == "teacher" for who, _ in (words or {}).values()):
             raise UserError(
@@ -123,7 +119,7 @@ class BoundTerm(nn.ModuleList):
             read = words or words_of(name, type(self[-1]))
             self.inputs.append(
                 [
-                    _Input(parameter, who, word, _block(who, word, pair))
+                    _Input(parameter, who, word, block_of(who, word, pair))
                     for parameter, (who, word) in read.items()
                 ]
             )
@@ -138,14 +134,14 @@ class BoundTerm(nn.ModuleList):
     ) -> nn.Module:
         key = f"terms.{self.name}.loss"
         if words is None:
-            widths = [_width("student", "map", pair, student), _width("teacher", "map", pair, teacher)]
+            widths = [width_of("student", "map", pair, student), width_of("teacher", "map", pair, teacher)]
             return checked(key, lambda given: make(*given), widths)
         if not takes_widths(make):
             return checked(key, lambda _: make(), None)
         first = dict(reversed([*words.values()]))
         models = {"student": student, "teacher": teacher}
         given = {
-            f"{who}_channels": _width(who, first.get(who, "logits"), pair, model)
+            f"{who}_channels": width_of(who, first.get(who, "logits"), pair, model)
             for who, model in models.items()
         }
         return checked(key, lambda given: make(**given), given)
@@ -187,51 +183,6 @@ class BoundTerm(nn.ModuleList):
             }
             values.append(loss(**given))
         return sum(values) / len(values)
-
-
-def words_of(term: str, loss: type) -> dict[str, tuple[str, str]]:
-    """By parameter of `forward`: whose, "student", "teacher" or "batch", and what. UserError for others."""
-    found: dict[str, tuple[str, str]] = {}
-    static = isinstance(inspect.getattr_static(loss, "forward"), staticmethod)
-    parameters: Any = inspect.signature(loss.forward).parameters  # type: ignore[attr-defined]
-    for name in [*parameters][0 if static else 1 :]:
-        if name in OF_MODELS:
-            found[name] = OF_MODELS[name]
-        elif name in OF_BATCH:
-            found[name] = ("batch", name)
-        else:
-            known = [*OF_MODELS, *OF_BATCH]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"model.terms.{term}: {loss.__name__}.forward reads {name!r}; a loss can read student_ and "
-                f"teacher_ {', '.join(BY_BLOCK + BY_IMAGE)}, and {', '.join(OF_BATCH)}, each by "
-                f"its name.{hint}"
-            )
-    if not found:
-        raise UserError(f"model.terms.{term}: {loss.__name__}.forward reads nothing")
-    return found
-
-
-def takes_widths(make: Any) -> bool:
-    """Whether the class that this makes objects of begins with the widths of what its objects read."""
-    made_of = _class_of(make)
-    return made_of is not None and tuple(inspect.signature(made_of).parameters)[:2] == WIDTHS
-
-
-def _class_of(make: Any) -> type | None:
-    """The class that this makes objects of; None for a function."""
-    if isinstance(make, partial):  # a config's has the class among its arguments
-        return next((part for part in (make.func, *make.args) if inspect.isclass(part)), None)
-    return make if inspect.isclass(make) else None
-
-
-def _block(who: str, word: str, pair: tuple[int, int] | None) -> int | None:
-    return pair[who == "teacher"] if pair is not None and word in BY_BLOCK else None
-
-
-def _width(who: str, word: str, pair: tuple[int, int] | None, model: Backbone | None) -> int | None:
-    return None if model is None else width(model, word, _block(who, word, pair))
 
 
 def _pairs(

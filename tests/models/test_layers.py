@@ -1,3 +1,6 @@
+from fractions import Fraction
+from math import floor
+
 import numpy as np
 import pytest
 
@@ -59,6 +62,21 @@ def test_every_block_can_be_paired():
     assert pair_layers(4, 9, last=4) == [(1, 6), (2, 7), (3, 8), (4, 9)]
 
 
+@pytest.mark.parametrize("student", range(1, 14))
+@pytest.mark.parametrize("teacher", range(1, 27))
+def test_pairs_by_depth_are_each_student_block_at_its_share_of_the_teachers_depth(student, teacher):
+    share = [Fraction(i * teacher, student) for i in range(1, student + 1)]
+    halves_up = [max(1, floor(at + Fraction(1, 2))) for at in share]
+    assert pair_layers(student, teacher, pairs="depth") == [*enumerate(halves_up, start=1)]
+    assert halves_up[-1] == teacher
+
+
+def test_pairs_by_depth_of_the_papers_models():
+    assert pair_layers(12, 24, pairs="depth") == [(i, 2 * i) for i in range(1, 13)]
+    assert pair_layers(4, 6, pairs="depth") == [(1, 2), (2, 3), (3, 5), (4, 6)]  # 1.5 and 4.5 go up
+    assert pair_layers(12, 3, pairs="depth")[:2] == [(1, 1), (2, 1)]
+
+
 def test_explicit_pairs_keep_their_order_and_may_share_a_layer():
     assert pair_layers(12, 24, pairs=[[-1, -1], [3, 6], (3, 7)]) == [(12, 24), (3, 6), (3, 7)]
 
@@ -75,6 +93,7 @@ def test_explicit_pairs_keep_their_order_and_may_share_a_layer():
         ((12, 24), {"last": 1.5}, "last is a number of layers, 0 or more, not 1.5"),
         ((12, 24), {"first": 1, "pairs": [[1, 1]]}, "exclude each other"),
         ((12, 24), {"last": 1, "pairs": "all"}, "exclude each other"),
+        ((12, 24), {"first": 1, "pairs": "depth"}, "exclude each other"),
         ((12, 24), {"pairs": [[13, 1]]}, "layer 13 does not exist: the student has 12 layers"),
         ((12, 24), {"pairs": [[1, -25]]}, "layer -25 does not exist: the teacher has 24 layers"),
         ((12, 24), {"pairs": [[1, 0]]}, "layer 0 does not exist: the teacher has 24 layers"),
