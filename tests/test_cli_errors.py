@@ -280,7 +280,7 @@ def test_help_lists_the_commands(capsys):
     text = " ".join(printed(capsys, "--help").split())
     for command, sentence in COMMANDS.items():
         assert f"{command} {sentence}" in text
-    assert "python -m distill_dynamics fit --config configs/quickstart.yaml" in text
+    assert "python -m distill_dynamics fit --config packaged:quickstart" in text
     assert "Lightning" not in text
 
 

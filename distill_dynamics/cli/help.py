@@ -36,7 +36,8 @@ GROUPS = {
     "trainer": "trainer: Lightning's Trainer",
 }
 OPTIONS = {
-    "--config": "YAML file; a later one overrides an earlier one, and options override both",
+    "--config": "YAML file, or packaged:NAME for one that comes with the package; a later one overrides an "
+    "earlier one, and options override both",
     "--print_config": "print the whole configuration as YAML and exit (skip_default: only what was changed)",
     "--seed_everything": "seed of the weights, the order, the augmentation and dropout",
     "--ckpt_path": "a checkpoint file, `last` or `best` of the run whose config.yaml is given as --config; "
@@ -123,4 +124,4 @@ def _print_help(commands: Mapping[str, str]) -> None:
     for command, text in commands.items():
         print(textwrap.fill(f"{command:<15}{text}", width, initial_indent="  ", subsequent_indent=17 * " "))
     print("\nCOMMAND --help shows the options of a command, --version the version.")
-    print(f"Example: {PROGRAM} fit --config configs/quickstart.yaml")
+    print(f"Example: {PROGRAM} fit --config packaged:quickstart")

@@ -16,6 +16,7 @@ from distill_dynamics.cli.environment import drop_empty_variables
 from distill_dynamics.cli.errors import exit_on_user_error
 from distill_dynamics.cli.help import COMMANDS, PLAIN_COMMANDS, answer
 from distill_dynamics.cli.output import output_may_close
+from distill_dynamics.cli.packaged import with_packaged
 from distill_dynamics.cluster.ranks import failing_as_one
 from distill_dynamics.cluster.wandb_end import wandb_closed_in_time
 from distill_dynamics.runs import lease
@@ -78,7 +79,7 @@ def _run(words: Sequence[str], args: list[str] | None) -> None:
         elif words[0] == "cache-teacher":
             from distill_dynamics.cli.cache_teacher import CacheTeacherCLI
 
-            CacheTeacherCLI([*words[1:]])
+            CacheTeacherCLI(with_packaged(words[1:]))
         elif words[0] in PLAIN_COMMANDS:
             from distill_dynamics.cli import run_function
 
@@ -86,4 +87,4 @@ def _run(words: Sequence[str], args: list[str] | None) -> None:
         else:
             from distill_dynamics.cli.fit import DistillCLI
 
-            DistillCLI(args=args)
+            DistillCLI(args=with_packaged(words))

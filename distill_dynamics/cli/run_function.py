@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, get_args, get_origin
 
 from distill_dynamics.cli.help import PLAIN_COMMANDS, PROGRAM
+from distill_dynamics.cli.packaged import with_packaged
 from distill_dynamics.cli.parser import OneLineParser
 
 TOOLS = {
@@ -31,7 +32,7 @@ EXAMPLES = {
 
 def run(words: Sequence[str]) -> None:
     """Run the command that `words` begin with."""
-    command, *options = map(_spelling, words)
+    command, *options = map(_spelling, with_packaged(words))
     function = _function(command)
     parser = _parser(command, function)
     settings = parser.instantiate_classes(parser.parse_args(options))

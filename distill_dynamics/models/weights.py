@@ -51,7 +51,8 @@ def read_weights(checkpoint: str | os.PathLike) -> Weights:
             raise UserError(f"no packaged weights {name!r}; there are: {', '.join(names) or 'none'}")
         path = str(folder / f"{name}.safetensors")
     if not Path(path).is_file():
-        raise UserError(f"checkpoint: no such file: {path}")
+        begins = "" if os.path.isabs(path) else f" (in {os.getcwd()}, where the command is run)"
+        raise UserError(f"checkpoint: no such file: {path}{begins}")
     return _read_safetensors(path) if path.endswith(".safetensors") else _read_pickle(path)
 
 
