@@ -174,15 +174,16 @@ class ImageData(pl.LightningDataModule):
         """
         return fingerprint(*self.sources.values())
 
-    def probe_set(self, n: int = 32, seed: int = 0, split: Split = "val") -> ProbeSet:
+    def probe_set(self, n: int = 32, seed: int = 0, split: Split = "val", at_most: bool = False) -> ProbeSet:
         """`n` images of a split, class-balanced, a function of `seed` alone; no global generator is touched.
 
         Training images too come under the transform of evaluation, without augmentation.
 
-        Raises UserError if there are fewer images, or if one of them cannot be read. With `skip_unreadable`
-        the set is drawn anew without that image.
+        Raises UserError if there are fewer images (with `at_most` all of them are taken), or if one of them
+        cannot be read. With `skip_unreadable` the set is drawn anew without that image.
         """
-        return probe_set(self._source(split), self._eval_transform(), n, seed, self.unreadable)
+        how = self._eval_transform(), n, seed, self.unreadable, at_most
+        return probe_set(self._source(split), *how)
 
     def _eval_transform(self) -> Compose:
         return eval_transform(self.image_size, self.crop_pct, self.interpolation)

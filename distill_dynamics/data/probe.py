@@ -62,10 +62,16 @@ class ProbeSet:
         return normalise(self.pixels, mean, std)
 
 
-def probe_set(source: Source, to_pixels: Compose, n: int, seed: int, unreadable: Unreadable) -> ProbeSet:
-    """`n` images of a source; where unreadable images are skipped, drawn anew without each that is met."""
+def probe_set(
+    source: Source, to_pixels: Compose, n: int, seed: int, unreadable: Unreadable, at_most: bool = False
+) -> ProbeSet:
+    """`n` images of a source; where unreadable images are skipped, drawn anew without each that is met.
+
+    With `at_most` all that can be read where they are fewer.
+    """
     usable = np.arange(len(source.targets))
     while True:
+        n = min(n, len(usable)) if at_most else n
         indices = usable[draw_probe(source.targets[usable], n, seed)]
         try:
             return ProbeSet(indices, torch.stack([to_pixels(source.image(int(i))) for i in indices]))

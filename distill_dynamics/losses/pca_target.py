@@ -5,6 +5,7 @@ k largest principal components (Eckart and Young, 1936). Here these are the targ
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class PCATarget(nn.Module):
         rank: k; the student's channels where left out. Or a schedule of the progress, coarse to fine: at each
             step the first so many of the components count.
         whiten: divide each component by its own deviation, √λ_i clamped at √(1e-3 · λ_1), not by √λ̄.
+        components: "principal", or "random": as many random orthonormal directions, the control.
         rotate: learn a linear map of the student's channels; else its first k are compared as they are.
 
     Raises:
@@ -51,6 +53,7 @@ class PCATarget(nn.Module):
         teacher_channels: int,
         rank: int | Callable[[float], float] | None = None,
         whiten: bool = False,
+        components: Literal["principal", "random"] = "principal",
         rotate: bool = True,
     ) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class PCATarget(nn.Module):
                 f"rank {kept}: the teacher has {teacher_channels} channels, the student {student_channels}"
             )
         self.channels = (student_channels, teacher_channels)
-        self.kept, self.rank, self.whiten = kept, rank, whiten
+        self.kept, self.rank, self.whiten, self.components = kept, rank, whiten, components
         self.projector = nn.Conv2d(student_channels, kept, 1) if rotate else None
         self.register_buffer("mean", torch.zeros(teacher_channels))
         self.register_buffer("basis", torch.eye(teacher_channels, kept))
@@ -71,9 +74,13 @@ class PCATarget(nn.Module):
     def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Find mean, components and scale of the teacher's tokens."""
         mean, covariance = token_statistics(batches)
-        values, vectors = torch.linalg.eigh(covariance)
-        values, vectors = values.flip(0)[: self.kept], vectors.flip(1)[:, : self.kept]
-        spread = values.clamp(min=1e-3 * values[0]) if self.whiten else values.mean().expand(self.kept)
+        if self.components == "principal":
+            vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : self.kept]
+        else:
+            drawn = torch.randn(len(covariance), self.kept, generator=torch.Generator().manual_seed(0))
+            vectors = torch.linalg.qr(drawn.to(covariance)).Q
+        values = (vectors * (covariance @ vectors)).sum(0)  # variances; of principal ones the eigenvalues
+        spread = values.clamp(min=1e-3 * values.max()) if self.whiten else values.mean().expand(self.kept)
         self.mean.copy_(mean)
         self.basis.copy_(vectors)
         self.scale.copy_(spread.rsqrt())

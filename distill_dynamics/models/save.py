@@ -33,9 +33,12 @@ def write_weights(
         partial.write_bytes(_in_order(content))
 
 
-def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """What `write_weights` wrote. Raises what the library does for a file that is missing or damaged."""
-    return safetensors.torch.load_file(path)
+def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_weights` wrote, with facts. Raises the library's errors for missing or damaged files."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    facts = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+    return safetensors.torch.load_file(path), facts
 
 
 def _in_order(content: bytes) -> bytes:

@@ -82,7 +82,7 @@ class CacheBuilder:
             validated_on=validated_on(views.data),
             rows_sha256=rows_checksum(rows),
         )
-        write_fitted(self.folder, terms)
+        write_fitted(self.folder, terms, views.fitted_to)
         with atomic_write(self.folder / "rows.npy") as partial, partial.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
         with atomic_write(self.folder / "cache.json") as partial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.models.save import read_tensors, write_weights
+from distill_dynamics.models.save import read_weights, write_weights
 
 NAME = "fitted.safetensors"
+_NOT_SETTINGS = ("training", "fitted_parameters")
 
 
 def fitted_state(loss: Any) -> dict[str, Tensor]:
@@ -22,28 +24,40 @@ def fitted_state(loss: Any) -> dict[str, Tensor]:
     return state | {name: parameters[name].detach() for name in fitted}
 
 
-def write_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
-    """Write what every loss that has `fit` was fitted, if there is one."""
+def write_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+    """Write what every loss that has `fit` was fitted, if there is one; `images` says to which."""
+    losses = dict(_losses(terms))
     states = {
         f"{place}.{name}": value
-        for place, loss in _losses(terms)
+        for place, loss in losses.items()
         for name, value in fitted_state(loss).items()
     }
     if states:
-        write_weights(folder / NAME, states, {}, None)
+        write_weights(folder / NAME, states, {"fitted to": dict(images), **_facts(losses)}, None)
 
 
-def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
-    """Fill in what every loss that has `fit` was fitted. UserError where the cache has none that fit."""
+def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:
+    """Fill in what every loss that has `fit` was fitted.
+
+    UserError where the cache has none, or was fitted with other settings or to other images.
+    """
     losses = dict(_losses(terms))
     if not losses:
         return
     try:
-        saved = read_tensors(folder / NAME)
+        saved, facts = read_weights(folder / NAME)
     except Exception as error:  # missing or damaged
         raise UserError(
             f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"
         ) from error
+    expected = {"fitted to": dict(images), **_facts(losses)}
+    for place, settings in expected.items():
+        for name, value in settings.items():
+            if (was := facts.get(place, {}).get(name, "not there")) != value:
+                raise UserError(
+                    f"teacher_cache: {folder / NAME}: {place}: {name} was {was} and is {value}; go on with "
+                    "what the cache was built with, or build one with this config"
+                )
     for place, loss in losses.items():
         loss.fitted_parameters = {n for n, _ in loss.named_parameters() if f"{place}.{n}" in saved}
         for name, value in fitted_state(loss).items():
@@ -54,6 +68,16 @@ def load_fitted(folder: Path, terms: Mapping[str, Any]) -> None:
                     "here fits to its teacher; build one with this config"
                 )
             value.copy_(saved[key])
+
+
+def _facts(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each its class and its public attributes of plain values, which what it fits may depend on."""
+    facts = {}
+    for place, loss in losses.items():
+        public = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
+        settings = {name: value for name, value in public.items() if name not in _NOT_SETTINGS}
+        facts[f"model.terms.{place}"] = {"loss": type(loss).__qualname__, **settings}
+    return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
 
 
 def _losses(terms: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

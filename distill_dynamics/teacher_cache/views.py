@@ -55,6 +55,8 @@ class Views:
     """The DataModule, set up for fitting."""
     trainer: Trainer
     made_by: dict[str, Any]
+    fitted_to: dict[str, Any]
+    """What the images that losses were fitted to depend on."""
     folder: Path
     """Of the cache."""
     shows_progress: bool

@@ -15,6 +15,7 @@ from distill_dynamics.train.cached import made_by, readers_of
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
+from distill_dynamics.train.reference_images import depend_on
 
 
 class CacheTeacher(Distiller):
@@ -52,7 +53,7 @@ class CacheTeacher(Distiller):
         trainer = self.trainer
         broadcast: Any = trainer.strategy.broadcast
         if (self.folder / "cache.json").exists():
-            load_fitted(self.folder, self.terms)
+            load_fitted(self.folder, self.terms, depend_on(self.data))
         elif not self.verifies:
             fit_losses(self)
         views = Views(
@@ -61,6 +62,7 @@ class CacheTeacher(Distiller):
             data=self.data,
             trainer=trainer,
             made_by=self.made_by,
+            fitted_to=depend_on(self.data),
             folder=self.folder,
             shows_progress=self.shows_progress,
         )

@@ -19,6 +19,7 @@ from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.dry_run import model_outputs
 from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.reference_images import depend_on
 from distill_dynamics.train.step import keyed_draws
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> Cache
     cache.check_identity(made_by(distiller, teacher))
     cache.check_finished()
     cache.check_samples(trainer.global_rank, trainer.world_size)
-    load_fitted(cache.folder, distiller.terms)
+    load_fitted(cache.folder, distiller.terms, depend_on(datamodule(trainer)))
     found = CachedTeacher(teacher, cache, *readers_of(distiller))
     if cache.validated_on == validated_on(datamodule(trainer)):
         found.accuracy = cache.accuracy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,31 +11,28 @@ from torch import Tensor
 from distill_dynamics.models.features import TeacherOutputs
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.reference_images import ReferenceImages, reference_images
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
     from distill_dynamics.train.terms import BoundTerm
 
-IMAGES = 1024
-"""Of the first epoch, that losses are fitted to; fewer where a device has fewer."""
-
 
 class TeacherBatches:
     """What one loss reads of the teacher and of the batch, a dict a batch; can be gone through repeatedly.
 
-    The images are the first of the training's own, augmented, that this rank gets; the teacher runs anew.
+    The teacher runs anew each time.
     """
 
-    def __init__(self, distiller: Distiller, term: BoundTerm, pair: int) -> None:
-        self.distiller = distiller
+    def __init__(self, distiller: Distiller, term: BoundTerm, pair: int, images: ReferenceImages) -> None:
+        self.distiller, self.images = distiller, images
         self.wanted = [wanted for wanted in term.of_teacher() if wanted.pair == pair]
         self.inputs = term.inputs[pair]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         distiller = self.distiller
-        data, device = datamodule(distiller.trainer), distiller.device
-        plugin = distiller.trainer.precision_plugin
-        for images, targets, *_ in islice(data.train_dataloader(), -(-IMAGES // data.batch_size)):
+        device, plugin = distiller.device, distiller.trainer.precision_plugin
+        for images, targets in self.images.batches():
             found: TeacherOutputs = {}
             if distiller.teacher is not None:
                 with plugin.forward_context():  # not around what the loss does with it
@@ -57,13 +53,15 @@ def fit_losses(distiller: Distiller) -> None:
     All ranks do the work, as a sharded teacher answers to all or none.
     """
     terms: Any = distiller.terms
+    images: ReferenceImages | None = None
     for term in terms.values():
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):
                 continue
+            images = images or reference_images(datamodule(distiller.trainer))
             before = {name: value.clone() for name, value in loss.named_parameters()}
             with isolated(distiller), torch.no_grad():
-                loss.fit(TeacherBatches(distiller, term, pair))
+                loss.fit(TeacherBatches(distiller, term, pair, images))
             first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())
             loss.load_state_dict(first)
             after = dict(loss.named_parameters())

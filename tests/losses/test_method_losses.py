@@ -394,6 +394,18 @@ def test_a_rank_that_is_a_schedule_counts_the_first_components():
         loss(s, t, 2.0)
 
 
+@pytest.mark.parametrize("whiten", [False, True])
+def test_random_directions_are_a_control_of_the_same_size(whiten):
+    s, t = maps(student=(3, 4, 4))
+    loss = fitted(losses.PCATarget(3, 8, whiten=whiten, components="random", rotate=False), t)
+    flat, basis = tokens(t).reshape(-1, 8), loss.basis.numpy()
+    assert np.allclose(basis.T @ basis, np.eye(3), atol=1e-6)
+    kept = (flat - flat.mean(0)) @ basis
+    assert kept.var(0).sum() < 0.9 * components(t)[1][:3].sum()
+    target = kept / (kept.std(0) if whiten else np.sqrt(kept.var(0).mean()))
+    close(loss(s, t, 0.5), ((tokens(s).reshape(-1, 3) - target) ** 2).mean())
+
+
 def test_as_many_components_as_channels_are_a_rotation():
     _, t = maps()
     loss = fitted(losses.PCATarget(8, 8), t)

@@ -37,9 +37,9 @@ def test_a_run_of_another_seed_keeps_its_own_projector(tmp_path):
     for (loss,) in fitted.values():
         loss.fit(BATCHES)
     fitted["guess"][0].fitted_parameters = {"guess"}
-    write_fitted(tmp_path, fitted)
+    write_fitted(tmp_path, fitted, {})
     before, run = make(1), make(1)
-    load_fitted(tmp_path, run)
+    load_fitted(tmp_path, run, {})
     for name, (loss,) in run.items():
         (theirs,), (own,) = fitted[name], before[name]
         trained = {key for key, _ in loss.named_parameters()} - {"guess"}
@@ -48,7 +48,17 @@ def test_a_run_of_another_seed_keeps_its_own_projector(tmp_path):
             assert torch.equal(value, expected.state_dict()[key]), (name, key)
 
 
-def test_a_cache_of_another_width_is_refused(tmp_path):
-    write_fitted(tmp_path, {"pca": [PCATarget(5, 8)]})
-    with pytest.raises(UserError, match=r"pca.0.mean of \[6\]"):
-        load_fitted(tmp_path, {"pca": [PCATarget(5, 6)]})
+@pytest.mark.parametrize(
+    ("run", "images", "words"),
+    [
+        (PCATarget(5, 6), {"crop_pct": 1.0}, r"channels was \[5, 8\] and is \[5, 6\]"),
+        (PCATarget(5, 8, whiten=True), {"crop_pct": 1.0}, "whiten was False and is True"),
+        (PCATarget(5, 8, components="random"), {"crop_pct": 1.0}, "components was principal and is random"),
+        (FitNet(5, 8, hinge=True), {"crop_pct": 1.0}, "loss was PCATarget and is FitNet"),
+        (PCATarget(5, 8), {"crop_pct": 0.9}, "fitted to: crop_pct was 1.0 and is 0.9"),
+    ],
+)
+def test_a_cache_that_was_fitted_otherwise_is_refused(tmp_path, run, images, words):
+    write_fitted(tmp_path, {"pca": [PCATarget(5, 8)]}, {"crop_pct": 1.0})
+    with pytest.raises(UserError, match=words):
+        load_fitted(tmp_path, {"pca": [run]}, images)

@@ -1,0 +1,44 @@
+"""What losses are fitted to, against timm's own model on the images as they lie in the data set."""
+
+import numpy as np
+import timm
+import torch
+from conftest import VIT
+from lightning.pytorch import Trainer
+
+from distill_dynamics import Backbone, Distiller, Term
+from distill_dynamics.data import FashionMNISTSample
+from distill_dynamics.losses import PCATarget
+from distill_dynamics.train import reference_images
+
+TEACHER = {**VIT, "embed_dim": 24, "depth": 2}
+
+
+def test_losses_are_fitted_to_training_images_as_evaluation_prepares_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_images, "IMAGES", 50)
+    torch.manual_seed(0)
+    teacher = Backbone("deit_tiny_patch16_224", timm_kwargs=TEACHER)
+    teacher.set_normalisation((0.5,), (0.25,))
+    plain = timm.create_model("deit_tiny_patch16_224", **TEACHER).eval()
+    plain.load_state_dict(teacher.model.state_dict())
+    # Training images are erased as a whole, which must not be seen.
+    data = FashionMNISTSample(batch_size=32, eval_batch_size=20, augment={"re_prob": 1.0, "hflip": 1.0})
+    student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 1})
+    distiller = Distiller(student, teacher, {"pca": Term(PCATarget, last=1)}, alpha=0.0)
+    Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    ).fit(distiller, datamodule=data)
+
+    drawn = data.probe_set(50, split="train").indices
+    targets = data.sources["train"].targets[drawn]
+    assert (np.bincount(targets) == 5).all()
+    pixels = torch.stack([torch.from_numpy(np.array(data.sources["train"].image(int(i)))) for i in drawn])
+    images = ((pixels / 255.0 - 0.5) / 0.25).reshape(50, 1, 28, 28)
+    with torch.no_grad():
+        tokens = plain.forward_intermediates(images, indices=1, norm=False, intermediates_only=True)[0]
+    tokens = tokens.movedim(1, -1).reshape(-1, 24).double().numpy()
+    vectors = np.linalg.eigh(np.cov(tokens.T)).eigenvectors
+    loss = distiller.terms["pca"][0]
+    np.testing.assert_allclose(loss.mean, tokens.mean(0), atol=1e-5)
+    same = np.abs((loss.basis.numpy() * vectors[:, ::-1][:, : loss.kept]).sum(0))
+    np.testing.assert_allclose(same, 1, atol=1e-3)
