@@ -47,6 +47,7 @@ BESIDE = {
     ("callbacks", "train"),
     ("train", "callbacks"),  # those without which there is no training: the epoch's row, the watch for NaN
     ("tables", "figures"),
+    ("dynamics.measures", "losses"),
     ("cli", "analysis"),
     ("__main__", "cli"),
 }

@@ -62,10 +62,13 @@ class Profile:
     """[L] standard errors over images of curves [L]; of those [N, L] they are computed."""
     pairs: dict[str, FloatArray] = field(default_factory=dict, repr=False)
     """By name, such as "cka": [L, M] a value of each layer with each of the M layers of the teacher."""
+    student_width: int | None = None
+    """Channels of the student at which "capacity_floor" and "correlation_floor" are; None without them."""
 
     def __post_init__(self) -> None:
         self.epoch = None if self.epoch is None else int(self.epoch)
         self.bins = int(self.bins)
+        self.student_width = None if self.student_width is None else int(self.student_width)
         self.layers = [str(layer) for layer in self.layers]
         for by_name in ("curves", "means", "errors", "pairs"):
             setattr(self, by_name, {name: _floats(values) for name, values in getattr(self, by_name).items()})

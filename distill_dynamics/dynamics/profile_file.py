@@ -60,6 +60,8 @@ def write(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
         content[f"spectrum_{i}"] = mean
         content[f"spectrum_se_{i}"] = se
     meta = {"kind": _KIND, **{name: fields[name] for name in _META}}
+    if fields["student_width"] is not None:
+        meta["student_width"] = fields["student_width"]
     meta["curves"] = {name: "images" if c.ndim == 2 else "set" for name, c in fields["curves"].items()}
     meta["pairs"] = [*fields["pairs"]]
     content["meta"] = np.array(json.dumps(meta))
@@ -137,6 +139,7 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
             f"schema 2 and {SCHEMA}: measure it again, or read it with the version that wrote it"
         )
     layers, epoch, curves, pairs = meta["layers"], meta["epoch"], meta.get("curves"), meta.get("pairs", [])
+    width = meta.get("student_width")
     right = {
         "model": isinstance(meta["model"], str),
         "layers": isinstance(layers, list)
@@ -146,6 +149,7 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
         "bins": type(meta["bins"]) is int and 0 < meta["bins"] < 2**31,
         "range_mode": meta["range_mode"] in _RANGES,
         "probe_id": isinstance(meta["probe_id"], str),
+        "student_width": width is None or (type(width) is int and 0 < width < 2**31),
         "curves": schema == 2 or _are_curves(curves),
         "pairs": isinstance(pairs, list)
         and len(pairs) <= _MOST_CURVES
@@ -155,7 +159,8 @@ def _meta(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
         raise ValueError(f"{wrong[0]} is {str(meta.get(wrong[0]))[:40]}")
     if len(layers) > _MOST_LAYERS:
         raise ValueError(f"{len(layers):,} layers")
-    return {name: meta[name] for name in _META} | {"curves": curves, "pairs": pairs}
+    read = {name: meta[name] for name in _META}
+    return read | {"curves": curves, "pairs": pairs, "student_width": width}
 
 
 def _are_curves(curves: Any) -> bool:

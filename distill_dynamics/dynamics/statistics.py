@@ -17,17 +17,21 @@ class Statistic:
 
     name: str
     """Key of `Profile.curves` (of `Profile.pairs`), part of metric names and file names."""
-    kind: Literal["images", "set", "pair"]
+    kind: Literal["images", "set", "halves", "pair"]
     """Of what it is. "images": of each image, x [B, C, H, W] → [B]; the curve is [N, L]. "set": of all
     images at once, eigenvalues [..., C] of the covariance of their tokens → [...]; the curve is [L], and has
-    a jackknife error. "pair": of a layer of each of two models, scatter matrices [C, C], [C, D], [D, D] of
-    their tokens → scalar; [L, M] over the teacher's M layers, the curve that of layers at equal depth."""
+    a jackknife error unless it is `whole`. "halves": of two halves of the images, covariances [C, C] of the
+    tokens of each, and the student's channels → scalar; the curve is [L], where a Profile has such a width.
+    "pair": of a layer of each of two models, scatter matrices [C, C], [C, D], [D, D] of their tokens →
+    scalar; [L, M] over the teacher's M layers, the curve that of layers at equal depth."""
     function: str
     """Module in `measures/` and function, "magnitude.image_magnitudes"."""
     column: int | None = None
     """Which one it is of those [B, ...] that the function gives; None for a function of one."""
     binned: bool = False
     """Whether values are counted in bins: the function then takes their range and number, too."""
+    whole: bool = False
+    """Whether it is a whole number: a jackknife says nothing of the error of one (Shao & Wu, 1989)."""
     title: str = ""
     """What it is called in headings: "Entropy"; "" where it is kept and not shown."""
     heading: str = ""
@@ -84,6 +88,32 @@ STATISTICS = (
         title="Effective rank",
         axis="Effective rank",
         about="Effective rank of the tokens' covariance (Roy & Vetterli, 2007)",
+    ),
+    Statistic(
+        "rank_95",
+        "set",
+        "rank_95.rank_95",
+        whole=True,
+        title="Rank at 95 % energy",
+        axis="Principal components",
+        about="Principal components that hold 95 % of the tokens' variance",
+    ),
+    Statistic(
+        "capacity_floor",
+        "halves",
+        "capacity_floor.capacity_floor",
+        title="Capacity floor",
+        axis="Share of token variance",
+        about="Capacity floor: the share of the tokens' variance that no linear map from the student's "
+        "channels reaches (Eckart & Young, 1936), by components of one half of the images on the other half",
+    ),
+    Statistic(
+        "correlation_floor",
+        "halves",
+        "correlation_floor.correlation_floor",
+        title="Correlation floor",
+        axis="Share of token variance",
+        about="Correlation floor: the capacity floor of standardised channels",
     ),
     Statistic(
         "cka",

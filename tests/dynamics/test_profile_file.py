@@ -57,7 +57,7 @@ def assert_same(one, other):
     [
         {},
         {"epoch": None, "probe_indices": None},
-        {"epoch": np.int64(0), "bins": np.int32(7)},
+        {"epoch": np.int64(0), "bins": np.int32(7), "student_width": np.int64(192)},
         {"entropy": [1, 2, np.nan]},
         {"images": 0, "channels": (0, 0), "peak_channel": [-1, -1]},
         {"layers": ["a", "b", "c"], "blocks": [2, 7, 12]},

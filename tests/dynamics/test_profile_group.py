@@ -41,6 +41,7 @@ CASES = {
     "scaled": (7, {"value_range": "scaled"}),
     "explicit": (7, {"value_range": (-1, 1)}),
     "streamed": (7, {"batch_size": 2}),
+    "floors": (7, {"student_width": 2}),
     "one image": (1, {}),
     "one image, explicit": (1, {"value_range": (-1, 1)}),
 }

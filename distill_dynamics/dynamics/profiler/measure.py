@@ -15,7 +15,7 @@ from torch import Tensor
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.profiler.covariance import TokenCovariance
 from distill_dynamics.dynamics.profiler.moments import Moments
-from distill_dynamics.dynamics.profiler.passes import BINNED, PLAIN, FeatureModel, ForwardPasses, Measurements
+from distill_dynamics.dynamics.profiler.passes import BINNED, PLAIN, FeatureModel, ForwardPasses
 from distill_dynamics.dynamics.profiler.ranges import ValueRange, bin_edges, given_range
 from distill_dynamics.dynamics.profiler.ranks import interleave, on_every_rank
 from distill_dynamics.dynamics.statistics import STATISTICS
@@ -42,6 +42,7 @@ def profile_model(
     value_range: ValueRange = "global",
     layers: Sequence[int] | Literal["all"] = "all",
     batch_size: int = 32,
+    student_width: int | None = None,
     **options: Unpack[Options],
 ) -> Profile:
     """Measure spectrum and all of `STATISTICS` (entropy, magnitude, ...) of every layer over all images.
@@ -74,6 +75,10 @@ def profile_model(
             `Profile.clipped`.
         layers: "all", or numbers from 1, negative from the end; the Profile has them in depth order.
         batch_size: images whose activations are held at a time, where `images` is a tensor.
+        student_width: channels of a student: measure the capacity floor and the correlation floor at it,
+            `Profile.curve("capacity_floor")`, on one half of the images with principal components of the
+            other. Of few images they are too high, see `measures/capacity_floor.py`; NaN where a half has no
+            more tokens than the student has channels, and so of one image.
         epoch, probe_id, probe_indices: passed on to the Profile; `probe_indices` is [N].
         group: a process group whose ranks all make this call. `images` are then this rank's share,
             image i of the whole set being on rank i mod world size, in order; a share may be empty. Every
@@ -82,7 +87,7 @@ def profile_model(
 
     Raises:
         UserError: NaN or Inf in a layer's output, which it names; no images; images of a wrong shape or
-            kind; images that cannot be read a second time, or differ then; a range that is none.
+            kind; images that cannot be read a second time, or differ then; a range or a width that is none.
     """
     (profile,) = profile_ranges(
         backbone,
@@ -91,6 +96,7 @@ def profile_model(
         bins=bins,
         layers=layers,
         batch_size=batch_size,
+        student_widths=[] if student_width is None else [student_width],
         **options,
     )
     return profile
@@ -104,6 +110,7 @@ def profile_ranges(
     bins: int = 100,
     layers: Sequence[int] | Literal["all"] = "all",
     batch_size: int = 32,
+    student_widths: Sequence[int] = (),
     epoch: int | None = None,
     probe_id: str = "",
     probe_indices: ArrayLike | None = None,
@@ -112,8 +119,9 @@ def profile_ranges(
 ) -> list[Profile]:
     """`profile_model` under several value ranges: a Profile each, for the forward passes of one.
 
-    The Profiles differ in entropy, `value_range`, `range_mode` and `clipped` alone. Arguments and
-    errors are those of `profile_model`.
+    The Profiles differ in entropy, `value_range`, `range_mode` and `clipped` alone. With several widths of
+    students there is a Profile for each of them too, range by range; these differ in the floors alone.
+    Arguments and errors are those of `profile_model`.
     """
     if bins < 1:
         raise UserError(f"bins must be at least 1, not {bins}")
@@ -124,6 +132,9 @@ def profile_ranges(
         )
     if not value_ranges:
         raise UserError("value_ranges names no range: give at least one")
+    for width in student_widths:
+        if width < 1:
+            raise UserError(f"student_width is a student's number of channels, 1 or more, not {width}")
     edges = [given_range(value_range, len(numbers)) for value_range in value_ranges]
     given = [limits for limits in edges if limits is not None]
     modes = [
@@ -131,7 +142,8 @@ def profile_ranges(
     ]
     rank, world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     again = len(given) < len(edges)
-    passes = ForwardPasses(backbone, images, batch_size, numbers, bins, progress, rank, world, again)
+    halves = bool(student_widths)
+    passes = ForwardPasses(backbone, images, batch_size, numbers, bins, progress, rank, world, halves, again)
 
     with isolated(backbone):
         shares = on_every_rank(lambda: passes.measure(given), group)
@@ -160,7 +172,9 @@ def profile_ranges(
     if probe_indices is not None and np.shape(probe_indices) != (count,):
         raise UserError(f"probe_indices has shape {np.shape(probe_indices)} and there are {count} images")
     spectra = [reduce(Moments.add, parts) for parts in zip(*(share.spectra for share in shares), strict=True)]
-    values, errors = _of_the_set(shares)
+    layers_of = zip(*(share.covariances for share in shares), strict=True)
+    covariances = [reduce(TokenCovariance.merge, parts) for parts in layers_of]
+    values, errors = _of_the_set(covariances)
 
     # Each of these three has one entry a range, in the order of value_ranges.
     first = iter([*np.moveaxis(interleave([share.binned for share in shares]), 2, 0)])
@@ -170,12 +184,15 @@ def profile_ranges(
     clipped = [next(outside) if mode == "explicit" else np.zeros(len(numbers)) for mode in modes]
     found = iter(measured)
     limits = [next(found) if known is None else known for known in edges]
+    widths: dict[int | None, dict[str, FloatArray]] = {
+        width: _of_halves(covariances, width) for width in student_widths
+    } or {None: {}}
     return [
         Profile(
             model=backbone.name,
             epoch=epoch,
             layers=[backbone.layers[number - 1] for number in numbers],
-            curves=curves | values | {one.name: binned[i][..., j] for j, one in enumerate(BINNED)},
+            curves=curves | values | floors | {one.name: binned[i][..., j] for j, one in enumerate(BINNED)},
             errors=errors,
             spectrum=[moments.mean for moments in spectra],
             spectrum_se=[moments.standard_error() for moments in spectra],
@@ -186,18 +203,29 @@ def profile_ranges(
             probe_id=probe_id,
             probe_indices=None if probe_indices is None else np.asarray(probe_indices),
             blocks=np.array(numbers),
+            student_width=width,
         )
         for i, mode in enumerate(modes)
+        for width, floors in widths.items()
     ]
 
 
-def _of_the_set(shares: Sequence[Measurements]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Statistics of all images at once by name, [L] each, and their standard errors."""
+def _of_the_set(
+    covariances: Sequence[TokenCovariance],
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Statistics of all images at once by name, [L] each, and the standard errors of those that have one."""
     listed = [one for one in STATISTICS if one.kind == "set"]
     functions = [one.load() for one in listed]
-    layers = zip(*(share.covariances for share in shares), strict=True)
-    measured = np.stack([reduce(TokenCovariance.merge, parts).measure(functions) for parts in layers])
+    measured = np.stack([covariance.measure(functions) for covariance in covariances])
     values, errors = (
         {one.name: measured[:, row, column] for row, one in enumerate(listed)} for column in (0, 1)
     )
-    return values, errors
+    return values, {one.name: errors[one.name] for one in listed if not one.whole}
+
+
+def _of_halves(covariances: Sequence[TokenCovariance], width: int) -> dict[str, FloatArray]:
+    """Statistics of two halves of the images at a student's width by name, [L] each."""
+    listed = [one for one in STATISTICS if one.kind == "halves"]
+    functions = [one.load() for one in listed]
+    measured = np.array([covariance.measure_halves(functions, width) for covariance in covariances])
+    return {one.name: measured[:, row] for row, one in enumerate(listed)}

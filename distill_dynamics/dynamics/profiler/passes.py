@@ -78,6 +78,8 @@ class ForwardPasses:
     rank: int
     """Image j of this process is number j · world + rank of the whole set."""
     world: int
+    halves: bool
+    """Whether the covariances of two halves of the images are wanted."""
     again: bool
     """Whether some range has to be measured before values can be counted."""
     held: list[list[Tensor]] = field(default_factory=list)
@@ -94,7 +96,7 @@ class ForwardPasses:
             low=np.full(len(channels), np.inf),
             high=np.full(len(channels), -np.inf),
             spectra=[Moments(0, np.zeros(c), np.zeros(c)) for c in channels],
-            covariances=[TokenCovariance(c) for c in channels],
+            covariances=[TokenCovariance(c, self.halves) for c in channels],
             plain=np.empty(0),
             binned=np.empty(0),
             outside=np.empty(0),
