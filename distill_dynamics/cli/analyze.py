@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal, get_args
 
 from jsonargparse.typing import restricted_string_type
 
-from distill_dynamics import data as data_room
-from distill_dynamics import yaml_text
 from distill_dynamics.analysis import analyze as analysis
 from distill_dynamics.analysis.models import Model
 from distill_dynamics.analysis.prepare import TransformOverrides
-from distill_dynamics.cli.checks import import_all, refuse_functions
-from distill_dynamics.cli.parser import OneLineParser
-from distill_dynamics.cli.places import check_yaml
+from distill_dynamics.cli.datamodule import datamodule_of
 from distill_dynamics.data.analysis_images import ImageSet
-from distill_dynamics.data.module import ImageData
 from distill_dynamics.dynamics.profiler import RangeMode
 from distill_dynamics.errors import UserError, nearest
 
@@ -151,20 +145,5 @@ def _images(images: str | None, config: str | None, skip_unreadable: bool) -> Im
     if images is not None:
         return ImageSet.of_path(images, skip_unreadable)
     if config is not None:
-        return ImageSet.of_datamodule(_datamodule(config), config, skip_unreadable)
+        return ImageSet.of_datamodule(datamodule_of(config, "--data"), config, skip_unreadable)
     return ImageSet.of_sample()
-
-
-def _datamodule(config: str) -> ImageData:
-    """The DataModule of a config of `fit`, made as `fit` makes it."""
-    parser = OneLineParser()
-    parser.args = ["--config", os.path.expanduser(config)]  # where a mistake is looked up
-    check_yaml(parser.args)
-    content = yaml_text.load(Path(parser.args[1]).read_text())
-    if "data" not in content:
-        raise UserError(f"--data: {config} holds no `data:`, so it is no config of fit")
-    import_all(data_room)
-    parser.add_subclass_arguments(ImageData, "data", required=True)
-    parsed = parser.parse_object({"data": content["data"]})
-    refuse_functions(parsed)
-    return parser.instantiate_classes(parsed).data

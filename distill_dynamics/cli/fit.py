@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill_dynamics import callbacks, data, losses
 from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
 from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions
+from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.errors import line_of
 from distill_dynamics.cli.fit_summary import end
 from distill_dynamics.cli.help import PARSER_KWARGS, describe
@@ -115,6 +116,7 @@ class DistillCLI(LightningCLI):
         config.weights_only = True
         self._newest = self.subcommand == "fit" and config.ckpt_path in ("auto", "last")
         self.run_dir, config.ckpt_path = find_checkpoint(config, self.subcommand)
+        set_num_classes(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; for `fit` with a run directory, its files and W&B."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from jsonargparse._typehints import get_all_subclass_paths
 
-from distill_dynamics.cli.places import options
+from distill_dynamics.cli.places import options, settings
 from distill_dynamics.errors import nearest
 
 
@@ -78,8 +78,12 @@ def _missing(match: re.Match, parser: Any, key: str) -> Reason:
 
 
 def _no_class_path(match: re.Match, parser: Any, key: str) -> Reason | None:
-    known = _below(pkgutil.resolve_name(match[1]))
-    is_given = match[2] == "no key" and "class_path" in match.string.rpartition("Given value: ")[2]
+    made = pkgutil.resolve_name(match[1])
+    known = _below(made)
+    named = (setting.value.rpartition(".")[2] for setting in settings(getattr(parser, "args", [])))
+    is_given = made.__name__ in named or (
+        match[2] == "no key" and "class_path" in match.string.rpartition("Given value: ")[2]
+    )
     return Reason(f"class_path is missing{nearest('', known)}") if len(known) > 1 and not is_given else None
 
 

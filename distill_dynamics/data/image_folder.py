@@ -61,8 +61,13 @@ class ImageFolder(ImageData):
             crop_pct=crop_pct,
             **kwargs,
         )
-        self.data_dir = data_dir
+        self.data_dir = os.path.expanduser(data_dir)
         self.unreadable = Unreadable(skip_unreadable)
+
+    def find_classes(self) -> list[str]:
+        """Lists the folders of classes of one split. UserError where there is neither train nor val."""
+        splits = [Path(self.data_dir) / split for split in ("train", "val")]
+        return _classes(next((folder for folder in splits if folder.is_dir()), splits[0]))
 
     def load(self, split: Split) -> Source:
         """Lists the files; images are decoded when drawn.
@@ -70,11 +75,6 @@ class ImageFolder(ImageData):
         Raises UserError for a missing folder, an empty class, or classes that train and val do not share.
         """
         folder = Path(self.data_dir) / split
-        if not folder.is_dir():
-            raise UserError(
-                f"{_SETTING}: the folder {folder.resolve()} is missing; "
-                f"images belong in {split}/<class>/<image>"
-            )
         self.classes = _classes(folder)
         if all((folder.parent / name).is_dir() for name in ("train", "val")):
             _check_same(folder.parent)
@@ -102,6 +102,11 @@ class ImageFolder(ImageData):
 
 
 def _classes(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(
+            f"{_SETTING}: the folder {folder.resolve()} is missing; "
+            f"images belong in {folder.name}/<class>/<image>"
+        )
     if classes := folders_in(folder, _SETTING):
         return classes
     raise UserError(

@@ -130,6 +130,10 @@ class ImageData(pl.LightningDataModule):
         """The images of a split; called once for each. Sets `classes` if they are not known before."""
         raise NotImplementedError
 
+    def find_classes(self) -> list[str]:
+        """The names of the classes without loading images; [] where they are known after `setup` alone."""
+        return list(getattr(self, "classes", []))
+
     @property
     def num_classes(self) -> int:
         """K, known after `setup` at the latest."""
@@ -257,20 +261,12 @@ class ImageData(pl.LightningDataModule):
 
     def views_depend_on(self) -> dict[str, Any]:
         """What the pixels of fixed views are a function of, by name; the data must be loaded."""
-        names = [
-            "views",
-            "view_seed",
-            "image_size",
-            "mean",
-            "std",
-            "augment",
-            "crop_padding",
-            "interpolation",
-        ]
+        names = ["views", "view_seed", "image_size", "mean", "std"]
+        names += ["augment", "crop_padding", "interpolation"]
         transforms = re.sub(r" at 0x[0-9a-f]+", "", repr(self._train_transforms()))
         return {
             "fingerprint": fingerprint(self._source("train")),
-            **{name: getattr(self, name) for name in [*names, "interpolation"]},
+            **{name: getattr(self, name) for name in names},
             "transforms": sha256(transforms.encode()).hexdigest()[:16],
         }
 

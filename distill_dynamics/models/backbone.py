@@ -63,6 +63,7 @@ class Backbone(nn.Module):
             of them), "timm" (its default for the name) or the "data".
         given_crop_pct: whether `crop_pct` was given.
         source: where the weights are from, in words; empty without weights.
+        has_new_head: whether its head is none of its weights, which have another number of classes.
         stated_accuracy: top-1 in percent that their file gives for them; None where it gives none.
 
     Raises:
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
         self.name, self.timm_kwargs = source.name, source.timm_kwargs
         self.has_weights = pretrained or checkpoint is not None
         self.source = "timm's published weights" if pretrained else os.fspath(checkpoint or "")
-        self.stated_accuracy = source.stated_accuracy
+        self.stated_accuracy, self.has_new_head = source.stated_accuracy, source.new_head
 
         has_maps = hasattr(self.model, "forward_intermediates")
         info = list(getattr(self.model, "feature_info", [])) if has_maps else []

@@ -22,6 +22,12 @@ def architecture(name: str) -> str:
     return name.partition(".")[0]
 
 
+def classes_of(name: str | None) -> int | None:
+    """How many classes timm's model of this name has unless told otherwise; None for an unknown name."""
+    known = timm.models.get_pretrained_cfg(name) if name and timm.is_model(name) else None
+    return None if known is None else known.num_classes
+
+
 def create(name: str, pretrained: bool, timm_kwargs: dict[str, Any]) -> Any:
     """The model. Raises UserError for an unknown name or keyword, and for weights that cannot be had."""
     for keyword in sorted({"pretrained", "checkpoint_path", "features_only"} & timm_kwargs.keys()):
@@ -42,7 +48,7 @@ def create(name: str, pretrained: bool, timm_kwargs: dict[str, Any]) -> Any:
             nearest = _nearest(unknown[2], _keywords(error, unknown[1]))
             raise UserError(f"timm_kwargs: {name} has no keyword {unknown[2]!r}{nearest}") from error
         if from_hub and isinstance(error, OSError):
-            reason += "; without a network, give a checkpoint file"
+            reason += "; without a network, give a checkpoint file, or pretrained: false"
         weights = " with pretrained weights" if pretrained else ""
         keywords = f" with timm_kwargs {timm_kwargs}" if timm_kwargs else ""
         raise UserError(f"timm cannot make {name}{weights}{keywords}: {reason}") from error

@@ -41,10 +41,13 @@ class _Reading(NamedTuple):
     problems: list[str]
     matched: int
     """Keys that the model has."""
+    new_head: bool = False
 
 
-def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> None:
-    """Load a file's weights into a model; a warning for each thing that was changed on the way.
+def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> bool:
+    """Load a file's weights into a model; whether its head was left as it is.
+
+    A warning tells of each thing that was changed on the way.
 
     Beside the state dict itself, one in a wrapper (`{"model_state_dict": ...}`) or with the same prefix
     before every key (`module.`, `encoder.`) is taken. Averaged weights are left alone where the raw ones are
@@ -72,6 +75,7 @@ def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> None:
     model.load_state_dict(fits[0].state)
     for line in fits[0].changes:
         warnings.warn(f"{weights.path}: {line}", stacklevel=2)
+    return fits[0].new_head
 
 
 def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -97,8 +101,9 @@ def _read(model: nn.Module, place: str, state: dict[str, Tensor], new_head: bool
     if problems and matched and (converted := _as_timm_does(model, state)) is not None:
         fitted, head = _with_new_head(model, converted) if new_head else (converted, [])
         if not _problems(fitted, own):
-            return _Reading(place, fitted, [*_resampled(state, converted), *head], [], matched)
-    return _Reading(place, state if problems else plain, changes, problems, matched)
+            changes = [*_resampled(state, converted), *head]
+            return _Reading(place, fitted, changes, [], matched, bool(head))
+    return _Reading(place, state if problems else plain, changes, problems, matched, bool(changes))
 
 
 def _problems(state: State, own: State) -> list[str]:

@@ -25,6 +25,8 @@ class Source(NamedTuple):
     stated_accuracy: float | None
     is_recorded: bool
     """Whether its mean and std are those of its weights: by their file, or by timm's record of them."""
+    new_head: bool
+    """Whether its head is not that of its weights, which have other classes."""
 
 
 def make(
@@ -47,10 +49,12 @@ def make(
     same = description and architecture(description["timm_name"]) == architecture(name)
     timm_kwargs = plain({**description["timm_kwargs"], **given}) if same else given
     model = create(name, pretrained, timm_kwargs)
+    new_head = _has_other_classes(model) if pretrained else False
     if weights:
-        load(model, weights, name, new_head="num_classes" in given)
+        new_head = load(model, weights, name, new_head="num_classes" in given)
     accuracy = weights.accuracy if weights else None
-    return Source(model, name, timm_kwargs, description, accuracy, bool(description) or pretrained)
+    recorded = bool(description) or pretrained
+    return Source(model, name, timm_kwargs, description, accuracy, recorded, new_head)
 
 
 def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
@@ -62,7 +66,14 @@ def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
     # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
     timm_kwargs = plain({**facts.get("timm_kwargs", config.model_args), **given})
     accuracy = stated_accuracy(facts) or hub.card_accuracy(folder)
-    return Source(model, facts.get("timm_name", config.architecture), timm_kwargs, {}, accuracy, True)
+    name = facts.get("timm_name", config.architecture)
+    return Source(model, name, timm_kwargs, {}, accuracy, True, _has_other_classes(model))
+
+
+def _has_other_classes(model: Any) -> bool:
+    """Whether timm has loaded weights of another number of classes, and made a head anew."""
+    published = model.pretrained_cfg.get("num_classes", model.num_classes)
+    return bool(model.num_classes not in (0, published))
 
 
 def plain(timm_kwargs: dict[str, Any]) -> dict[str, Any]:

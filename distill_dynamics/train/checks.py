@@ -154,6 +154,12 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
             f"{student.num_classes}: terms that read its logits, as SoftKD does, need the same classes (or "
             "model.alpha: 0)"
         )
+    if teacher is not None and reads_logits and stage in ("fit", "predict") and teacher.backbone.has_new_head:
+        raise UserError(
+            f"model.teacher: {teacher.backbone.source} has another number of classes than the data, "
+            f"{data.num_classes}, and a head made anew answers at random: train it on these images first, or "
+            "leave its logits out (model.alpha: 0)"
+        )
     for role, backbone in (("student", student), ("teacher", teacher.backbone if teacher else None)):
         if backbone is not None:
             try:

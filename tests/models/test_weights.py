@@ -288,7 +288,7 @@ def test_pretrained_without_a_network_is_one_line_and_soon(no_network, name):
     assert time.monotonic() - start < 10
     assert name in message
     assert "pretrained" in message
-    assert message.endswith("without a network, give a checkpoint file")
+    assert message.endswith("without a network, give a checkpoint file, or pretrained: false")
     assert not huggingface_hub.constants.HF_HUB_OFFLINE  # as it was
 
 

@@ -71,6 +71,10 @@ class StreamedImageFolder(ImageFolder):
             fetch(path, local)
             return json.loads(local.read_text())
 
+    def find_classes(self) -> list[str]:
+        """What the conversion says."""
+        return list(self._facts["classes"])
+
     def load(self, split: Split) -> ChunkSource:
         """Reads what is known of the split's images; chunks are fetched and images decoded when drawn.
 

@@ -1,0 +1,61 @@
+"""The DataModule of a config of `fit`, made as `fit` makes it, and what it says of the models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from distill_dynamics import data as data_room
+from distill_dynamics import yaml_text
+from distill_dynamics.cli.checks import import_all, refuse_functions
+from distill_dynamics.cli.parser import OneLineParser
+from distill_dynamics.cli.places import check_yaml
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.errors import UserError
+from distill_dynamics.models.create import classes_of
+
+
+def datamodule_of(config: str, option: str) -> ImageData:
+    """That of a file, which `option` names. UserError for a file that is no config of fit."""
+    args = ["--config", os.path.expanduser(config)]  # where a mistake is looked up
+    check_yaml(args)
+    content = yaml_text.load(Path(args[1]).read_text())
+    if "data" not in content:
+        raise UserError(f"{option}: {config} holds no `data:`, so it is no config of fit")
+    return _made(content["data"], args)
+
+
+def _made(settings: Any, args: list[str]) -> ImageData:
+    parser = OneLineParser()
+    parser.args = args
+    import_all(data_room)
+    parser.add_subclass_arguments(ImageData, "data", required=True)
+    parsed = parser.parse_object({"data": settings})
+    refuse_functions(parsed)
+    return parser.instantiate_classes(parsed).data
+
+
+def set_num_classes(config: Any) -> None:
+    """Write the number of the data's classes into the timm_kwargs of models for which none is given.
+
+    Not where timm's model has so many by itself, nor for a teacher whose weights bring their own number:
+    published ones, and a folder in timm's hub layout. A teacher's file of another number is refused later.
+    UserError where the data's folder cannot be listed.
+    """
+    models = [model for role in ("student", "teacher") if (model := _without_classes(config.model, role))]
+    if not models or not (classes := len(_made(config.data, []).find_classes())):
+        return
+    for model in models:
+        if classes != classes_of(model.name):
+            model.timm_kwargs = {**(model.timm_kwargs or {}), "num_classes": classes}
+
+
+def _without_classes(config: Any, role: str) -> Any:
+    """The settings of a model for which no number of classes is given, None where there is none to give."""
+    model = config.get(role)
+    model = model.get("init_args", model) if model else None
+    if model is None or "timm_kwargs" not in model or "num_classes" in (model.timm_kwargs or {}):
+        return None
+    brings_its_own = model.pretrained or Path(str(model.checkpoint)).expanduser().is_dir()
+    return None if role == "teacher" and brings_its_own else model
