@@ -60,5 +60,5 @@ UV_COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --
 # The larger set first: what its extras cannot live with must not be pinned for everyone. Streaming is in both, since
 # the image is made of the smaller one: it adds 47 MB to some 5 GB.
 lock:
-	$(UV_COMPILE) --extra build --extra dashboard --extra notebooks --extra streaming --extra dev --output-file requirements-dev.lock
+	$(UV_COMPILE) --extra build --extra dashboard --extra export --extra notebooks --extra streaming --extra dev --output-file requirements-dev.lock
 	$(UV_COMPILE) --extra build --extra streaming --constraint requirements-dev.lock --output-file requirements.lock

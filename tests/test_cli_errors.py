@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
     "wandb": {"mode": "disabled"},
 }
 GONE = object()
-WORDS = "fit, validate, test, predict, analyze, report, dashboard, convert, cache-teacher"
+WORDS = "fit, validate, test, predict, analyze, report, export, dashboard, convert, cache-teacher"
 
 
 @pytest.fixture(autouse=True)

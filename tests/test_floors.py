@@ -67,6 +67,8 @@ LIBRARIES = {
     "jsonargparse": {"cli"},
     "safetensors": {"models"},
     "litdata": {"data"},
+    "onnx": {"models"},
+    "onnxruntime": {"models"},
     "pandas": set(),
 }
 """Which rooms may import a library."""

@@ -23,6 +23,7 @@ COMMANDS = {
 PLAIN_COMMANDS = {
     "analyze": "Profile any models on the same images, and write Profiles, tables, figures and a report.",
     "report": "Show runs, analyses and published curves on one page, and their figures as PNG and PDF.",
+    "export": "Write a run's best student as a folder for timm and the Hugging Face hub, and as ONNX.",
     "dashboard": "Make or update a W&B workspace for the runs of a project.",
     "convert": "Put an image folder into chunks, for object storage and data larger than a disk.",
     "cache-teacher": "Run a teacher once over fixed views of each training image, and store its answers.",

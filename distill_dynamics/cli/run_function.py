@@ -17,14 +17,16 @@ from distill_dynamics.cli.parser import OneLineParser
 TOOLS = {
     "analyze": "--model NAME ... --out DIR [OPTIONS]",
     "report": "RUN ... --out FILE.html [--figures DIR]",
+    "export": "RUN --out DIR [--onnx] [--int8] [--push_to_hub NAME]",
     "dashboard": "--entity TEAM --project PROJECT",
     "convert": "--data_dir DIR --out DIR [OPTIONS]",
 }
-"""How each is used. It is the function of its name in `cli/analyze.py` or `cli/commands.py`."""
+"""How each is used. It is the function of its name in `analyze.py`, `export.py` or `commands.py`, here."""
 
 EXAMPLES = {
     "analyze": "--model cait_s24_224 --pretrained --images photos --out analysis",
     "report": "runs/softkd-1 runs/spectralkd-1 --out report.html",
+    "export": "runs/image_folder-1 --out model --int8",
     "dashboard": "--entity my-team --project distill_dynamics",
     "convert": "--data_dir imagenet --out s3://bucket/imagenet",
 }
@@ -59,7 +61,7 @@ def _spelling(word: str) -> str:
 
 
 def _function(command: str) -> Callable[..., None]:
-    module = "analyze" if command == "analyze" else "commands"
+    module = command if command in ("analyze", "export") else "commands"
     return getattr(import_module(f"distill_dynamics.cli.{module}"), command)
 
 

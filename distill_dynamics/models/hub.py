@@ -57,6 +57,14 @@ def read_config(folder: Path) -> HubFolder:
     return HubFolder(name, args)
 
 
+def label_names(config: Path) -> list[str]:
+    """Of the classes in their order, by a config.json; [] where it has none."""
+    try:
+        return [str(name) for name in json.loads(config.read_text(encoding="utf-8"))["label_names"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def card_accuracy(folder: Path) -> float | None:
     """Top-1 in percent by the `model-index` of the model card, README.md; None where it has none."""
     try:

@@ -1,0 +1,166 @@
+"""`export`: a run's student as files for other programs, and on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from torch import Tensor
+
+from distill_dynamics.cli.datamodule import datamodule_of
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.files import atomic_write_folder
+from distill_dynamics.models import hub, onnx_files
+from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.normalise import Renormalise
+from distill_dynamics.models.weights import completed_epochs
+from distill_dynamics.runs.card import model_card
+
+ONNX, INT8 = "model.onnx", "model_int8.onnx"
+CALIBRATION_IMAGES = 256
+
+
+def export(
+    run: str,
+    *,
+    out: str,
+    onnx: bool = False,
+    int8: bool = False,
+    data: str | None = None,
+    push_to_hub: str | None = None,
+) -> None:
+    """Write a run's best student for other programs.
+
+    Args:
+        run: a run directory of fit, or a folder in timm's hub layout
+        out: a new folder, in timm's hub layout: config.json, model.safetensors, README.md
+        onnx: write model.onnx too (opset 18, any number of images), compared with torch's answers before
+        int8: and model_int8.onnx; both files are measured on all validation images
+        data: a config of fit, for its validation images (default: the run's)
+        push_to_hub: upload the folder to the Hugging Face hub as USER/NAME; a new repository is private
+    """
+    folder = Path(out)
+    if folder.exists():
+        raise UserError(f"--out: {folder} exists; give a new folder")
+    if data is not None and not int8:
+        raise UserError("--data is for --int8, which is measured on its images")
+    if push_to_hub is not None:
+        _check_name(push_to_hub)
+    if onnx or int8:
+        onnx_files.check_installed()
+    source = _source(Path(run))
+    images = _images(Path(run), data) if int8 else None
+    with atomic_write_folder(folder) as partial:
+        student = _write_folder(source, Path(run), partial)
+        lines = _write_onnx(student, partial, images) if onnx or int8 else []
+        with (partial / "README.md").open("a", encoding="utf-8") as card:
+            card.write("".join(f"\n{line}\n" for line in lines))
+    print("\n".join([f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}", *lines]))
+    if push_to_hub is not None:
+        print(_push(folder, push_to_hub))
+
+
+def _source(run: Path) -> Path:
+    """What holds the student: a folder in timm's hub layout, or a checkpoint."""
+    checkpoints = run / "checkpoints"
+    places = [run, run / "student", checkpoints / "best.ckpt", checkpoints / "student_best.safetensors"]
+    for place in places:
+        if (place / hub.CONFIG).is_file() or (place.is_file() and place != run):
+            return place
+    what = "there is no such folder" if not run.is_dir() else "no best student is there yet"
+    raise UserError(f"{run}: {what}; give a run directory of fit, or a folder in timm's hub layout")
+
+
+def _images(run: Path, data: str | None) -> ImageData:
+    config = data or str(run / "config.yaml")
+    if data is None and not Path(config).is_file():
+        raise UserError(f"--int8 is measured on validation images: {config} is missing, give --data CONFIG")
+    images = datamodule_of(config, "--data")
+    images.setup("fit")
+    return images
+
+
+def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
+    student = Backbone(checkpoint=source)
+    if source.is_dir():
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        return student
+    names, epoch, acc1 = None, completed_epochs(source), student.stated_accuracy
+    with suppress(UserError):  # images need not be here
+        names = datamodule_of(str(run / "config.yaml"), "--data").find_classes()
+    student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": acc1})
+    if epoch is not None and acc1 is not None:
+        (folder / "README.md").write_text(model_card(run, student, epoch, acc1), encoding="utf-8")
+    return student
+
+
+def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list[str]:
+    """Write the files; what is to be said of them, a line each."""
+    onnx_files.write_onnx(student, folder / ONNX, hub.label_names(folder / hub.CONFIG))
+    channels, (height, width) = student.input_size[0], student.evaluation.image_size
+    lines = [
+        f"{ONNX}: opset {onnx_files.OPSET}, `images` [batch, {channels}, {height}, {width}] float32, "
+        f"normalised, to `logits` [batch, {student.num_classes}]; {_megabytes(folder / ONNX)}"
+    ]
+    if data is None:
+        return lines
+    if data.num_classes != student.num_classes:
+        raise UserError(f"--data has {data.num_classes} classes, and {student.name} {student.num_classes}")
+    student.check_input(data.in_chans, data.image_size)
+    how = onnx_files.write_int8(folder / ONNX, folder / INT8, _calibration(data, student))
+    full, small = _accuracies(data, student, [folder / ONNX, folder / INT8])
+    lines[0] += f"; top-1 {full:.2f} %"
+    count = len(data.sources["val"].targets)
+    return [
+        *lines,
+        f"{INT8}: {how}; {_megabytes(folder / INT8)}; top-1 {small:.2f} % ({small - full:+.2f} points), on "
+        f"{count} validation images",
+    ]
+
+
+def _calibration(data: ImageData, student: Backbone) -> Iterator[Tensor]:
+    count = min(CALIBRATION_IMAGES, len(data.sources["train"].targets))
+    images = data.probe_set(count, 0, "train").normalised(student.mean, student.std)
+    return iter(images.split(32))
+
+
+def _accuracies(data: ImageData, student: Backbone, paths: list[Path]) -> list[float]:
+    """Top-1 of each file on the validation images, percent."""
+    renormalise = Renormalise(data.mean, data.std, student.mean, student.std)
+    answers, right, count = [onnx_files.answers_of(path) for path in paths], torch.zeros(len(paths)), 0
+    for images, targets, *_ in data.val_dataloader():
+        given = renormalise(images)
+        right += torch.tensor([(answer(given).argmax(1) == targets).sum() for answer in answers])
+        count += len(targets)
+    return (100 * right / count).tolist()
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.2f} MB"
+
+
+def _check_name(name: str) -> None:
+    try:
+        huggingface_hub.utils.validate_repo_id(name)
+    except huggingface_hub.errors.HFValidationError as error:
+        raise UserError(f"--push_to_hub: {first_line(error)}") from error
+    if huggingface_hub.get_token() is None:
+        raise UserError("--push_to_hub: no token of the hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def _push(folder: Path, name: str) -> str:
+    """Upload, and give the address. UserError where the hub does not take it; the folder stays."""
+    hub_api = huggingface_hub.HfApi()
+    try:
+        name = hub_api.create_repo(name, private=True, exist_ok=True).repo_id
+        hub_api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of distill_dynamics")
+    except Exception as error:  # of the network, the hub, the token: a dozen classes
+        raise UserError(
+            f"--push_to_hub: {first_line(error)}; {folder} is complete, `hf upload {name} {folder}` sends it"
+        ) from error
+    return f"{hub_api.endpoint}/{name}"

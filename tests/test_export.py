@@ -1,0 +1,189 @@
+"""`export`: what leaves a run as files, run by strangers: timm and onnxruntime."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import fit_once, refused
+from test_student_folder import Keep
+
+from distill_dynamics.cli import export as export_command
+from distill_dynamics.cli.main import main
+from distill_dynamics.data import FashionMNISTSample
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+onnx = pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    plain = {"model__teacher": None, "model__terms": None, "probe__every_n_epochs": 0}
+    faster = {"model__optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 4e-3}}}
+    long = {"trainer__limit_train_batches": 40, "trainer__limit_val_batches": 1.0}
+    return fit_once(tmp_path_factory.mktemp("export"), **plain, **faster, **long)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """The folder with both ONNX files, and what was printed of them is in its card."""
+    main(["export", str(run), "--out", str(run.parent / "out"), "--int8"])
+    return run.parent / "out"
+
+
+@pytest.fixture(scope="module")
+def validation():
+    data = FashionMNISTSample(eval_batch_size=100)
+    data.setup("validate")
+    return list(data.val_dataloader())
+
+
+def top1(answer, validation):
+    right = [(answer(images) == targets.numpy()).sum() for images, targets in validation]
+    return 100 * sum(right) / sum(len(targets) for _, targets in validation)
+
+
+def by_onnxruntime(path):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {session.get_inputs()[0].name: images.numpy()})[0].argmax(1)
+
+
+def test_the_folder_and_both_files_score_what_validate_says(run, exported, validation):
+    keep = "--trainer.callbacks+=test_student_folder.Keep"
+    whole = ["--trainer.limit_val_batches", "1.0"]
+    main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", "best", keep, *whole])
+    said = Keep.metrics["val/acc1"].item()
+    assert said > 20  # it has learnt something
+    model = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
+    with torch.no_grad():
+        assert top1(lambda x: model(x).argmax(1).numpy(), validation) == pytest.approx(said, abs=0.01)
+    assert top1(by_onnxruntime(exported / "model.onnx"), validation) == pytest.approx(said, abs=0.1)
+    card = (exported / "README.md").read_text()
+    (full,) = re.findall(r"model\.onnx: opset 18.*top-1 ([\d.]+) %", card)
+    (small,) = re.findall(r"model_int8\.onnx: .*top-1 ([\d.]+) %.* on 1000 validation images", card)
+    assert float(full) == pytest.approx(said, abs=0.1)
+    measured = top1(by_onnxruntime(exported / "model_int8.onnx"), validation)
+    assert float(small) == pytest.approx(measured, abs=0.006)
+    assert abs(measured - said) < 3
+
+
+def test_any_number_of_images_gives_torchs_logits(exported):
+    model = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    for count in (1, 3, 17):
+        images = torch.randn(count, 1, 28, 28)
+        with torch.no_grad():
+            wanted = model(images).numpy()
+        np.testing.assert_allclose(session.run(["logits"], {"images": images.numpy()})[0], wanted, atol=1e-4)
+
+
+def test_the_file_tells_what_it_takes(run, exported):
+    content = onnx.load(exported / "model.onnx")
+    onnx.checker.check_model(content, full_check=True)
+    assert [imported.version for imported in content.opset_import if imported.domain == ""] == [18]
+    facts = {one.key: json.loads(one.value) for one in content.metadata_props}
+    folder = json.loads((run / "student" / "config.json").read_text())
+    assert facts["mean"] == folder["pretrained_cfg"]["mean"]
+    assert facts["label_names"] == folder["label_names"]
+    weights = onnx.load(exported / "model_int8.onnx").graph.initializer
+    assert onnx.TensorProto.INT8 in {weight.data_type for weight in weights}
+
+
+@pytest.mark.slow
+def test_a_net_of_convolutions_is_calibrated(tmp_path, validation):
+    net = {"name": "test_efficientnet", "timm_kwargs": {"in_chans": 1, "num_classes": 10}}
+    plain = {"model__teacher": None, "model__terms": None, "probe__every_n_epochs": 0, "model__student": net}
+    long = {"trainer__limit_train_batches": 60, "trainer__limit_val_batches": 1.0, "trainer__max_epochs": 1}
+    run = fit_once(tmp_path, **plain, **long)
+    main(["export", str(run), "--out", str(tmp_path / "out"), "--int8"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "weights and activations in 8 bits" in card
+    files = [tmp_path / "out" / name for name in ("model.onnx", "model_int8.onnx")]
+    full, small = (top1(by_onnxruntime(file), validation) for file in files)
+    assert f"({small - full:+.2f} points)" in card
+
+
+def test_answers_that_differ_from_torchs_are_not_written(run, tmp_path, capsys, monkeypatch):
+    wrong = lambda path: lambda images: torch.zeros(len(images), 10)  # noqa: E731
+    monkeypatch.setattr("distill_dynamics.models.onnx_files.answers_of", wrong)
+    line = refused(capsys, "export", run, "--out", tmp_path / "out", "--onnx")
+    assert "away from torch's" in line
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_run_that_was_killed_has_its_best_checkpoint(run, tmp_path):
+    killed = tmp_path / "killed"
+    shutil.copytree(run, killed)
+    shutil.rmtree(killed / "student")
+    main(["export", str(killed), "--out", str(tmp_path / "out")])
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (run / "student" / name).read_bytes()
+    assert "top-1, validation" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["nowhere", "--out", "o"], "nowhere: there is no such folder"),
+        ([".", "--out", "o"], "no best student is there yet"),
+        (["RUN", "--out", "taken"], "--out: taken exists"),
+        (["RUN", "--out", "o", "--data", "x.yaml"], "--data is for --int8"),
+        (["RUN/student", "--out", "o", "--int8"], "config.yaml is missing, give --data CONFIG"),
+        (["RUN", "--out", "o", "--push_to_hub", "a/b/c"], "--push_to_hub: "),
+        (["RUN", "--out", "o", "--push_to_hub", "me/x"], "no token of the hub"),
+        (["RUN", "--out", "o", "--onx"], "did you mean 'onnx'"),
+    ],
+)
+def test_a_mistake_is_a_line(run, tmp_path, monkeypatch, capsys, words, right):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    Path("taken").mkdir()
+    line = refused(capsys, "export", *(word.replace("RUN", str(run)) for word in words))
+    assert right in line
+    assert line.count("\n") == 1
+    assert not Path("o").exists()
+
+
+def test_without_the_extra_a_line_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("distill_dynamics.models.onnx_files.find_spec", lambda name: None)
+    line = refused(capsys, "export", run, "--out", tmp_path / "out", "--onnx")
+    assert 'pip install "distill_dynamics[export]"' in line
+
+
+def test_the_hub_gets_the_folder(run, tmp_path, monkeypatch, capsys):
+    sent = {}
+
+    class Hub:
+        """The part of the hub's client that is called."""
+
+        endpoint = "https://hub.example"
+
+        def create_repo(self, name, private, exist_ok):
+            assert (private, exist_ok) == (True, True)
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            sent[repo_id] = {file.name for file in Path(folder_path).iterdir()}
+
+    monkeypatch.setattr(export_command.huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(export_command.huggingface_hub, "get_token", lambda: "token")
+    main(["export", str(run), "--out", str(tmp_path / "out"), "--push_to_hub", "small"])
+    assert sent == {"me/small": {"config.json", "model.safetensors", "README.md"}}
+    assert "https://hub.example/me/small" in capsys.readouterr().out
+
+
+def test_a_hub_that_refuses_leaves_the_folder(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_command.huggingface_hub, "get_token", lambda: "token")
+    monkeypatch.setattr(export_command.huggingface_hub.HfApi, "create_repo", _refuse)
+    line = refused(capsys, "export", run, "--out", tmp_path / "out", "--push_to_hub", "me/small")
+    assert "401" in line
+    assert "hf upload me/small" in line
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def _refuse(self, *args, **kwargs):
+    raise OSError("401 Client Error: Unauthorized")
