@@ -25,7 +25,7 @@ from distill_dynamics.cli.errors import line_of
 from distill_dynamics.cli.fit_summary import end
 from distill_dynamics.cli.help import PARSER_KWARGS, describe
 from distill_dynamics.cli.parser import OneLineParser
-from distill_dynamics.cli.predictions import write_rows, written_at_the_end
+from distill_dynamics.cli.predictions import PredictionRows, take_images, written_at_the_end
 from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
 from distill_dynamics.cli.save_config import SaveConfig
 from distill_dynamics.cli.wandb_run import WANDB_TIMEOUT_S, Wandb, wandb_loggers
@@ -100,6 +100,7 @@ class DistillCLI(LightningCLI):
         parser.add_argument(
             "--predictions", type=str, default="predictions.csv", help="file that predict writes"
         )
+        parser.add_argument("--images", type=str | None, help="folder of images (default: for validation)")
         parser.add_lightning_class_args(DynamicsProbe, "probe")
         parser.add_class_arguments(Wandb, "wandb")
 
@@ -245,15 +246,21 @@ class DistillCLI(LightningCLI):
                     callback.written.unlink(missing_ok=True)
 
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
-        """Write the student's answer for each validation image to `--predictions`."""
+        """Write the student's answer for each validation image, or each of `--images`, to `--predictions`."""
         if self.trainer.world_size > 1:
             raise UserError("predict runs on one device: set --trainer.devices 1")
-        path = Path(self.config.predict.predictions)
+        if kwargs.get("ckpt_path") is None and not model.student.has_weights:
+            raise UserError("predict: the student has no weights: give --ckpt_path best, or last, or a file")
+        config = self.config.predict
+        files = take_images(datamodule, config.images, self.run_dir) if config.images is not None else None
+        path = Path(config.predictions)
         # Opened before the work: that must not be lost to a wrong path.
         with written_at_the_end(path) as file:
-            batches: Any = self.trainer.predict(model, datamodule=datamodule, **kwargs)
-            images = write_rows(file, batches, datamodule.classes)
-        print(f"{images} predictions in {path}")
+            rows = PredictionRows(file, files)
+            _callbacks_of(self.trainer).append(rows)
+            self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": False})
+        left_out = len(datamodule.unreadable.lines)
+        print(f"{rows.count} predictions in {path}{f', {left_out} images left out' if left_out else ''}")
 
 
 def _callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -18,7 +18,7 @@ COMMANDS = {
     "fit": "Train a student from a teacher (or, without one, a teacher), and watch its representations.",
     "validate": "Measure a student's top-1, top-5 and loss on the validation images.",
     "test": "The same on the test images, for a DataModule that has others than for validation.",
-    "predict": "Write a student's answer for each validation image to a CSV file.",
+    "predict": "Write a student's answers for the validation images, or a folder of others, to a CSV file.",
 }
 PLAIN_COMMANDS = {
     "analyze": "Profile any models on the same images, and write Profiles, tables, figures and a report.",
@@ -52,6 +52,7 @@ ONLY_FOR = {
     "probe": "fit",
     "wandb": "fit",
     "predictions": "predict",
+    "images": "predict",
 }
 """Options that the other commands accept, since they read the config.yaml of a run, and have no use for."""
 
@@ -68,7 +69,7 @@ PARSER_KWARGS = {
     },
 }
 """LightningCLI's `parser_kwargs`."""
-NOT_FOR_CACHE_TEACHER = {"ckpt_path", "name", "predictions", "runs_dir"}
+NOT_FOR_CACHE_TEACHER = {"ckpt_path", "images", "name", "predictions", "runs_dir"}
 """Options that it accepts as `fit` and `predict` do, and has no use for."""
 
 

@@ -3,28 +3,77 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from lightning.pytorch import Callback, Trainer
 
+from distill_dynamics.data.listing import ENDINGS, images_in
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.data.sources import FileSource
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write
+from distill_dynamics.models.hub import label_names
+from distill_dynamics.train.metrics import datamodule
+
+TOP = 5
 
 
-def write_rows(file: Any, batches: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str]) -> int:
-    """Write a row an image, of batches of probabilities [B, K] and targets [B]; how many images there are."""
-    writer = csv.writer(file)
-    writer.writerow(["image", "target", "prediction", "probability"])
-    targets = torch.cat([targets for _, targets in batches]).tolist()
-    rows = torch.cat([probabilities for probabilities, _ in batches])
-    for image, (target, row) in enumerate(zip(targets, rows, strict=True)):
-        names = [classes[number] for number in (target, int(row.argmax()))]
-        writer.writerow([image, *names, f"{row.max():.4f}"])
-    return len(targets)
+class PredictionRows(Callback):
+    """Writes a row an image as they come; `count` says how many there were.
+
+    Of validation images: place, target, prediction and its probability. Of the files of `take_images`: the
+    file's name, and the `TOP` most likely classes, each with its probability.
+    """
+
+    def __init__(self, file: Any, files: FileSource | None) -> None:
+        self.writer, self.files, self.count = csv.writer(file), files, 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the header: by now the classes are known."""
+        self.names = datamodule(trainer).class_names
+        self.top = min(TOP, len(self.names))
+        of_files = [f"{what}_{k}" for k in range(1, self.top + 1) for what in ("class", "probability")]
+        of_data = ["target", "prediction", "probability"]
+        self.writer.writerow(["image", *(of_data if self.files is None else of_files)])
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        """Write those of a batch of probabilities [B, K] and targets [B]."""
+        probabilities, targets = outputs
+        values, classes = probabilities.float().topk(1 if self.files is None else self.top)
+        for target, shares, numbers in zip(targets.tolist(), values.tolist(), classes.tolist(), strict=True):
+            answers = [(self.names[k], f"{share:.4f}") for k, share in zip(numbers, shares, strict=True)]
+            about = [self.count, self.names[target]] if self.files is None else [self._name(target)]
+            self.writer.writerow([*about, *(cell for answer in answers for cell in answer)])
+            self.count += 1
+
+    def _name(self, index: int) -> str:
+        assert self.files is not None
+        return str(self.files.path(index).relative_to(self.files.root))
+
+
+def take_images(data: ImageData, folder: str, run_dir: Path | None) -> FileSource:
+    """Have the images in a folder, and in those in it, be what is predicted; a target is an image's place.
+
+    The classes' names are those of the run's student, where the run has one. UserError where there is none.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--images: there is no folder {root}")
+    files = sorted(os.path.join(place, name) for place, name in images_in(root, "--images"))
+    if not files:
+        raise UserError(f"--images: {root} holds no images (known endings: {ENDINGS})")
+    names = label_names(run_dir / "student" / "config.json") if run_dir is not None else []
+    if not (names := names or data.find_classes()):
+        data.setup("predict")
+        names = data.class_names
+    data.classes = names
+    source = FileSource(root, files, [*range(len(files))], "L" if data.in_chans == 1 else "RGB")
+    data.sources["val"] = source
+    return source
 
 
 @contextmanager

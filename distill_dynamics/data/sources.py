@@ -68,14 +68,14 @@ class ArraySource:
 
 
 class FileSource:
-    """Image files under `root`, named by their paths relative to it, decoded to RGB when asked for.
+    """Image files under `root`, named by their paths relative to it, decoded to `mode` when asked for.
 
     Names and targets are held as two arrays: a list of a million tuples would be copied, page by page, into
     every worker process as its reference counts change.
     """
 
-    def __init__(self, root: Path, names: list[str], targets: list[int]):
-        self.root = root
+    def __init__(self, root: Path, names: list[str], targets: list[int], mode: str = "RGB"):
+        self.root, self.mode = root, mode
         self.names = np.array([os.fsencode(name) for name in names])
         self.targets = np.array(targets, dtype=np.int64)
 
@@ -84,9 +84,10 @@ class FileSource:
         return self.root / os.fsdecode(self.names[index])
 
     def image(self, index: int, needed: Needed | None = None) -> Image.Image:
-        """A PIL image in mode RGB."""
+        """A PIL image in `mode`."""
         path = self.path(index)
-        return decoded(path, str(path), index, needed)
+        image = decoded(path, str(path), index, needed)
+        return image if self.mode == "RGB" else image.convert(self.mode)
 
     def digests(self) -> Iterable[bytes | memoryview]:
         """All names and targets, and the sizes of up to 10,000 files spread over them.
