@@ -168,10 +168,13 @@ def curve_rows(named: Named, curve: Statistic) -> list[Row]:
     rows: list[Row] = [(f"{curve.within_text}{unit}", "first block", "last block", "lowest", "highest")]
     for who, profile in named:
         values, errors = profile.curve(curve.name), profile.curve_se(curve.name)
-        if not np.isfinite(values).all():
+        if not np.isfinite(values).any():
             continue
-        cells = [with_error(f"{value:.3g}", error, 2) for value, error in zip(values, errors, strict=True)]
-        low, high = int(values.argmin()), int(values.argmax())
+        cells = [
+            with_error(f"{value:.3g}", error, 2) if np.isfinite(value) else NOTHING
+            for value, error in zip(values, errors, strict=True)
+        ]
+        low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
         ends = (f"{cells[row]} at block {profile.blocks[row]}" for row in (low, high))
         rows.append((who, cells[0], cells[-1], *ends))
     return filled(rows)

@@ -59,6 +59,9 @@ def test_every_subject_has_its_section():
         "Entropy",
         "Magnitude",
         "Effective rank",
+        "Rank at 95 % energy",
+        "Capacity floor",
+        "Correlation floor",
         "CKA with the teacher",
         "Gap to the teacher",
         "Signature of the student",
@@ -78,6 +81,8 @@ def test_every_subject_has_its_section():
     assert '"^dynamics/student/effective_rank/block_"' in of["Effective rank"]
     assert '"dynamics/cka_heatmap"' in of["CKA with the teacher"]
     assert '"dynamics/effective_rank_evolution"' in of["Effective rank"]
+    assert '"^dynamics/teacher/capacity_floor/block_"' in of["Capacity floor"]
+    assert '"dynamics/floors_by_block"' in of["Capacity floor"]
     assert '"dynamics/gap/entropy_shape_distance"' in of["Gap to the teacher"]
     assert '"dynamics/student/signature/depth"' in of["Signature of the student"]
     assert '"dynamics/evolution/last_rebound"' in of["Evolution over epochs"]
@@ -141,6 +146,7 @@ def test_every_metric_and_picture_is_one_that_fit_logs(experiment, tmp_path, mon
     config = experiment(
         trainer__callbacks=callbacks,
         model__student__timm_kwargs__depth=3,
+        probe__n_images=20,  # of four tokens: more than two times the student's channels
         model__terms__projector__weight=falls,
     )
     main(["fit", "--config", str(config), "--name", "r", "--wandb.mode", "offline"])

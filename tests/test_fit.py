@@ -378,6 +378,7 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
         np.testing.assert_array_equal(a.probe_indices, b.probe_indices)
         np.testing.assert_array_equal(a.peak_channel, b.peak_channel)
         assert {"entropy", "magnitude", "effective_rank"} <= a.curves.keys() == b.curves.keys()
+        assert a.student_width == b.student_width == (16 if name == "teacher" else None)
         for curve in a.curves:
             np.testing.assert_allclose(a.curves[curve], b.curves[curve], rtol=1e-5)
             np.testing.assert_allclose(a.curve(curve), b.curve(curve), rtol=1e-5)

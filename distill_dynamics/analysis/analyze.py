@@ -15,6 +15,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from distill_dynamics.analysis.floors import check_images, check_widths, floor_rows, once, printed_floors
 from distill_dynamics.analysis.models import Model, Weights, find_weights, labels
 from distill_dynamics.analysis.prepare import (
     TransformOverrides,
@@ -37,7 +38,7 @@ from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
 from distill_dynamics.runs.directory import PACKAGES
 
-UNFINISHED = {"profiles", "table.csv", "curves.csv"}
+UNFINISHED = {"profiles", "table.csv", "curves.csv", "floors.csv"}
 """What an analysis that was stopped may have left in its folder."""
 
 Range = RangeMode | tuple[float, float]
@@ -54,6 +55,7 @@ def analyze(
     value_ranges: Sequence[Range] = ("global",),
     bins: int = 100,
     layers: Sequence[int] | Literal["all"] = "all",
+    student_widths: Sequence[int] = (),
     batch_size: int = 32,
     bootstrap: bool = False,
     device: str = "auto",
@@ -63,8 +65,9 @@ def analyze(
     """Profile every model on the same images, and write folder `out`.
 
     It holds `profiles/<label>/<range>/*.npz`, `table.csv` (what each curve says), `curves.csv` (each curve,
-    block by block), `analysis.json` (what was done; written when all those are there), `report.html` and
-    `figures/`. Memory does not grow with the number of images, but for a few numbers an image and layer.
+    block by block), with widths of students `floors.csv`, `analysis.json` (what was done; written when all
+    those are there), `report.html` and `figures/`. Memory does not grow with the number of images, but for a
+    few numbers an image and layer.
 
     Args:
         models: with labels of their own, or none; see `labels`.
@@ -75,6 +78,8 @@ def analyze(
         overrides: settings in place of each model's own.
         value_ranges: ranges of the entropy's bins, measured side by side in the same forward passes.
         bins, layers, batch_size: as for `profile_model`.
+        student_widths: channels of students: how much of each block can they hold? The first is that of the
+            Profiles with the curves, each further one has a Profile of its own.
         bootstrap: give 95 % bootstrap intervals over images, not standard errors, in the tables.
         device: "auto", or what torch calls it.
         num_workers: processes that prepare images where they make more than one batch.
@@ -95,7 +100,7 @@ def analyze(
 
     def prepare(model: Model, weights: Weights) -> tuple[Backbone, ImageStream, EvalTransform]:
         backbone = make_backbone(model, weights, seed, overrides)
-        backbone.resolve_layers(layers)
+        check_widths(student_widths, backbone, backbone.resolve_layers(layers))
         evaluation = eval_transform_of(backbone, images, overrides)
         check_size(backbone, evaluation.image_size)
         stream = ImageStream(
@@ -111,6 +116,7 @@ def analyze(
 
     with _claimed(Path(out)) as folder:
         indices = images.draw(n_images, seed, num_workers)
+        check_images(student_widths, len(indices))
         if len(evolutions) > 1:  # a mistake in the last model is not to be found hours later
             for model, _, found in evolutions:
                 prepare(model, found[0])
@@ -126,17 +132,23 @@ def analyze(
                 value_ranges=value_ranges,
                 bins=bins,
                 layers=layers,
+                student_widths=student_widths,
                 epoch=weights.epoch,
                 probe_indices=indices,
                 progress=True,
             )
             given = {**evaluation._asdict(), "mean": backbone.mean, "std": backbone.std}
-            for value_range, profile in zip(value_ranges, profiles, strict=True):
-                profile.probe_id = stream.probe_id
-                curves.append(Curve(label, model, weights, range_name(value_range), profile, given))
-                profile.save(folder / curves[-1].path)
+            count = max(len(student_widths), 1)
+            for number, value_range in enumerate(value_ranges):
+                profile, *further = profiles[number * count : (number + 1) * count]
+                curves.append(Curve(label, model, weights, range_name(value_range), profile, given, further))
+                for path, of_width in curves[-1].files.items():
+                    of_width.probe_id = stream.probe_id
+                    of_width.save(folder / path)
         write_csv(folder / "table.csv", [table_entry(curve, bootstrap) for curve in curves])
         write_csv(folder / "curves.csv", [row for curve in curves for row in block_rows(curve, bootstrap)])
+        if student_widths:
+            write_csv(folder / "floors.csv", [row for curve in once(curves) for row in floor_rows(curve)])
         files = images.names(indices)
         record = {
             "schema": ANALYSIS_SCHEMA,
@@ -154,8 +166,12 @@ def analyze(
         }
         atomic_write_text(folder / "analysis.json", json.dumps(record, indent=1) + "\n")
     print(f"\n{printed(curves, bootstrap)}\n")
+    if student_widths:
+        for curve in once(curves, latest=True):
+            print(f"{printed_floors(curve)}\n")
     write_report([folder], folder / "report.html", folder / "figures")
-    print(f"  written to {folder}: Profiles, table.csv, curves.csv, figures, report.html\n")
+    floors = "floors.csv, " if student_widths else ""
+    print(f"  written to {folder}: Profiles, table.csv, curves.csv, {floors}figures, report.html\n")
     return folder
 
 

@@ -28,6 +28,8 @@ class Curve:
     profile: Profile
     input: dict[str, Any]
     """How the images were brought to this model: size, crop, normalisation."""
+    further: Sequence[Profile] = ()
+    """The same with the floors at further widths of a student."""
 
     @property
     def name(self) -> str:
@@ -40,6 +42,12 @@ class Curve:
     def path(self) -> str:
         """Where the Profile is, in the folder of the analysis."""
         return f"profiles/{file_name(self.label)}/{self.range}/{self.weights.stem}.npz"
+
+    @property
+    def files(self) -> dict[str, Profile]:
+        """Its Profiles by where they are, the one with the curves first."""
+        stem = self.path.removesuffix(".npz")
+        return {self.path: self.profile} | {f"{stem}_width_{p.student_width}.npz": p for p in self.further}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -55,6 +63,7 @@ class Curve:
             "best": self.weights.best,
             "input": self.input,
             "profile": self.path,
+            "further_widths": [*self.files][1:],
         }
 
 
@@ -74,9 +83,14 @@ def block_rows(curve: Curve, bootstrap: bool) -> Iterator[dict[str, Any]]:
     """Rows of curves.csv: the curve block by block, bits and activation units."""
     profile = curve.profile
     kinds = {"": profile.curve, "_se": profile.curve_se}
-    shown = [one for one in SHOWN if one.kind != "pair"]
+    shown = [one for one in SHOWN if one.kind in ("images", "set")]
     columns = {
-        **{f"{one.name}{end}": of(one.name) for one in shown for end, of in kinds.items()},
+        **{
+            f"{one.name}{end}": of(one.name)
+            for one in shown
+            for end, of in kinds.items()
+            if not (end and one.whole)
+        },
         "flatness": spectral_flatness(profile),
         "clipped": profile.clipped,
     }

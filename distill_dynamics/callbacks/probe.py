@@ -35,8 +35,9 @@ class DynamicsProbe(AtProbes):
     curves by block (`dynamics/statistics.py`) go to every logger, with what they say (`dynamics/signature/`)
     of the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Each
     Profile of a student has its blocks beside the teacher's, too (`Profile.pairs`, of the first `batch_size`
-    images), for which the teacher sees the images again. Training is not touched: weights, generators, flags
-    and gradients are afterwards what they were.
+    images), for which the teacher sees the images again. The teacher's has the floors at the student's width,
+    the channels of its last block: earlier stages of a student, where they have fewer, hold less. Training
+    is not touched: weights, generators, flags and gradients are afterwards what they were.
 
     Under DDP each rank profiles its share of the images; a sharded teacher, which all ranks must call
     equally often, profiles all of them on each.
@@ -79,7 +80,7 @@ class DynamicsProbe(AtProbes):
         """Profile the teacher, and the student at epoch 0."""
         teacher = _watched_teacher(pl_module)
         if self.period and trainer.global_step == 0 and teacher is not None:
-            profile = self._profile(trainer, teacher, None)
+            profile = self._profile(trainer, teacher, None, width=pl_module.student.channels[-1])
             self._write(trainer, profile, "teacher")
             spectra = {"teacher_spectra": figures.spectra(profile)}
             self.log_probe(trainer, 0, _scalars("teacher", profile), spectra)
@@ -110,15 +111,24 @@ class DynamicsProbe(AtProbes):
                 logger.log_metrics(wandb_images(drawn), step=trainer.global_step)
 
     def _profile(
-        self, trainer: Trainer, backbone: Backbone, epoch: int | None, beside: Backbone | None = None
+        self,
+        trainer: Trainer,
+        backbone: Backbone,
+        epoch: int | None,
+        beside: Backbone | None = None,
+        width: int | None = None,
     ) -> Profile:
-        """A Profile of all the images; with what is measured of its layers and those of `beside` together."""
+        """A Profile of all the images; with what is measured of its layers and those of `beside` together.
+
+        `width` is a student's, at which a teacher's floors are measured.
+        """
         images, group = self._share(trainer, backbone)
         profile = profile_model(
             backbone,
             images,
             value_range=self.value_range,
             batch_size=self.batch_size,
+            student_width=width,
             epoch=epoch,
             probe_id=self.probe_set.probe_id,
             probe_indices=self.probe_set.indices,

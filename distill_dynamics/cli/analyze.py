@@ -38,6 +38,7 @@ def analyze(
     value_range: list[str | tuple[float, float]] = ["global"],  # noqa: B006 (read, not written)
     bins: int = 100,
     layers: list[int | Literal["all"]] = ["all"],  # noqa: B006
+    student_width: list[int] | None = None,
     bootstrap: bool = False,
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -71,6 +72,8 @@ def analyze(
             are measured side by side
         bins: bins of the entropy
         layers: numbers from 1, negative from the end (default: all)
+        student_width: channels of students, one number or several: how much of each block could they hold?
+            As a table, floors.csv and a figure; takes some hundred images
         bootstrap: 95 % bootstrap intervals over images, not standard errors
         batch_size: images held at a time
         device: where the models run
@@ -93,6 +96,7 @@ def analyze(
         value_ranges=list(dict.fromkeys(map(_range, value_range))),
         bins=bins,
         layers="all" if "all" in layers else layers,  # type: ignore[arg-type]
+        student_widths=list(dict.fromkeys(student_width or [])),
         batch_size=batch_size,
         bootstrap=bootstrap,
         device=device,

@@ -13,6 +13,7 @@ from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.statistics import SHOWN, Statistic, statistic
 from distill_dynamics.errors import UserError
 from distill_dynamics.figures.curves import curve_notes, curves, draw_epochs, draw_teacher, label_y
+from distill_dynamics.figures.floors import floors_by_block, with_floors
 from distill_dynamics.figures.heatmaps import draw_heatmap, entropy_heatmap, pair_heatmap
 from distill_dynamics.figures.order import ordered
 from distill_dynamics.figures.spectrum import spectra
@@ -92,14 +93,15 @@ def run_figures(
     best: Profile | None = None,
     bootstrap: bool = False,
 ) -> dict[str, Figure]:
-    """The figures of one run's student by name, those for which there is something to draw.
+    """The figures of one run by name, those for which there is something to draw.
 
     Raises as `curve_evolution`, but for a lack of students.
     """
     if not students:
         return {}
     everything = [profile for profile in (*students, best, teacher) if profile is not None]
-    known = [curve for curve in SHOWN if any(profile.known(curve.name) for profile in everything)]
+    by_epoch = [curve for curve in SHOWN if curve.kind != "halves"]
+    known = [curve for curve in by_epoch if any(profile.known(curve.name) for profile in everything)]
     figures = {
         f"{curve.name}_evolution": curve_evolution(curve.name, students, teacher, best, bootstrap)
         for curve in known
@@ -109,6 +111,8 @@ def run_figures(
         if curve.kind == "pair":
             panels = _panels(ordered(students), best)
             figures[f"{curve.name}_heatmap"] = pair_heatmap(curve.name, panels, teacher)
+    if floors := with_floors([("Teacher", teacher)] if teacher else []):
+        figures["floors_by_block"] = floors_by_block(floors)
     with suppress(UserError):  # a dead student has no spectrum, and all else to show
         figures["student_spectra"] = spectra(best or ordered(students)[-1])
     return figures

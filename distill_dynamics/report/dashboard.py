@@ -69,7 +69,7 @@ def build(entity: str, project: str, name: str = "Distillation dynamics") -> ws.
     workspace.sections = [
         _section("Accuracy", TRAINING, _accuracy(), is_open=True),
         _section("Loss terms", TRAINING, _losses()),
-        *(_section(curve.title, PROBES, _blocks(curve), is_open=curve is SHOWN[0]) for curve in SHOWN),
+        *(_section(curve.title, PROBES, _blocks(curve), curve is SHOWN[0]) for curve in SHOWN),
         _section("Gap to the teacher", PROBES, _lines("dynamics/gap/", *_GAP)),
         _section("Signature of the student", PROBES, _lines("dynamics/student/signature/", *_SIGNATURE)),
         _section("Spectra and large values", PROBES, _spectra()),
@@ -252,6 +252,9 @@ def _losses() -> list[Any]:
 
 def _blocks(curve: Statistic) -> list[Any]:
     name, title, unit = curve.name, curve.title, curve.unit or curve.axis
+    if curve.kind == "halves":  # of the teacher, once: W&B shows single values as bars
+        bars = _curves(f"{title} of each block of the teacher", unit, f"^dynamics/teacher/{name}/block_")
+        return [_picture("What the student cannot hold of its teacher's blocks", "floors_by_block"), bars]
     heatmap = [_picture("Entropy by block and epoch", "entropy_heatmap")] if name == "entropy" else []
     if curve.kind == "pair":
         heatmap = [_picture(f"{title}, each pair of blocks", f"{name}_heatmap")]

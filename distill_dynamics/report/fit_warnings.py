@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.report.records import Run, counted, listed, planned_epochs
 
 
@@ -99,6 +100,12 @@ def _profiles(run: Run) -> list[str]:
         warnings.append("The Profiles are of different probe images: they differ by these, too.")
     if len({(profile.range_mode, profile.bins) for profile in profiles}) > 1:
         warnings.append("The Profiles have different bins: their entropies do not compare.")
+    teacher = run.profiles.teacher
+    if teacher is not None and teacher.student_width is not None and not with_floors(run.floors()):
+        warnings.append(
+            f"The teacher's floors at the student's {teacher.student_width} channels are not known: half of "
+            f"the {len(teacher.entropy_images)} probe images has no more tokens than that (probe.n_images)."
+        )
     best = run.profiles.best
     scored = [row for row in run.metrics if math.isfinite(row.get("val/acc1", math.nan))]
     if best is not None and scored:  # continued after its end, not ended again

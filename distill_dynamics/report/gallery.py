@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 
 from distill_dynamics import figures
 from distill_dynamics.dynamics.profile import Profile
-from distill_dynamics.dynamics.statistics import SHOWN, Statistic
+from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
+from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.figures.order import distinct
 from distill_dynamics.figures.style import LineStyle, run_styles
 from distill_dynamics.figures.training import metric_names
+from distill_dynamics.report.captions import FLOORS, LINES, RANGES, SPECTRUM, about, pair_caption
 from distill_dynamics.report.records import Run, counted, listed
 from distill_dynamics.report.study import Study
 from distill_dynamics.tables import measured
@@ -38,22 +40,8 @@ _MOST_SPECTRA = 6
 _MOST_NAMED = 12
 """Of more runs, those of one method share a line of the legend."""
 
-_LINES = "One line a probed epoch, light to dark; dashed orange the best checkpoint"
-_SPECTRUM = (
-    "Mean magnitude of the Fourier transform along the channels (Eq. 2) of early, middle and late blocks: "
-    "the paper's Figure 3."
-)
-_RANGES = (
-    "With one range for all layers (the paper's) a layer's entropy holds log2 of its scale, so that it "
-    "follows the magnitude; with each layer's own range it holds only how the values are spread within that "
-    "range, and where layers are divided by their magnitude first (scaled) only how they are spread about "
-    "it: a shape that stands in the first alone is one of scale."
-)
-_PAPER = {
-    ("entropy", "by_block"): ": the paper's Figure 1",
-    ("magnitude", "by_block"): ": the paper's Figure 2",
-    ("entropy", "by_method"): ": the paper's Figure 4",
-}
+_BY_EPOCH = [curve for curve in SHOWN if curve.kind != "halves"]
+"""What has a line an epoch; floors are of one Profile."""
 
 
 def gallery(study: Study) -> list[Picture]:
@@ -77,22 +65,24 @@ def _of_one(study: Study, run: Run) -> Iterator[Picture]:
     styles = _styles(study)
     if not students:
         yield from _by_block(study, styles)
+        yield from _floors([run])
         yield from _training([run], styles)
         yield from _teacher_spectra([run])
         if run.latest is not None:
             yield from _spectra("spectra", "Spectra", run.latest)
         return
     captions = {
+        "floors_by_block": FLOORS,
         "entropy_heatmap": (
             "Entropy by block and epoch",
             "The student's entropy again, as colour: one column a probed epoch.",
         ),
-        "student_spectra": ("Spectra of the student", _SPECTRUM),
+        "student_spectra": ("Spectra of the student", SPECTRUM),
     }
-    for curve in SHOWN:
-        lines = f"{curve.about}. {_LINES}, dash-dotted the teacher, where there are any."
+    for curve in _BY_EPOCH:
+        lines = f"{curve.about}. {LINES}, dash-dotted the teacher, where there are any."
         captions[f"{curve.name}_evolution"] = f"{curve.title} by block", lines
-        captions[f"{curve.name}_heatmap"] = captions.get(f"{curve.name}_heatmap", _pair_caption(curve))
+        captions[f"{curve.name}_heatmap"] = captions.get(f"{curve.name}_heatmap", pair_caption(curve))
     drawn = figures.run_figures(students, teacher, best, run.bootstrap)
     spectra = drawn.pop("student_spectra", None)
     yield from (Picture(name, *captions[name], figure) for name, figure in drawn.items())
@@ -108,7 +98,7 @@ def _of_several(study: Study) -> Iterator[Picture]:
     yield from _by_block(study, styles)
     trained = [run for run in runs if run.profiles.students]
     shared = " Runs that differ by their seed alone share a panel." if panels else ""
-    for curve in SHOWN:
+    for curve in _BY_EPOCH:
         known = [run for run in trained if _known(run, curve.name)]
         # What has no bins is drawn once of a model that was analysed in several ranges.
         once = [*{run.label: run for run in known}.values()]
@@ -117,7 +107,7 @@ def _of_several(study: Study) -> Iterator[Picture]:
                 yield Picture(
                     f"{curve.name}_by_method{suffix}",
                     f"{curve.title} evolution by method{where}",
-                    f"{_about(curve, 'by_method')}. {_LINES}. A panel a method, one y axis; teachers have "
+                    f"{about(curve, 'by_method')}. {LINES}. A panel a method, one y axis; teachers have "
                     f"panels of their own.{shared}",
                     figures.curve_by_method(curve.name, profiles, panels, _bootstrap(alike)),
                 )
@@ -137,7 +127,8 @@ def _of_several(study: Study) -> Iterator[Picture]:
     for curve in SHOWN:
         if curve.kind == "pair" and any(profile.known(curve.name) for profile in latest.values()):
             figure = figures.pair_heatmap(curve.name, latest)
-            yield Picture(f"{curve.name}_heatmap", *_pair_caption(curve), figure)
+            yield Picture(f"{curve.name}_heatmap", *pair_caption(curve), figure)
+    yield from _floors(runs)
     yield from _training(runs, styles)
     yield from _teacher_spectra(runs)
     yield from _run_spectra(study)
@@ -207,20 +198,20 @@ def _by_block(study: Study, styles: Mapping[str, LineStyle]) -> Iterator[Picture
         yield Picture(
             "entropy_by_range",
             "Entropy by block, in several value ranges",
-            f"Channel entropy (Eq. 5), and magnitude (Eq. 6). {which} {_RANGES}",
+            f"Channel entropy (Eq. 5), and magnitude (Eq. 6). {which} {RANGES}",
             figures.entropy_by_range(ranges, styles, bootstrap),
         )
         return
     latest = next(iter(ranges.values()), {})
     teachers = distinct(run.profiles.teacher for run in study.runs)
-    for curve in SHOWN:
+    for curve in _BY_EPOCH:
         students = {label: profile for label, profile in latest.items() if profile.known(curve.name)}
         known = [teacher for teacher in teachers if teacher.known(curve.name)]
         if students or known:
             yield Picture(
                 f"{curve.name}_by_block",
                 f"{curve.title} by block",
-                f"{_about(curve, 'by_block')}. {which}",
+                f"{about(curve, 'by_block')}. {which}",
                 figures.curve_by_block(curve.name, students, known, styles, bootstrap),
             )
 
@@ -251,6 +242,11 @@ def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[
         )
 
 
+def _floors(runs: Sequence[Run]) -> Iterator[Picture]:
+    if known := with_floors([named for run in runs for named in run.floors()]):
+        yield Picture("floors_by_block", *FLOORS, figures.floors_by_block(known))
+
+
 def _teacher_spectra(runs: Sequence[Run]) -> Iterator[Picture]:
     for teacher in distinct(run.profiles.teacher for run in runs):
         yield from _spectra("teacher_spectra", f"Spectra of the teacher, {teacher.model}", teacher)
@@ -261,7 +257,7 @@ def _spectra(
 ) -> Iterator[Picture]:
     heading = f"Channel spectrum, {run}" if run else None
     with suppress(UserError):  # published curves have none, nor have dead layers
-        yield Picture(name, title, _SPECTRUM + note, figures.spectra(profile, heading), run)
+        yield Picture(name, title, SPECTRUM + note, figures.spectra(profile, heading), run)
 
 
 def _by_range(runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
@@ -284,12 +280,3 @@ def _known(run: Run, name: str) -> bool:
     """Whether a curve is known of what stands for the run and of its students."""
     profiles = [run.latest] if run.latest else []
     return all(any(one.known(name) for one in some) for some in (profiles, run.profiles.students))
-
-
-def _about(curve: Statistic, figure: str) -> str:
-    return curve.about + _PAPER.get((curve.name, figure), "")
-
-
-def _pair_caption(curve: Statistic) -> tuple[str, str]:
-    title = f"{curve.title}, each pair of blocks"
-    return title, "Every block of the student beside every block of the teacher."

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.figures.order import distinct
 from distill_dynamics.files import atomic_write_text
 from distill_dynamics.report.comparability import comparison_warnings
@@ -154,7 +155,7 @@ def _latest(runs: Sequence[Run]) -> list[Table]:
     teachers = [(f"teacher, {t.model}", t) for t in distinct(run.profiles.teacher for run in runs)]
     return [
         _signatures(_LATEST, [*latest.items(), *teachers], runs),
-        *_curves(_LATEST, [*once.items(), *teachers]),
+        *_curves(_LATEST, [*once.items(), *teachers], runs),
         Table("Spectrum", _LATEST, spectrum_rows([*once.items(), *teachers])),
         Table("Evolution", "Change over the probed epochs", evolution_rows(runs)),
     ]
@@ -164,7 +165,7 @@ def _details(run: Run) -> list[Table]:
     """Every table about the Profiles of one run."""
     return [
         _signatures("Shape of the entropy curve", run.named(), [run]),
-        *_curves("By block", run.named()),
+        *_curves("By block", run.named(), [run]),
         Table("Spectrum", "Channel spectra, massive activations", spectrum_rows(run.named())),
         Table(
             "Distance to the teacher", "Root mean square at matched relative depth", gap_rows(run.profiles)
@@ -187,9 +188,15 @@ def _probes(runs: Sequence[Run]) -> dict[str, list[Table]]:
     return probes
 
 
-def _curves(caption: str, named: Named) -> list[Table]:
-    """Of each statistic that the signature does not tell of."""
-    return [Table(curve.title, caption, curve_rows(named, curve)) for curve in OTHER_CURVES]
+def _curves(caption: str, named: Named, runs: Sequence[Run]) -> list[Table]:
+    """Of each statistic that the signature does not tell of; floors once a model and width."""
+    floors = [*with_floors([one for run in runs for one in run.floors()]).items()]
+    return [
+        Table(curve.title, "At a student's width", curve_rows(floors, curve))
+        if curve.kind == "halves"
+        else Table(curve.title, caption, curve_rows(named, curve))
+        for curve in OTHER_CURVES
+    ]
 
 
 def _signatures(caption: str, named: Named, runs: Sequence[Run]) -> Table:

@@ -37,12 +37,23 @@ class Run:
     """Range of the entropy bins: "global", "layer", "scaled" or numbers "0,1"; "" where none was probed."""
     models: list[Profile] = field(default_factory=list, repr=False)
     """Analysed models that are no training."""
+    widths: list[Profile] = field(default_factory=list, repr=False)
+    """An analysed model again, with its floors at further widths of a student."""
     images: str = field(default="", repr=False)
     """Which images an analysis saw, equal for equal files whatever their size and crop; "" where unknown."""
 
     def named(self) -> list[tuple[str, Profile]]:
         """What a table calls each Profile: by role in a training, else by the run's name."""
         return [*self.profiles.named(), *((self.name, model) for model in self.models)]
+
+    def floors(self) -> list[tuple[str, Profile]]:
+        """The Profiles that may have floors, by what their model is called; of an evolution the latest."""
+        teacher, latest = self.profiles.teacher, self.latest
+        models = [latest, *(profile for profile in self.widths if latest and profile.epoch == latest.epoch)]
+        return [
+            *([(f"teacher {teacher.model}", teacher)] if teacher else []),
+            *((self.label, profile) for profile in models if profile is not None),
+        ]
 
     def relabelled(self, label: str) -> "Run":
         """The same, called otherwise; its name keeps what tells its range."""

@@ -72,6 +72,7 @@ def _analysis(path: Path) -> list[Run]:
         content = read_json(record)
         schema, curves = content["schema"], content["curves"]
         keys = [(str(curve["label"]), str(curve["range"]), str(curve["profile"])) for curve in curves]
+        widths = [[path / str(file) for file in curve.get("further_widths") or []] for curve in curves]
         images = dict(content.get("images") or {})
         same = {name: images[name] for name in ("source", "files", "indices") if name in images}
     except (Unreadable, ValueError, KeyError, TypeError, AttributeError):
@@ -93,6 +94,12 @@ def _analysis(path: Path) -> list[Run]:
         }
         unreadable: dict[str, list[str]] = {}
         read = {file: read_profile(file, unreadable) for file in files}
+        further = [
+            read_profile(file, unreadable)
+            for of_curve, (*group, _) in zip(widths, keys, strict=True)
+            if group == [label, value_range]
+            for file in of_curve
+        ]
         warnings = left_out(unreadable)
         warnings += [f"There is no {file}." for file in files if not file.exists()]
         best = next((profile for file, profile in read.items() if files[file]), None)
@@ -110,6 +117,7 @@ def _analysis(path: Path) -> list[Run]:
                 warnings=warnings,
                 range=value_range,
                 models=models,
+                widths=[profile for profile in further if profile is not None],
                 images=json.dumps(same) if len(same) > 1 else "",
             )
         )

@@ -1,0 +1,36 @@
+"""What the captions of a report's figures say."""
+
+from distill_dynamics.dynamics.statistics import Statistic
+
+LINES = "One line a probed epoch, light to dark; dashed orange the best checkpoint"
+SPECTRUM = (
+    "Mean magnitude of the Fourier transform along the channels (Eq. 2) of early, middle and late blocks: "
+    "the paper's Figure 3."
+)
+RANGES = (
+    "With one range for all layers (the paper's) a layer's entropy holds log2 of its scale, so that it "
+    "follows the magnitude; with each layer's own range it holds only how the values are spread within that "
+    "range, and where layers are divided by their magnitude first (scaled) only how they are spread about "
+    "it: a shape that stands in the first alone is one of scale."
+)
+FLOORS = (
+    "What a narrower student cannot hold",
+    "The share of the tokens' variance of each block that no linear map from the student's channels reaches: "
+    "components of one half of the images, measured on the other half. Dashed: of standardised channels.",
+)
+_PAPER = {
+    ("entropy", "by_block"): ": the paper's Figure 1",
+    ("magnitude", "by_block"): ": the paper's Figure 2",
+    ("entropy", "by_method"): ": the paper's Figure 4",
+}
+
+
+def about(curve: Statistic, figure: str) -> str:
+    """What a statistic is, and which figure of the paper a figure of it is."""
+    return curve.about + _PAPER.get((curve.name, figure), "")
+
+
+def pair_caption(curve: Statistic) -> tuple[str, str]:
+    """Title and caption of a heat map."""
+    title = f"{curve.title}, each pair of blocks"
+    return title, "Every block of the student beside every block of the teacher."
