@@ -4,8 +4,8 @@ A table in which nothing would stand is [].
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +65,31 @@ def accuracy_rows(metrics: list[dict[str, float]]) -> list[Row]:
     for who, accuracy in accuracies(metrics).items():
         epoch = "" if accuracy.epoch is None else str(accuracy.epoch)
         rows.append((who, number(accuracy.top1, 2), number(accuracy.top5, 2), epoch))
+    return filled(rows)
+
+
+COST = "Weights in 10^6 bytes, operations and milliseconds for one image or 32, by the machine of the run"
+
+
+def cost_rows(start: Mapping[str, Any]) -> list[Row]:
+    """What teacher and student cost, by a start in run.json, and how many times less the student does.
+
+    [] where that has no such numbers, as those of earlier versions.
+    """
+    rows: list[Row] = [("", "parameters", "MB", "GFLOP", "ms, 1 image", "ms, 32")]
+    known = {}
+    for who in ("teacher", "student"):
+        facts = start.get(f"{who}_cost")
+        if isinstance(facts, dict):
+            values = [facts.get(key) for key in ("parameters", "megabytes", "gflop", "ms_1", "ms_32")]
+            known[who] = [float(v) if isinstance(v, int | float) else math.nan for v in values]
+            millions, *others = known[who]
+            cells = (NOTHING if math.isnan(value) else f"{value:.4g}" for value in others)
+            rows.append((who, f"{number(millions / 1e6, 2)} M", *cells))
+    if len(known) == 2:
+        pairs = zip(known["teacher"], known["student"], strict=True)
+        times = [a / b if b else math.nan for a, b in pairs]
+        rows.append(("teacher / student", *(number(value, 1) for value in times)))
     return filled(rows)
 
 

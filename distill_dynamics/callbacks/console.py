@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
+from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.schedule import Schedule
+from distill_dynamics.tables import aligned, cost_rows
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.terms import BoundTerm
@@ -52,8 +56,21 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
 
+def on_terminal() -> bool:
+    """Whether standard output is one: in a file a bar is a heap of lines."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def shows_bars(callbacks: Iterable[Callback]) -> bool:
+    """Whether bars are drawn: on a terminal, and where one of the callbacks is a bar."""
+    return on_terminal() or any(isinstance(callback, LightningProgressBar) for callback in callbacks)
+
+
 class Console(Callback):
-    """Prints a summary of models, data and loss before training."""
+    """Prints a summary of models, data and loss before training, and a line an epoch."""
+
+    def __init__(self) -> None:
+        self._began = (0.0, 0)  # when this process began to train, and with which step
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -73,9 +90,53 @@ class Console(Callback):
         )
         rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
         rows.append(("optimiser", pl_module.optimisation.summary()))
-        print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n")
+        record = starts_of(Path(trainer.default_root_dir))[-1]
+        rows += [("" if i else "cost", line) for i, line in enumerate(aligned(cost_rows(record)))]
+        print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n", flush=True)
+        self._began = time.monotonic(), trainer.global_step
         if warning := doubt_of(pl_module):
             print(framed(warning), file=sys.stderr)
+
+    @rank_zero_only
+    def on_epoch_row(self, trainer: Trainer, pl_module: Distiller, row: dict[str, float]) -> None:
+        """Print how far training is, by the epoch's row of metrics.csv."""
+        bar = trainer.progress_bar_callback
+        line = self._epoch_line(trainer, pl_module, row)
+        if isinstance(bar, ProgressBar):
+            bar.print(line)
+        else:
+            print(line, flush=True)
+
+    def _epoch_line(self, trainer: Trainer, pl_module: Distiller, row: dict[str, float]) -> str:
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        parts = [f"epoch {trainer.current_epoch + 1}{of}", f"loss {row['train/loss']:.4g}"]
+        if (acc1 := row.get("val/acc1")) is not None:
+            parts += [f"val {acc1:.2f}", f"best {max(acc1, _best(trainer)):.2f}"]
+        if pl_module.teacher is not None and pl_module.teacher.accuracy:
+            parts.append(f"teacher {pl_module.teacher.accuracy['acc1']:.2f}")
+        parts += [f"rate {row['train/lr']:.2g}", f"{row['train/images_per_s']:.0f} images/s"]
+        (began, first), steps = self._began, trainer.estimated_stepping_batches
+        if trainer.global_step > first and steps < float("inf"):
+            a_step = (time.monotonic() - began) / (trainer.global_step - first)
+            parts.append(f"{_duration(a_step * (steps - trainer.global_step))} left")
+        return "  ".join(parts)
+
+
+def _best(trainer: Trainer) -> float:
+    """The best top-1 so far, -inf before there is one."""
+    for callback in trainer.checkpoint_callbacks:
+        score = getattr(callback, "best_model_score", None)
+        if getattr(callback, "monitor", None) == "val/acc1" and score is not None:
+            return float(score)
+    return float("-inf")
+
+
+def _duration(seconds: float) -> str:
+    """ "40 s", "12 min" or "3 h 05 min"."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 def doubt_of(distiller: Distiller) -> str | None:

@@ -94,6 +94,9 @@ class EpochRows(Callback):
         self._sum = None  # what is saved from here on is no longer of this epoch
         # To every logger now: Lightning's own way comes after the checkpoint is saved.
         log_row(trainer.loggers, epoch, row, trainer.global_step)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_epoch_row"):  # the console's: Lightning has no hook after this one
+                callback.on_epoch_row(trainer, pl_module, row)
         pl_module.log("epoch", float(epoch), logger=False)  # names the checkpoint files
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Distiller, checkpoint: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write_folder
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.cost import cost
 from distill_dynamics.models.teacher_check import doubt
 from distill_dynamics.runs import lease
 from distill_dynamics.runs.card import model_card
@@ -63,6 +64,7 @@ class RunRecord(Callback):
                     "val_images": len(dataset) if trainer.limit_val_batches == 1.0 else None,
                 },
                 teacher=_teacher(pl_module),
+                **_costs(pl_module, data.image_size),
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
             )
@@ -211,6 +213,13 @@ def _teacher(distiller: Distiller) -> dict[str, Any] | None:
         "stated_acc1": teacher.stated_accuracy,
         "doubt": doubt(teacher, accuracy),
     }
+
+
+def _costs(distiller: Distiller, image_size: int) -> dict[str, Any]:
+    """Of student and teacher; with the threads that they were measured with."""
+    teacher = None if distiller.teacher is None else cost(distiller.teacher.backbone, image_size)
+    student = cost(distiller.student, image_size)
+    return {"student_cost": student, "teacher_cost": teacher, "threads": torch.get_num_threads()}
 
 
 def _position_text(position: tuple[int, int] | None) -> str:

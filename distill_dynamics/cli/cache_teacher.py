@@ -18,6 +18,7 @@ class CacheTeacherCLI(DistillCLI):
     """LightningCLI for the command `cache-teacher`."""
 
     hidden = NOT_FOR_CACHE_TEACHER
+    bars_on_terminals_alone = False  # it prints nothing else for hours
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(

@@ -12,13 +12,13 @@ from typing import Any
 
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distill_dynamics import callbacks, data, losses
 from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
+from distill_dynamics.callbacks.console import on_terminal, shows_bars
 from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions
 from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.errors import line_of
@@ -38,7 +38,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.runs import directory as run
 from distill_dynamics.runs import lease
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import AtomicCheckpointIO
+from distill_dynamics.train.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.rank import is_first_rank
 from distill_dynamics.train.run_logger import RunLogger
@@ -53,6 +53,7 @@ class DistillCLI(LightningCLI):
 
     hidden: Collection[str] = ()
     """Options that the help leaves out."""
+    bars_on_terminals_alone = True
 
     def __init__(self, model_class: type[Distiller] = Distiller, **kwargs: Any) -> None:
         self.run_dir: Path | None = None
@@ -121,6 +122,9 @@ class DistillCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer; for `fit` with a run directory, its files and W&B."""
+        given = _as_list(self.config_init[self.subcommand].trainer.callbacks)
+        if self.bars_on_terminals_alone and not shows_bars(given):
+            kwargs["enable_progress_bar"] = False
         if self.subcommand != "fit":
             made = super().instantiate_trainer(**kwargs, logger=False, enable_checkpointing=False)
             watch_others(made, lambda error: None)
@@ -136,8 +140,8 @@ class DistillCLI(LightningCLI):
             loggers += wandb_loggers(settings.wandb, run_dir)
         self.trainer_defaults["callbacks"] = [
             Console(),
-            *([] if settings.trainer.enable_progress_bar is False else [ProgressBar()]),
-            *_checkpoints(run_dir, config.checkpoint_every_n_epochs),
+            *([ProgressBar()] if settings.trainer.enable_progress_bar is not False and on_terminal() else []),
+            *checkpoint_callbacks(run_dir, config.checkpoint_every_n_epochs),
             self._preemption,
         ]
         self._record = RunRecord()
@@ -270,25 +274,3 @@ def _callbacks_of(trainer: Trainer) -> list[Callback]:
 
 def _as_list(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [] if given is None else [given]
-
-
-def _checkpoints(run_dir: Path, every_n_epochs: int) -> list[ModelCheckpoint]:
-    """The best first and the last last: each holds what those before it have made of the epoch."""
-    kept = partial(
-        ModelCheckpoint,
-        dirpath=run_dir / "checkpoints",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return [
-        kept(filename="best", monitor="val/acc1", mode="max"),
-        kept(
-            filename="epoch_{epoch:04.0f}",
-            auto_insert_metric_name=False,
-            save_top_k=-1,
-            every_n_epochs=every_n_epochs,
-        ),
-        # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
-        # than the one before, where that is to keep every epoch.
-        kept(filename="last", mode="max", every_n_epochs=1),
-    ]

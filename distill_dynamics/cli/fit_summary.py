@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from distill_dynamics.callbacks.console import doubt_of
@@ -15,6 +16,9 @@ from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs.directory import PROGRAM
 from distill_dynamics.tables import Named, Row, accuracy_rows, aligned, signature_rows
 from distill_dynamics.train.distiller import Distiller
+
+_WIDTH = 80 - 27
+"""Of what is said of a file, in a terminal of 80 columns."""
 
 LEGEND = "magnitude: the block where that is lowest, and U where its curve is a U, too"
 
@@ -54,10 +58,14 @@ def _files(run_dir: Path) -> list[str]:
     wanted = {
         "metrics.csv": "every metric, one row an epoch",
         "dynamics": "Profiles (Profile.load)",
-        BEST_STUDENT: f"best student: timm.create_model('local-dir:{run_dir}/student', pretrained=True)",
+        BEST_STUDENT: f"the best one; for timm.create_model: local-dir:{run_dir}/student",
         "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
         "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
         "report.html": "all of this with figures, for a browser",
     }
-    present = {name: text for name, text in wanted.items() if (run_dir / name).exists()}
-    return ["written to " + str(run_dir), *(f"  {name:<22} {text}" for name, text in present.items())]
+    lines = [f"written to {run_dir}"]
+    for name, text in wanted.items():
+        if (run_dir / name).exists():
+            first, *rest = textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+            lines += [f"  {name:<22} {first}", *(f"{25 * ' '}{line}" for line in rest)]
+    return lines

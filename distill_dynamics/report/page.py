@@ -31,11 +31,13 @@ from distill_dynamics.report.tables import (
     results_rows,
 )
 from distill_dynamics.tables import (
+    COST,
     NOTHING,
     OTHER_CURVES,
     Named,
     Row,
     accuracy_rows,
+    cost_rows,
     curve_rows,
     gap_rows,
     signature_rows,
@@ -143,7 +145,8 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 def _results(study: Study) -> list[Table]:
     if len(study.runs) == 1:
         rows = accuracy_rows(study.runs[0].metrics)
-        return [Table("", "Accuracy on the validation set", rows)]
+        costs = cost_rows(study.runs[0].last_start)
+        return [Table("", "Accuracy on the validation set", rows), Table("", COST, costs)]
     note = "Top-1 on the validation set in percent; ± is the standard deviation over seeds."
     return [Table("", note, results_rows(study), "numbers results")]
 

@@ -37,6 +37,7 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str
         "model-index": [{"name": name, "results": [result]}],
     }
     rows = _rows(run_dir, student, epoch, acc1, data, teacher)
+    rows |= _cost(start)
     rows["seed"] = str(start["seed"]) if "seed" in start else ""
     versions = {**(start.get("versions") or {}), "commit": start.get("commit"), "Python": start.get("python")}
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -97,6 +98,27 @@ def _rows(
         "teacher": ", ".join(_code(teacher[key]) for key in ("name", "weights") if teacher.get(key)),
         "teacher's top-1": _percent(_metric(run_dir, 0, "teacher/acc1")),
     }
+
+
+def _cost(start: dict[str, Any]) -> dict[str, str]:
+    """What the student costs, and how many times more its teacher does; {} where run.json has no numbers."""
+    student, teacher = start.get("student_cost") or {}, start.get("teacher_cost") or {}
+    found = {}
+    for key, (name, unit) in _COSTS.items():
+        if value := student.get(key):
+            times = f" (teacher: {teacher[key] / value:.1f} times as much)" if teacher.get(key) else ""
+            found[name] = f"{value:.4g} {unit}{times}"
+    if "ms_1" in student:
+        found["measured on"] = f"{start.get('devices', '?')}, threads: {start.get('threads', '?')}, float32"
+    return found
+
+
+_COSTS = {
+    "megabytes": ("weights", "MB"),
+    "gflop": ("multiplications and additions, 1 image", "GFLOP"),
+    "ms_1": ("latency, 1 image", "ms"),
+    "ms_32": ("latency, 32 images", "ms"),
+}
 
 
 def _metric(run_dir: Path, epoch: int, name: str) -> float | None:

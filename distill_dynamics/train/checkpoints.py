@@ -7,6 +7,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,25 @@ def begin_from(trainer: Trainer) -> None:
         with atomic_write(last) as partial:
             shutil.copyfile(given, partial)
         preempted.unlink(missing_ok=True)
+
+
+def checkpoint_callbacks(run_dir: Path, every_n_epochs: int) -> list[ModelCheckpoint]:
+    """The best first and the last last: each holds what those before it have made of the epoch."""
+    kept = partial(
+        ModelCheckpoint,
+        dirpath=run_dir / "checkpoints",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    return [
+        kept(filename="best", monitor="val/acc1", mode="max"),
+        kept(
+            filename="epoch_{epoch:04.0f}",
+            auto_insert_metric_name=False,
+            save_top_k=-1,
+            every_n_epochs=every_n_epochs,
+        ),
+        # Lightning tells callbacks apart by their settings: the mode, unused here, makes this one another
+        # than the one before, where that is to keep every epoch.
+        kept(filename="last", mode="max", every_n_epochs=1),
+    ]
