@@ -179,7 +179,8 @@ class GradientConflict(AtProbes):
             progress = progress_after(trainer, epoch)
             batch = {"targets": self._targets, "index": self._index, "progress": progress}
             batch = {name: v.to(weight.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
-            parts, weights = pl_module.losses(images, batch), pl_module.weights_at(progress)
+            parts = {name: part.gated for name, part in pl_module.losses(images, batch).items()}
+            weights = pl_module.weights_at(progress)
             terms = {name: parts.pop(name) for name in self._terms}
             weighted = [weights[name] * part for name, part in parts.items()]
             other = torch.stack(weighted).sum() if weighted else images.new_zeros(())

@@ -17,7 +17,6 @@ from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
 from distill_dynamics.runs.directory import starts_of
-from distill_dynamics.schedule import Schedule
 from distill_dynamics.tables import aligned, cost_rows
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
@@ -154,7 +153,7 @@ def _model(backbone: Backbone) -> str:
 
 def _terms(distiller: Distiller) -> list[str]:
     terms: Any = distiller.terms
-    return [f"{_weight(term.weight)} x {_term(name, term)}" for name, term in terms.items()]
+    return [f"{_weight(term)} x {_term(name, term)}" for name, term in terms.items()]
 
 
 def _term(name: str, term: BoundTerm) -> str:
@@ -164,11 +163,15 @@ def _term(name: str, term: BoundTerm) -> str:
     if name == "kd" and isinstance(loss, SoftKD):
         return f"{type(loss).__name__} (temperature {_number(loss.temperature)})"
     pairs = ", ".join(f"{s}-{t}" for s, t in term.pairs)
-    return f"{name}: {type(loss).__name__}" + (f", student-teacher blocks {pairs}" if pairs else "")
+    text = f"{name}: {type(loss).__name__}" + (f", student-teacher blocks {pairs}" if pairs else "")
+    if term.gate is None:
+        return text
+    return f"{text}, {type(term.gate).__name__} {term.gates.min():.2g} to {term.gates.max():.2g}"
 
 
-def _weight(weight: float | Schedule) -> str:
-    return _number(weight) if callable(weight) else f"{weight:.2f}"
+def _weight(term: BoundTerm) -> str:
+    weight = _number(term.weight) if callable(term.weight) else f"{term.weight:.2f}"
+    return weight if term.budget is None else f"{weight} (budget {term.budget:g})"
 
 
 def _number(value: float | Callable[[float], float]) -> str:

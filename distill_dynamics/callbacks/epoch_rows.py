@@ -27,7 +27,7 @@ class EpochRows(Callback):
     def __init__(self) -> None:
         self._sum: Tensor | None = None  # of the total and each part; None between epochs
         self._names: list[str] = []
-        self._weights: dict[str, float] = {}  # sums of those that change
+        self._weights: dict[str, float] = {}  # sums of those that the config does not tell
         self._steps = self._images = 0
         self._seconds = 0.0  # of training, as far as the clock has been read
         self._clock = 0.0  # when it was started or read
@@ -54,7 +54,7 @@ class EpochRows(Callback):
         step = pl_module.latest
         self._names = step.names
         self._sum = step.values if self._sum is None else self._sum + step.values
-        for name, weight in step.changing_weights.items():
+        for name, weight in step.untold_weights.items():
             self._weights[name] = self._weights.get(name, 0.0) + weight
         self._steps += 1
         self._images += step.images

@@ -65,6 +65,7 @@ class RunRecord(Callback):
                 },
                 teacher=_teacher(pl_module),
                 **_costs(pl_module, data.image_size),
+                **_gates(pl_module),
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
             )
@@ -220,6 +221,17 @@ def _costs(distiller: Distiller, image_size: int) -> dict[str, Any]:
     teacher = None if distiller.teacher is None else cost(distiller.teacher.backbone, image_size)
     student = cost(distiller.student, image_size)
     return {"student_cost": student, "teacher_cost": teacher, "threads": torch.get_num_threads()}
+
+
+def _gates(distiller: Distiller) -> dict[str, Any]:
+    """By term with a gate, [student block, teacher block, gate] of each pair."""
+    terms: Any = distiller.terms
+    gates = {
+        name: [[*pair, gate] for pair, gate in zip(term.pairs, term.gates.tolist(), strict=True)]
+        for name, term in terms.items()
+        if term.gate is not None
+    }
+    return {"gates": gates} if gates else {}
 
 
 def _position_text(position: tuple[int, int] | None) -> str:

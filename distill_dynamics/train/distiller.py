@@ -28,18 +28,21 @@ from distill_dynamics.models.sharding import shard
 from distill_dynamics.models.teacher import Precision, Teacher
 from distill_dynamics.schedule import ProgressCosine, Schedule
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
+from distill_dynamics.train.budget import scale
 from distill_dynamics.train.cached import cached_teacher
-from distill_dynamics.train.checks import check_arguments, check_data, check_length, check_weights
+from distill_dynamics.train.checks import check_arguments, check_data, check_length
 from distill_dynamics.train.dry_run import dry_run
 from distill_dynamics.train.evaluated_student import EvaluatedStudent
+from distill_dynamics.train.fit_gates import fit_gates
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
 from distill_dynamics.train.optimise import Optimisation, decay_groups
 from distill_dynamics.train.progress import progress_at
+from distill_dynamics.train.run_facts import facts_to_save, take_facts
 from distill_dynamics.train.run_logger import log_row
 from distill_dynamics.train.settings import saved_settings
 from distill_dynamics.train.step import Step, keyed_draws
-from distill_dynamics.train.terms import BoundTerm, Term, of_student, of_teacher, with_standard
+from distill_dynamics.train.terms import BoundTerm, Term, TermValue, of_student, of_teacher, with_standard
 
 
 class Distiller(EvaluatedStudent):
@@ -146,7 +149,7 @@ class Distiller(EvaluatedStudent):
         batch: Mapping[str, Any],
         stored: Mapping[str, Tensor] | None = None,
         draws: AbstractContextManager | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, TermValue]:
         """Every term of the loss by name, unweighted: one forward pass of each model.
 
         `batch` has "targets" [B], "progress" and, where a term reads it, "index" [B]; `stored` a batch's rows
@@ -160,9 +163,9 @@ class Distiller(EvaluatedStudent):
             return {name: term(learnt, taught, batch) for name, term in self.terms.items()}
 
     def weights_at(self, progress: float) -> dict[str, float]:
-        """β of every term."""
+        """β of every term, by which its `gated` value is multiplied."""
         terms: Any = self.terms
-        return {name: term.weight_at(progress) for name, term in terms.items()}
+        return {name: scale(term, self) * term.weight_at(progress) for name, term in terms.items()}
 
     def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
         """The weighted total of the terms."""
@@ -172,12 +175,13 @@ class Distiller(EvaluatedStudent):
         facts = {"targets": targets, "progress": progress, "index": stored.get("index")}
         parts = self.losses(images, facts, stored, self._draws(batch_idx))
         weights = self.weights_at(progress)
-        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        total = torch.stack([weights[name] * part.gated for name, part in parts.items()]).sum()
         with torch.no_grad():
-            values = torch.stack([total, *parts.values()])
-        changing = {name: weights[name] for name, term in self.terms.items() if callable(term.weight)}
+            values = torch.stack([total, *(part.mean for part in parts.values())])
+        terms: Any = self.terms
+        untold = {n: weights[n] * t.mean_gate for n, t in terms.items() if not t.weight_is_told}
         # Not self.log, for which Lightning asks a GPU for the number at every step.
-        self.latest = Step([*parts], values, changing, len(images), batch_idx)
+        self.latest = Step([*parts], values, untold, len(images), batch_idx)
         return total
 
     def _draws(self, batch_idx: int) -> AbstractContextManager:
@@ -219,6 +223,10 @@ class Distiller(EvaluatedStudent):
         self._measured_now = False
         if self._saved_settings is None and not isinstance(self.training_teacher, CachedTeacher):
             fit_losses(self)
+        if self._saved_settings is None:
+            fit_gates(self)
+        for term in self.terms.values():
+            term.begin()
         teacher = self.teacher
         if teacher is None:
             return
@@ -277,24 +285,10 @@ class Distiller(EvaluatedStudent):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FiniteLoss):  # Lightning asks no callback where only weights are saved
                 callback.check(self.trainer, self)
-        checkpoint.setdefault("distill_dynamics", {}).update(
-            student=self.student.description(),
-            teacher_accuracy=self.teacher.accuracy if self.teacher else {},
-            teacher=self.teacher.facts() if self.teacher else None,
-            settings=self.optimisation.settings,
-        )
+        checkpoint.setdefault("distill_dynamics", {}).update(facts_to_save(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the accuracy of the same teacher from the checkpoint."""
-        if "distill_dynamics" not in checkpoint:
-            raise UserError(
-                "ckpt_path: not a checkpoint of this project's fit, so no run to continue; "
-                "to start from its weights, name it as model.student.checkpoint"
-            )
-        check_weights(self, checkpoint)
-        ours = checkpoint["distill_dynamics"]
-        facts = self.teacher.facts() if self.teacher else None
-        if self.teacher is not None and ours.get("teacher", facts) == facts:
-            self.teacher.accuracy = ours["teacher_accuracy"]
+        """Take from the checkpoint what `fit` measured at its beginning."""
+        take_facts(self, checkpoint)
         if self.trainer.state.fn == "fit":
             self._saved_settings = saved_settings(checkpoint)

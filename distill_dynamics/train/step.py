@@ -19,7 +19,8 @@ class Step(NamedTuple):
     """Of the terms."""
     values: Tensor
     """[1 + terms]: the weighted total and each term, unweighted; without a graph."""
-    changing_weights: dict[str, float]
+    untold_weights: dict[str, float]
+    """β, the mean over pairs, of the terms whose config does not tell it: a schedule, a gate or a budget."""
     images: int
     batch_idx: int
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError
@@ -19,6 +20,7 @@ from distill_dynamics.models.features import BY_BLOCK, Read, TeacherOutputs, Wan
 from distill_dynamics.models.layers import pair_layers
 from distill_dynamics.schedule import Schedule
 from distill_dynamics.train.checks import check_name_of_term, check_number, check_schedule, checked
+from distill_dynamics.train.gates import Gate
 from distill_dynamics.train.reads import block_of, class_of, takes_widths, width_of, words_of
 
 
@@ -46,6 +48,12 @@ class Term:
         pairs: or these [student block, teacher block] pairs, numbered from 1, negative from the end; or
             "all", for models equally deep; or "depth": each student block with the teacher's at the same
             share of the depth (`pair_layers`). A loss that reads nothing of blocks takes no pairs.
+        gate: multiplies each pair's loss by a number of its own, known before the first step (`gates.py`):
+            what a pair weighs is weight(progress) · gate(pair) / pairs. Every pair is computed, one whose
+            gate is 0 too, as `train/loss_<term>` is the mean without gates.
+        budget: scales the weight so that weight(progress) · gate(pair), averaged over the pairs and over the
+            steps of the training, is this number: terms of other schedules and gates then spend what a
+            constant weight of this number spends without a gate. `weight` gives the shape alone.
     """
 
     loss: MakeLoss
@@ -53,6 +61,8 @@ class Term:
     first: int = 0
     last: int = 0
     pairs: list[tuple[int, int]] | Literal["all", "depth"] | None = None
+    gate: Gate | None = None
+    budget: float | None = None
 
 
 def with_standard(
@@ -90,17 +100,34 @@ class _Input(NamedTuple):
     block: int | None
 
 
+class TermValue(NamedTuple):
+    """What a term comes to in a step; both are without its weight."""
+
+    mean: Tensor
+    """Of its losses: what is logged."""
+    gated: Tensor
+    """The mean of its losses, each times its gate: what is trained."""
+
+
 class BoundTerm(nn.ModuleList):
     """A term between two models: a loss for each pair, or one, and what each reads.
 
-    Raises UserError for a word that no loss can read, pairs where none are taken, and what `__init__` raises.
+    Raises UserError for a word that no loss can read, pairs or a gate where none are taken, and what
+    `__init__` raises.
     """
+
+    gates: Tensor
+    """[P] of a term with a gate: what it gave for each pair; 1 before training."""
 
     def __init__(self, name: str, term: Term, student: Backbone, teacher: Backbone | None) -> None:
         super().__init__()
         check_name_of_term(name)
         check_schedule(f"terms.{name}.weight", term.weight)
-        self.name, self.weight = name, term.weight
+        if term.budget is not None:
+            check_number(f"terms.{name}.budget", term.budget, above=True)
+        self.name, self.weight, self.gate, self.budget = name, term.weight, term.gate, term.budget
+        self.mean_gate = 1.0
+        self.scale: float | None = None  # what the budget makes of the weight, once the steps are known
         made_of = class_of(term.loss)
         words = None if made_of is None else words_of(name, made_of)
         if teacher is None and any(who == "teacher" for who, _ in (words or {}).values()):
@@ -112,6 +139,9 @@ class BoundTerm(nn.ModuleList):
         if words is None:  # a function: what it reads is seen when it has made a loss
             by_block = bool(term.first or term.last or term.pairs)
         self.pairs = _pairs(name, term, student, teacher or student, by_block)
+        if self.gate is not None:
+            _check_gate(name, self.pairs, teacher)
+            self.register_buffer("gates", torch.ones(len(self.pairs)))
         self.inputs: list[list[_Input]] = []
         once: list[tuple[int, int] | None] = [None]
         for pair in self.pairs or once:
@@ -154,6 +184,16 @@ class BoundTerm(nn.ModuleList):
         check_number(f"terms.{self.name}.weight, at {progress:.4g} of the training,", weight)
         return weight
 
+    @property
+    def weight_is_told(self) -> bool:
+        """Whether the config tells what it weighs: it has no schedule, no gate and no budget."""
+        return not callable(self.weight) and self.gate is None and self.budget is None
+
+    def begin(self) -> None:
+        """Take from its gates, computed or of a checkpoint, what no step is to ask a device for."""
+        self.mean_gate = 1.0 if self.gate is None else self.gates.double().mean().item()
+        self.scale = None
+
     def of_student(self) -> set[Read]:
         """What its losses read of the student."""
         return {(i.word, i.block) for inputs in self.inputs for i in inputs if i.who == "student"}
@@ -169,8 +209,8 @@ class BoundTerm(nn.ModuleList):
 
     def forward(
         self, student: Mapping[Read, Tensor], teacher: TeacherOutputs, batch: Mapping[str, Any]
-    ) -> Tensor:
-        """The mean of its losses, unweighted."""
+    ) -> TermValue:
+        """Run its losses."""
         values = []
         for pair, (loss, inputs) in enumerate(zip(self, self.inputs, strict=True)):
             given = {
@@ -182,7 +222,11 @@ class BoundTerm(nn.ModuleList):
                 for parameter, who, word, block in inputs
             }
             values.append(loss(**given))
-        return sum(values) / len(values)
+        mean = sum(values) / len(values)
+        if self.gate is None:
+            return TermValue(mean, mean)
+        gated = sum(gate * value for gate, value in zip(self.gates, values, strict=True))
+        return TermValue(mean, gated / len(values))
 
 
 def _pairs(
@@ -200,6 +244,15 @@ def _pairs(
         return pair_layers(len(student.layers), len(teacher.layers), term.first, term.last, term.pairs)
     except UserError as error:
         raise UserError(f"model.terms.{name}: {error}") from error
+
+
+def _check_gate(name: str, pairs: list[tuple[int, int]], teacher: Backbone | None) -> None:
+    if not pairs:
+        raise UserError(f"model.terms.{name}: its loss reads nothing of blocks, so it takes no gate")
+    if teacher is None:
+        raise UserError(
+            f"model.terms.{name}.gate: a gate is made of the teacher, and there is none: leave it out"
+        )
 
 
 def of_student(terms: Sequence[BoundTerm]) -> set[Read]:

@@ -44,7 +44,7 @@ def step(size: Size, path: Path) -> Callable[[], None]:
 
     def run() -> None:
         losses, weights = distiller.losses(images, batch), distiller.weights_at(0.5)
-        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        total = torch.stack([weights[name] * value.gated for name, value in losses.items()]).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -53,7 +53,14 @@ def step(size: Size, path: Path) -> Callable[[], None]:
 
 
 def made(term: dict[str, Any]) -> Term:
-    """A term as the command line makes it of YAML."""
-    loss = term.pop("loss")
-    module, _, name = loss["class_path"].rpartition(".")
-    return Term(partial(getattr(import_module(module), name), **loss.get("init_args", {})), **term)
+    """A term as the command line makes it of YAML, without what is of a whole training."""
+    term.pop("budget", None)
+    makers = {key: maker(value) for key, value in term.items() if isinstance(value, dict)}
+    loss = makers.pop("loss")
+    return Term(**term | {"loss": loss} | {key: make() for key, make in makers.items()})
+
+
+def maker(value: dict[str, Any]) -> partial:
+    """Makes what a class_path names."""
+    module, _, name = value["class_path"].rpartition(".")
+    return partial(getattr(import_module(module), name), **value.get("init_args", {}))

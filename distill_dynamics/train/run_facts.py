@@ -1,0 +1,66 @@
+"""What a checkpoint says of a run beside the weights: its student, its teacher, its gates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from distill_dynamics.errors import UserError
+from distill_dynamics.train.checks import check_weights
+
+if TYPE_CHECKING:
+    from distill_dynamics.train.distiller import Distiller
+
+
+def facts_to_save(distiller: Distiller) -> dict[str, Any]:
+    """Plain values: what builds the student again, the teacher's accuracy, what the gates were made by."""
+    teacher = distiller.teacher
+    return {
+        "student": distiller.student.description(),
+        "teacher_accuracy": teacher.accuracy if teacher else {},
+        "teacher": teacher.facts() if teacher else None,
+        "settings": distiller.optimisation.settings,
+        "gates": _gates(distiller),
+    }
+
+
+def take_facts(distiller: Distiller, checkpoint: Mapping[str, Any]) -> None:
+    """Take the accuracy of the same teacher. UserError for a checkpoint of another model or other gates."""
+    if "distill_dynamics" not in checkpoint:
+        raise UserError(
+            "ckpt_path: not a checkpoint of this project's fit, so no run to continue; "
+            "to start from its weights, name it as model.student.checkpoint"
+        )
+    saved = checkpoint["distill_dynamics"]
+    was, now = saved.get("gates", {}), _gates(distiller)
+    for name in distiller.terms:
+        if was.get(name) != now.get(name):
+            raise UserError(
+                f"ckpt_path: model.terms.{name}.gate was {_told(was.get(name))} and is "
+                f"{_told(now.get(name))}: give what the run had, or begin a new one"
+            )
+    check_weights(distiller, checkpoint)
+    teacher = distiller.teacher
+    facts = teacher.facts() if teacher else None
+    if teacher is not None and saved.get("teacher", facts) == facts:
+        teacher.accuracy = saved["teacher_accuracy"]
+
+
+def _gates(distiller: Distiller) -> dict[str, dict[str, Any]]:
+    """By term, what its gate's numbers follow from, beside teacher and data."""
+    terms: Any = distiller.terms
+    made_by = {
+        name: {"gate": type(term.gate).__name__, "settings": vars(term.gate), "pairs": term.pairs}
+        for name, term in terms.items()
+        if term.gate is not None
+    }
+    return json.loads(json.dumps(made_by, default=lambda value: type(value).__name__))
+
+
+def _told(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return "null"
+    settings = ", ".join(f"{name}: {value}" for name, value in facts["settings"].items())
+    pairs = ", ".join(f"{student}-{teacher}" for student, teacher in facts["pairs"])
+    return facts["gate"] + (f" ({settings})" if settings else "") + f" at {pairs}"
