@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import create_autospec
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -12,7 +14,6 @@ import torch
 from conftest import fit_once, refused
 from test_student_folder import Keep
 
-from distill_dynamics.cli import export as export_command
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 
@@ -156,29 +157,22 @@ def test_without_the_extra_a_line_says_what_to_install(run, tmp_path, monkeypatc
 
 def test_the_hub_gets_the_folder(run, tmp_path, monkeypatch, capsys):
     sent = {}
-
-    class Hub:
-        """The part of the hub's client that is called."""
-
-        endpoint = "https://hub.example"
-
-        def create_repo(self, name, private, exist_ok):
-            assert (private, exist_ok) == (True, True)
-            return type("Url", (), {"repo_id": f"me/{name}"})
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            sent[repo_id] = {file.name for file in Path(folder_path).iterdir()}
-
-    monkeypatch.setattr(export_command.huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(export_command.huggingface_hub, "get_token", lambda: "token")
+    client = create_autospec(huggingface_hub.HfApi, instance=True, endpoint="https://hub.example")
+    client.create_repo.return_value.repo_id = "me/small"
+    client.upload_folder.side_effect = lambda **to: sent.update(
+        {to["repo_id"]: {file.name for file in Path(to["folder_path"]).iterdir()}}
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: client)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     main(["export", str(run), "--out", str(tmp_path / "out"), "--push_to_hub", "small"])
+    client.create_repo.assert_called_once_with("small", private=True, exist_ok=True)
     assert sent == {"me/small": {"config.json", "model.safetensors", "README.md"}}
     assert "https://hub.example/me/small" in capsys.readouterr().out
 
 
 def test_a_hub_that_refuses_leaves_the_folder(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export_command.huggingface_hub, "get_token", lambda: "token")
-    monkeypatch.setattr(export_command.huggingface_hub.HfApi, "create_repo", _refuse)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", _refuse)
     line = refused(capsys, "export", run, "--out", tmp_path / "out", "--push_to_hub", "me/small")
     assert "401" in line
     assert "hf upload me/small" in line

@@ -47,7 +47,7 @@ def set_num_classes(config: Any) -> None:
     if not models or not (classes := len(_made(config.data, []).find_classes())):
         return
     for model in models:
-        if classes != classes_of(model.name):
+        if classes != classes_of(model.get("name")):
             model.timm_kwargs = {**(model.timm_kwargs or {}), "num_classes": classes}
 
 
@@ -57,5 +57,5 @@ def _without_classes(config: Any, role: str) -> Any:
     model = model.get("init_args", model) if model else None
     if model is None or "timm_kwargs" not in model or "num_classes" in (model.timm_kwargs or {}):
         return None
-    brings_its_own = model.pretrained or Path(str(model.checkpoint)).expanduser().is_dir()
+    brings_its_own = model.get("pretrained") or Path(str(model.get("checkpoint"))).expanduser().is_dir()
     return None if role == "teacher" and brings_its_own else model

@@ -81,7 +81,7 @@ def _images(run: Path, data: str | None) -> ImageData:
     if data is None and not Path(config).is_file():
         raise UserError(f"--int8 is measured on validation images: {config} is missing, give --data CONFIG")
     images = datamodule_of(config, "--data")
-    images.setup("fit")
+    images.setup("validate")
     return images
 
 
@@ -113,9 +113,8 @@ def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list
         raise UserError(f"--data has {data.num_classes} classes, and {student.name} {student.num_classes}")
     student.check_input(data.in_chans, data.image_size)
     how = onnx_files.write_int8(folder / ONNX, folder / INT8, _calibration(data, student))
-    full, small = _accuracies(data, student, [folder / ONNX, folder / INT8])
+    (full, small), count = _accuracies(data, student, [folder / ONNX, folder / INT8])
     lines[0] += f"; top-1 {full:.2f} %"
-    count = len(data.sources["val"].targets)
     return [
         *lines,
         f"{INT8}: {how}; {_megabytes(folder / INT8)}; top-1 {small:.2f} % ({small - full:+.2f} points), on "
@@ -124,20 +123,21 @@ def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list
 
 
 def _calibration(data: ImageData, student: Backbone) -> Iterator[Tensor]:
+    """Training images in evaluation form; loaded where they are asked for alone."""
+    data.setup("fit")
     count = min(CALIBRATION_IMAGES, len(data.sources["train"].targets))
-    images = data.probe_set(count, 0, "train").normalised(student.mean, student.std)
-    return iter(images.split(32))
+    yield from data.probe_set(count, 0, "train").normalised(student.mean, student.std).split(32)
 
 
-def _accuracies(data: ImageData, student: Backbone, paths: list[Path]) -> list[float]:
-    """Top-1 of each file on the validation images, percent."""
+def _accuracies(data: ImageData, student: Backbone, paths: list[Path]) -> tuple[list[float], int]:
+    """Top-1 of each file on the validation images, percent, and how many those are."""
     renormalise = Renormalise(data.mean, data.std, student.mean, student.std)
     answers, right, count = [onnx_files.answers_of(path) for path in paths], torch.zeros(len(paths)), 0
     for images, targets, *_ in data.val_dataloader():
         given = renormalise(images)
         right += torch.tensor([(answer(given).argmax(1) == targets).sum() for answer in answers])
         count += len(targets)
-    return (100 * right / count).tolist()
+    return (100 * right / count).tolist(), count
 
 
 def _megabytes(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def cost(backbone: Backbone, image_size: int) -> dict[str, Any]:
         return facts
     weight = next(backbone.parameters())
     images = torch.zeros(32, backbone.input_size[0], image_size, image_size).to(weight.device, weight.dtype)
-    with isolated(backbone):
+    with isolated(backbone), suppress(Exception):  # no room for 32 images, for one: a run is worth more
         # The fused kernels of attention are not counted on a CPU.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             backbone.model(images[:1])
