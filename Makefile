@@ -1,6 +1,6 @@
 # make quickstart   distil a small ViT from the packaged teacher, and watch it
 # make test         the tests (minutes); make test-slow has the rest of them
-# make lint         ruff, mypy, hadolint and shellcheck
+# make lint         ruff, mypy, hadolint, shellcheck, and the schemas of .github/ and CITATION.cff
 # make format       ruff's formatter
 # make bench        speed, as ratios
 # make study        the study on Fashion-MNIST, from teachers to tables and text: half a day; it goes on where it was stopped
@@ -28,6 +28,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/shellcheck .ci/run docker/*.sh docker/*/*.sh docker/*/*.sbatch
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix

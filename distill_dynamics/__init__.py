@@ -1,6 +1,6 @@
 """Distil Vision Transformers, and watch why the transfer works or fails."""
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from distill_dynamics.lazy import attach
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from distill_dynamics.models.features import Features
     from distill_dynamics.train.distiller import Distiller
     from distill_dynamics.train.terms import Term
+
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "Backbone": "models.backbone",
@@ -25,8 +27,6 @@ _attribute, _ = attach(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return metadata.version(__name__)
     return import_module(f"{__name__}.{name}") if name in _ROOMS else _attribute(name)
 
 

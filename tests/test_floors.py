@@ -6,14 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
-import distill_dynamics
 
 PACKAGE = ROOT / "distill_dynamics"
 
@@ -203,11 +200,6 @@ def test_what_a_room_offers_is_the_same_to_python_and_to_a_type_checker(name):
         assert one in dir(room)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = room.no_such_name
-
-
-def test_the_version_is_that_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert distill_dynamics.__version__ == project["version"]
 
 
 HELP = """

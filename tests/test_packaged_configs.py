@@ -1,9 +1,5 @@
-"""`--config packaged:NAME`: in a checkout, from a wheel, in every command that takes a config."""
+"""`--config packaged:NAME`: in a checkout, in every command that takes a config."""
 
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -69,25 +65,3 @@ def test_where_the_paths_in_one_begin_is_said(capsys, tmp_path):
     config = ["--config", "packaged:fashion_mnist/base", "--config", "packaged:fashion_mnist/softkd"]
     line = refused(capsys, "fit", *config)
     assert f"notebooks/study/teachers/cait24.safetensors (in {tmp_path}, where the command is run)" in line
-
-
-FROM_A_WHEEL = """
-import sys
-from distill_dynamics.cli.packaged import with_packaged
-print(with_packaged(sys.argv[1:])[1])
-"""
-
-
-def test_a_wheel_carries_them(tmp_path):
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(site)
-    carried = site / "distill_dynamics" / "configs"
-    assert {path.relative_to(carried).as_posix() for path in carried.rglob("*.yaml")} == SHIPPED
-    command = [sys.executable, "-c", FROM_A_WHEEL, "--config", "packaged:imagenet/softkd"]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()).samefile(site / "distill_dynamics/configs/imagenet/softkd.yaml")

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +35,7 @@ from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
-from distill_dynamics.runs.directory import PACKAGES
+from distill_dynamics.runs.directory import versions
 
 UNFINISHED = {"profiles", "table.csv", "curves.csv", "floors.csv"}
 """What an analysis that was stopped may have left in its folder."""
@@ -153,7 +152,7 @@ def analyze(
         record = {
             "schema": ANALYSIS_SCHEMA,
             "command": command,
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": versions(),
             "device": str(where),
             "images": {
                 "source": images.name,

@@ -15,13 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from distill_dynamics import __version__
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write_text, remove_partial
 
 PROGRAM = "python -m distill_dynamics"
 """How a command line begins as one types it, wherever the package lies."""
 
-PACKAGES = ("distill_dynamics", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "wandb")
+_PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "wandb")
 
 
 def claim(runs_dir: str | os.PathLike, name: str | None, stem: str) -> Path:
@@ -118,11 +119,17 @@ def record(run_dir: Path, epoch: int, **facts: Any) -> None:
             "command": _command(sys.argv),
             "commit": _commit(),
             "python": platform.python_version(),
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": versions(),
             "ended": None,
         }
     )
     _write(run_dir, content)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that its numbers depend on, by name."""
+    # Ours from the code: in a checkout what is installed may say that of an earlier one.
+    return {"distill_dynamics": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def record_end(
