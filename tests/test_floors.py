@@ -186,7 +186,7 @@ def test_a_room_loads_no_library_that_it_has_no_use_for():
         assert not {*libraries} - allowed[rooms], rooms
 
 
-@pytest.mark.parametrize("name", ["", ".callbacks", ".data", ".losses"])
+@pytest.mark.parametrize("name", ["", ".callbacks", ".data", ".losses", ".models"])
 def test_what_a_room_offers_is_the_same_to_python_and_to_a_type_checker(name):
     room = importlib.import_module(f"distill_dynamics{name}")
     declared = {}

@@ -148,7 +148,8 @@ def _model(backbone: Backbone) -> str:
     count = sum(p.numel() for p in backbone.parameters()) / 1e6
     widths = sorted(set(backbone.channels))
     width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}" if widths else "?"
-    return f"{backbone.name}: {count:.2f} M parameters, {len(backbone.layers)} layers of {width} channels"
+    name = " of ".join(filter(None, [backbone.name, backbone.timm_kwargs.get("base")]))
+    return f"{name}: {count:.2f} M parameters, {len(backbone.layers)} layers of {width} channels"
 
 
 def _terms(distiller: Distiller) -> list[str]:

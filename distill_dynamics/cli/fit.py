@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distill_dynamics import callbacks, data, losses
+from distill_dynamics import callbacks, data, losses, models
 from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
 from distill_dynamics.callbacks.console import on_terminal, shows_bars
 from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions
@@ -84,7 +84,7 @@ class DistillCLI(LightningCLI):
 
     def setup_parser(self, *args: Any) -> None:
         """Lightning's parsers, their help told for this program."""
-        import_all(callbacks, data, losses)
+        import_all(callbacks, data, losses, models)
         super().setup_parser(*args)
         describe(self._subcommand_parsers, self.hidden)
 

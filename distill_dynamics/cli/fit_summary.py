@@ -10,6 +10,7 @@ from pathlib import Path
 from distill_dynamics.callbacks.console import doubt_of
 from distill_dynamics.callbacks.record import BEST_STUDENT
 from distill_dynamics.errors import first_line
+from distill_dynamics.models.reshape import ARCHITECTURES
 from distill_dynamics.models.teacher_check import framed
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
@@ -39,7 +40,7 @@ def end(run_dir: Path, distiller: Distiller) -> None:
         reason = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
         again = f"{PROGRAM} report {run_dir} --out {run_dir / 'report.html'}"
         lines += [f"no report was made ({reason}); make it with: {again}", ""]
-    lines += _files(run_dir)
+    lines += _files(run_dir, distiller.student.name in ARCHITECTURES)
     print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
     if warning := doubt_of(distiller):
         print(framed(warning), file=sys.stderr)
@@ -54,11 +55,12 @@ def terminal_signature_rows(named: Named) -> list[Row]:
     return [header, *cells] if cells else []
 
 
-def _files(run_dir: Path) -> list[str]:
+def _files(run_dir: Path, reshaped: bool) -> list[str]:
+    made_by = "Backbone: checkpoint=" if reshaped else "timm.create_model: local-dir:"
     wanted = {
         "metrics.csv": "every metric, one row an epoch",
         "dynamics": "Profiles (Profile.load)",
-        BEST_STUDENT: f"the best one; for timm.create_model: local-dir:{run_dir}/student",
+        BEST_STUDENT: f"the best one; for {made_by}{run_dir}/student",
         "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
         "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
         "report.html": "all of this with figures, for a browser",

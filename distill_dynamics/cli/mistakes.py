@@ -84,7 +84,9 @@ def _no_class_path(match: re.Match, parser: Any, key: str) -> Reason | None:
     is_given = made.__name__ in named or (
         match[2] == "no key" and "class_path" in match.string.rpartition("Given value: ")[2]
     )
-    return Reason(f"class_path is missing{nearest('', known)}") if len(known) > 1 and not is_given else None
+    if len(known) == 1 or is_given or _is_default(made):
+        return None
+    return Reason(f"class_path is missing{nearest('', known)}")
 
 
 def _misspelt_class_path(match: re.Match, parser: Any, key: str) -> Reason | None:
@@ -114,8 +116,9 @@ def _unknown_class(match: re.Match, parser: Any, key: str) -> Reason:
         return Reason(f"{given!r} cannot be imported: {lacking[0]}", value=given)
     if "." in given:
         return Reason(f"no class {given!r}{nearest(given, known.values(), few=0)}", value=given)
-    if len(known) == 1:  # its arguments are given without naming it
-        return _keys_expected(*known.popitem(), given)
+    for name, path in [*known.items()][:1]:  # the base, whose arguments may be given without naming it
+        if len(known) == 1 or (_is_default(pkgutil.resolve_name(path)) and not nearest(given, known, few=0)):
+            return _keys_expected(name, path, given)
     if float in get_args(_type_of(parser, key)):
         return Reason(f"expected a number, not {given}, or one of {', '.join(known)}", value=given)
     return Reason(f"no class {given!r}{nearest(given, known)}", value=given)
@@ -192,6 +195,12 @@ def _classes(parser: Any, key: str) -> dict[str, str]:
         if inspect.isclass(hint) and hint.__module__ != "builtins":
             known |= _below(hint)
     return known
+
+
+def _is_default(base: type) -> bool:
+    """Whether a class needs no argument but has some: they are its own where no class_path says otherwise."""
+    parameters = inspect.signature(base).parameters.values()
+    return bool(parameters) and all(parameter.default is not parameter.empty for parameter in parameters)
 
 
 def _below(base: type) -> dict[str, str]:

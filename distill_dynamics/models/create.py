@@ -41,6 +41,8 @@ def create(name: str, pretrained: bool, timm_kwargs: dict[str, Any]) -> Any:
     try:
         with _offline_if_hub_is_out_of_reach() if from_hub else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **timm_kwargs)
+    except UserError:  # of an architecture of this package
+        raise
     except Exception as error:
         reason = textwrap.shorten(str(error), 300).rstrip(".") or type(error).__name__
         unknown = re.search(r"(\w+)\.__init__\(\) got .*unexpected keyword argument[^']*'(\w+)'", reason)

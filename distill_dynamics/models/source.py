@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.models import hub
+from distill_dynamics.models import (
+    hub,
+    reshape,  # noqa: F401 (which has timm know its architectures)
+)
 from distill_dynamics.models.create import architecture, create
 from distill_dynamics.models.match_weights import load
 from distill_dynamics.models.weights import header, read_weights, stated_accuracy

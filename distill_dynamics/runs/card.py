@@ -46,6 +46,7 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000),
         student=_code(student.name),
         run=_code(name),
+        import_=_import(student),
         rows="\n".join(f"| {name} | {text} |" for name, text in rows.items() if text),
         commands="\n".join(f"    {' '.join(command.splitlines())}" for command in commands),
         made_by=f"by {made_by}." if made_by else "",
@@ -64,7 +65,7 @@ _CARD = """\
 
 ```python
 import timm
-
+{import_}
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config)
@@ -79,6 +80,15 @@ Made with
 """
 
 
+def _import(student: Backbone) -> str:
+    """A line of code, where plain timm refuses the folder: it has no such architecture."""
+    from distill_dynamics.models.reshape import ARCHITECTURES  # torch is there, as there is a student
+
+    if student.name not in ARCHITECTURES:
+        return ""
+    return f"import distill_dynamics.models.reshape  # without it timm says: Unknown model ({student.name})\n"
+
+
 def _rows(
     run_dir: Path, student: Backbone, epoch: int, acc1: float, data: dict[str, Any], teacher: dict[str, Any]
 ) -> dict[str, str]:
@@ -88,7 +98,10 @@ def _rows(
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (student.mean, student.std))
     images = f", {data['val_images']} images" if data.get("val_images") else ""
     parameters = sum(parameter.numel() for parameter in student.parameters())
+    given = student.timm_kwargs
+    shape = [f"{key} {given[key]}" for key in ("base", "width", "lifted_head") if key in given]
     return {
+        "shape": ", ".join(shape),
         "parameters": f"{parameters / 1e6:.2f} M",
         "input": f"{pixels}; mean {mean}, std {std}",
         "classes": f"{student.num_classes}",
