@@ -68,7 +68,7 @@ def accuracy_rows(metrics: list[dict[str, float]]) -> list[Row]:
     return filled(rows)
 
 
-COST = "Weights in 10^6 bytes, operations and milliseconds for one image or 32, by the machine of the run"
+COST = "Cost: MB of weights, operations of one image, milliseconds for 1 and 32 images on the run's machine"
 
 
 def cost_rows(start: Mapping[str, Any]) -> list[Row]:

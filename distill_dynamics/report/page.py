@@ -223,7 +223,10 @@ def _origins(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "name": listed([*labels[run.path]]) if len(labels) > 1 else "",
-            "tables": [Table("", "Starts of the run", _start_rows(run.starts), "facts")],
+            "tables": [
+                Table("", "Starts of the run", _start_rows(run.starts), "facts"),
+                *([Table("", COST, cost_rows(run.last_start))] if len(labels) > 1 else []),  # else in results
+            ],
             "config": run.config and yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         }
         for run in {run.path: run for run in runs}.values()
