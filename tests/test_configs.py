@@ -8,6 +8,8 @@ from PIL import Image
 
 from distill_dynamics.cli.fit import DistillCLI
 from distill_dynamics.cli.main import main
+from distill_dynamics.models import WideLast
+from distill_dynamics.models.backbone import Backbone
 
 CONFIGS = ROOT / "configs"
 CONTROL = CONFIGS / "fashion_mnist" / "teacher_cait24_std035.yaml"
@@ -28,7 +30,13 @@ PUBLISHED = {  # Table 1: top-1 in percent, (first, last), weight, epochs
     "projectorkd_f1": (76.86, (1, 0), 0.2, 300),
     "projectorkd_l1": (76.72, (0, 1), 0.2, 300),
     "projectorkd_f1_l1": (76.80, (1, 1), 0.2, 300),
+    "lift": (77.53, (0, 1), 0.2, 300),
+    "wide_last": (78.23, (0, 1), 0.2, 300),
+    "wider": (None, (0, 1), 0.2, 300),
+    "wider_lift": (None, (0, 1), 0.2, 300),
 }
+RESHAPED = {"lift": 5_983_528, "wide_last": 7_313_896, "wider": 7_372_759, "wider_lift": 6_067_126}
+"""Parameters of students that are not DeiT-Tiny."""
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +85,10 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
     assert data.batch_size > 0
     if imagenet:
         top1, ends, weight, epochs = PUBLISHED[path.stem]
-        assert f"{top1:.2f} %" in path.read_text()
+        assert top1 is None or f"{top1:.2f} %" in path.read_text()
         assert built.trainer.max_epochs == epochs
-        assert sum(p.numel() for p in model.student.parameters()) == 5_717_416
+        parameters = RESHAPED.get(path.stem, 5_717_416)
+        assert sum(p.numel() for p in model.student.parameters()) == parameters
         assert (len(model.student.layers), len(model.teacher.backbone.layers)) == (12, 24)
         if ends is None:
             assert not aligned(model)
@@ -132,6 +141,20 @@ def test_every_row_is_a_lab_record(path):
     given = yaml.safe_load(path.read_text())
     assert set(given) <= {"model", "trainer", "data"}
     assert set(given.get("data", {}).get("init_args", {})) <= {"std"}  # the data are the same in all rows
+
+
+def test_a_wider_student_has_about_as_many_parameters_as_what_it_is_the_control_of():
+    assert RESHAPED["wider"] == pytest.approx(RESHAPED["wide_last"], rel=0.01)
+    assert RESHAPED["wider_lift"] == pytest.approx(RESHAPED["lift"], rel=0.015)  # widths are multiples of 3
+    head = (CONFIGS / "methods" / "wider.yaml").read_text()
+    student = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())["model"]["student"]
+    wide = WideLast(student["name"], 64, timm_kwargs=student["timm_kwargs"])
+    kwargs = yaml.safe_load(head)["model"]["student"]["timm_kwargs"]
+    assert {**student["timm_kwargs"], "embed_dim": kwargs["embed_dim"]} == kwargs
+    wider = Backbone(student["name"], timm_kwargs=kwargs)
+    counts = [sum(p.numel() for p in one.parameters()) for one in (wide, wider)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.01)
+    assert all(f"{count:,}" in head for count in counts)
 
 
 def test_every_row_of_table_1_is_there():
