@@ -9,6 +9,7 @@ Letters: L layers, C_l channels of layer l, k frequency along the channels.
 from distill_dynamics.figures.comparison import curve_by_block, entropy_by_range
 from distill_dynamics.figures.evolution import curve_evolution, overview, run_figures
 from distill_dynamics.figures.floors import floors_by_block
+from distill_dynamics.figures.gates import gates_by_block
 from distill_dynamics.figures.heatmaps import entropy_heatmap, pair_heatmap
 from distill_dynamics.figures.methods import curve_by_method
 from distill_dynamics.figures.spectrum import spectra
@@ -21,6 +22,7 @@ __all__ = [
     "entropy_by_range",
     "entropy_heatmap",
     "floors_by_block",
+    "gates_by_block",
     "overview",
     "pair_heatmap",
     "run_figures",

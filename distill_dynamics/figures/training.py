@@ -1,6 +1,7 @@
 """What changes over the epochs of training: losses, accuracy, and the signature of the entropy curve."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from distill_dynamics.runs.profiles import RunProfiles
 Rows = Sequence[Mapping[str, float]]
 
 _TOP1 = ("val/acc1", "val/acc1_ema")
+_LOSS, _WEIGHT = "train/loss_", "train/weight_"
 _MOST_PANELS = 40
 _LOWEST, _DIP = "Lowest block", "Smaller of fall and rise"
 _SIGNATURES = {
@@ -56,7 +58,8 @@ class _Panel(NamedTuple):
 def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | None = None) -> Figure:
     """Every loss term and top-1 against epoch, a panel each, a line a run: rows of each run's metrics.csv.
 
-    Terms are those of `train/loss_*`, unweighted, and `val/loss`. Where the weights were averaged (callback
+    Terms are those of `train/loss_*`, unweighted, and `val/loss`. The weight of one that has a schedule, a
+    gate or a budget, `train/weight_*`, has the panel behind it. Where the weights were averaged (callback
     EMA), their top-1 has a panel, too. A run that lacks a metric has no line in its panel. `styles` are those
     of `run_styles`, of these names and others. The teacher's top-1 is dark and dash-dotted. The axis of a
     loss is logarithmic where its values span more than a factor of 30.
@@ -70,7 +73,8 @@ def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | 
     for metric in metrics[-_MOST_PANELS:]:
         curves_of = {name: _metric_curve(rows, metric, name) for name, rows in runs.items()}
         drawn = {name: curve for name, curve in curves_of.items() if len(curve.x)}
-        panels.append(_Panel(plain(metric), "Top-1 (%)" if metric in _TOP1 else "Loss", drawn))
+        y = "Top-1 (%)" if metric in _TOP1 else "β" if metric.startswith(_WEIGHT) else "Loss"
+        panels.append(_Panel(plain(metric), y, drawn))
     styles = styles or run_styles([*runs])
     figure, axes, legend = _draw(panels, styles, height=2.6)
     for ax, metric in zip(axes, metrics[-_MOST_PANELS:], strict=True):
@@ -78,12 +82,16 @@ def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | 
             for top1 in sorted({_by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
                 if top1 > 0:
                     legend["Teacher"] = ax.axhline(top1, **TEACHER)
+        elif metric.startswith(_WEIGHT):
+            ax.set_ylim(bottom=0)
         elif wide_span(finite(ax)):
             log_y(ax)
         if not finite(ax).size:
             not_measured(ax)
     labels = [in_legend(styles, name) for name in runs] if len(runs) > 1 else []  # a run alone needs no name
     notes = ["Losses are unweighted; train/*: means over the epoch, val/loss: plain cross-entropy."]
+    if any(metric.startswith(_WEIGHT) for metric in metrics):
+        notes.append("β: what the term before it is multiplied by, the mean over its pairs of blocks.")
     if len(metrics) > _MOST_PANELS:
         notes.append(f"{len(metrics) - _MOST_PANELS} more are in metrics.csv.")
     shown = {label: legend[label] for label in [*labels, "Teacher"] if label in legend}
@@ -212,8 +220,9 @@ def _by_epoch(rows: Rows, name: str) -> tuple[FloatArray, FloatArray]:
 
 
 def metric_names(rows: Rows) -> list[str]:
-    """Names of the loss terms, in the order of the loss; then val/loss and top-1, where there are any."""
-    terms = {name for row in rows for name in row if name.startswith("train/loss_")}
+    """Those known of: loss terms in the order of the loss, each before its weight; val/loss and top-1."""
+    terms = {name for row in rows for name in row if name.startswith(_LOSS)}
     first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]
     known = {name for row in rows for name in row}
-    return [*first, *sorted(terms - {*first}), *(name for name in ("val/loss", *_TOP1) if name in known)]
+    pairs = [(name, name.replace(_LOSS, _WEIGHT, 1)) for name in [*first, *sorted(terms - {*first})]]
+    return [name for name in [*chain(*pairs), "val/loss", *_TOP1] if name in known]

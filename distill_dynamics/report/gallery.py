@@ -240,6 +240,14 @@ def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[
             "Each loss term, and top-1 on the validation set beside the teacher's.",
             figures.training_curves(logged, styles),
         )
+    if gates := {run.label: run.gates for run in runs if run.gates}:
+        yield Picture(
+            "gates_by_block",
+            "Gates by block",
+            "What each pair of blocks counts for in its term, by its block of the teacher; computed from the "
+            "teacher on training images before the first step.",
+            figures.gates_by_block(gates, styles),
+        )
 
 
 def _floors(runs: Sequence[Run]) -> Iterator[Picture]:

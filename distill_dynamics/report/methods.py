@@ -124,7 +124,7 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
         " + ".join(names) + without,
         "; ".join(options) if any(options) else "",
         "; ".join(_blocks(term) for term in terms.values()),
-        "; ".join(_weight(term.get("weight", 0.2)) for term in terms.values()),
+        "; ".join(map(_weight, terms.values())),
     )
 
 
@@ -138,11 +138,21 @@ def _arguments(given: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {json.dumps(value, default=str)}" for name, value in arguments)
 
 
-def _weight(weight: Any) -> str:
-    """A number, or a schedule: "Until [start: 0.2, end: 0.5]"."""
-    if isinstance(weight, dict):
-        return f"{weight['class_path'].rsplit('.', 1)[-1]} [{_arguments(weight)}]"
-    return f"{weight:g}"
+def _weight(term: dict[str, Any]) -> str:
+    """A number, or a schedule: "Until [start: 0.2, end: 0.5]"; with gate and budget: ", PhaseGate"."""
+    weight, gate, budget = term.get("weight", 0.2), term.get("gate"), term.get("budget")
+    return ", ".join(
+        [
+            _instance(weight) if isinstance(weight, dict) else f"{weight:g}",
+            *([] if gate is None else [_instance(gate)]),
+            *([] if budget is None else [f"budget {budget:g}"]),
+        ]
+    )
+
+
+def _instance(given: dict[str, Any]) -> str:
+    name, arguments = given["class_path"].rsplit(".", 1)[-1], _arguments(given)
+    return f"{name} [{arguments}]" if arguments else name
 
 
 def _blocks(term: dict[str, Any]) -> str:

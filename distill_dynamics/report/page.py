@@ -247,6 +247,8 @@ def _start_rows(starts: list[dict[str, Any]]) -> list[Row]:
 
 def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in facts.items():
+        if name == "gates":  # they have a figure
+            continue
         if isinstance(value, dict):
             yield from ((f"{name}: {inner}", content) for inner, content in value.items())
         else:

@@ -1,6 +1,7 @@
 """What a report is about, as data: one training, one analysed model, or one published curve."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from distill_dynamics.runs.profiles import RunProfiles
 
 ANALYSIS_SCHEMA = 1
 """Version of `analysis.json`, which `analyze` writes."""
+
+_MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,16 @@ class Run:
             ended = self.last_start["ended"]
             return ended is not None and ended.get("error") is None and not ended.get("preempted")
         return 0 < (planned_epochs(self.config) or 0) <= self.epochs
+
+    @property
+    def gates(self) -> dict[str, list[tuple[int, int, float]]]:
+        """By term that has one: student block, teacher block and gate of each pair."""
+        given, found = self.last_start.get("gates"), {}
+        for term, pairs in given.items() if isinstance(given, dict) else ():
+            with suppress(TypeError, ValueError, OverflowError):
+                known = [(int(student), int(block), float(gate)) for student, block, gate in pairs]
+                found[term] = [pair for pair in known if min(pair[:2]) > 0 and max(pair[:2]) < _MOST_BLOCKS]
+        return found
 
     @property
     def bootstrap(self) -> bool:

@@ -47,6 +47,30 @@ def test_a_panel_a_term_in_the_order_of_the_loss_with_the_teacher_dash_dotted():
     render(figure)
 
 
+def test_a_weight_has_the_panel_behind_its_loss_from_0():
+    rows = [{**row, "train/weight_a": 100 * row["train/loss_a"] - 1} for row in ROWS[1:]]
+    figure = figures.training_curves({"r": rows})
+    drawn = panels(figure)
+    assert list(drawn)[1:3] == ["train/loss_a", "train/weight_a"]
+    np.testing.assert_allclose(drawn["train/weight_a"].lines[0].get_ydata(), [2, 1, 0])
+    assert drawn["train/weight_a"].get_ylabel() == "β"
+    assert drawn["train/weight_a"].get_ylim()[0] == 0
+    render(figure)
+
+
+def test_gates_are_drawn_by_the_teachers_block():
+    gates = {"a": {"x": [(2, 4, 0.1), (1, 2, 0.9)]}, "b": {"x": [(1, 2, 1.0)], "y": [(1, 1, 0.5)]}}
+    figure = figures.gates_by_block(gates)
+    drawn = panels(figure)
+    assert list(drawn) == ["x", "y"]
+    np.testing.assert_array_equal(drawn["x"].lines[0].get_xydata(), [[2, 0.9], [4, 0.1]])
+    assert drawn["x"].lines[0].points[1] == "student block 2, teacher block 4"
+    assert len(drawn["y"].lines) == 1
+    render(figure)
+    with pytest.raises(ValueError, match="no gates"):
+        figures.gates_by_block({"a": {}})
+
+
 def test_a_run_has_one_look_in_all_panels_and_none_where_it_lacks_the_metric():
     more = [{**row, "train/loss_b": 1.0, "val/acc1_ema": 70.0} for row in ROWS[1:]]
     figure = figures.training_curves({"a": ROWS, "b": more})

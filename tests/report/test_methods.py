@@ -52,6 +52,10 @@ def described(tmp_path, conf):
             },
             ("DKD + SpectralKD without SoftKD", "; L 1", "1; Until [start: 0.2, end: 0.5]"),
         ),
+        (
+            {"a": {**made.term(pairs="depth"), "gate": {"class_path": "some.PhaseGate"}, "budget": 0.1}},
+            ("SpectralKD", "depth", "0.2, PhaseGate, budget 0.1"),
+        ),
     ],
 )
 def test_a_method_is_named_as_in_the_paper_s_table(tmp_path, terms, expected):
