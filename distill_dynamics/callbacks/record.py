@@ -68,6 +68,7 @@ class RunRecord(Callback):
                 **_gates(pl_module),
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
+                **({"floors": pl_module.loss_floors} if pl_module.loss_floors else {}),
             )
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:

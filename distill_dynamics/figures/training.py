@@ -55,14 +55,19 @@ class _Panel(NamedTuple):
 
 
 @style.context(STYLE)
-def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | None = None) -> Figure:
+def training_curves(
+    runs: Mapping[str, Rows],
+    styles: Mapping[str, LineStyle] | None = None,
+    floors: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
     """Every loss term and top-1 against epoch, a panel each, a line a run: rows of each run's metrics.csv.
 
     Terms are those of `train/loss_*`, unweighted, and `val/loss`. The weight of one that has a schedule, a
     gate or a budget, `train/weight_*`, has the panel behind it. Where the weights were averaged (callback
     EMA), their top-1 has a panel, too. A run that lacks a metric has no line in its panel. `styles` are those
-    of `run_styles`, of these names and others. The teacher's top-1 is dark and dash-dotted. The axis of a
-    loss is logarithmic where its values span more than a factor of 30.
+    of `run_styles`, of these names and others. The teacher's top-1 is dark and dash-dotted. `floors` has by
+    run and term what no linear map of the student can go below, dashed in the term's panel if it is above 0.
+    The axis of a loss is logarithmic where its values span more than a factor of 30.
 
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
@@ -82,9 +87,13 @@ def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | 
             for top1 in sorted({_by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
                 if top1 > 0:
                     legend["Teacher"] = ax.axhline(top1, **TEACHER)
-        elif metric.startswith(_WEIGHT):
+        term = metric.removeprefix("train/loss_")
+        for floor in sorted({of.get(term, 0) for of in (floors or {}).values()}):
+            if floor > 0:
+                legend["Floor"] = ax.axhline(floor, color="0.4", linestyle="--", linewidth=1)
+        if metric.startswith(_WEIGHT):
             ax.set_ylim(bottom=0)
-        elif wide_span(finite(ax)):
+        elif metric not in _TOP1 and wide_span(finite(ax)):
             log_y(ax)
         if not finite(ax).size:
             not_measured(ax)
@@ -94,7 +103,7 @@ def training_curves(runs: Mapping[str, Rows], styles: Mapping[str, LineStyle] | 
         notes.append("β: what the term before it is multiplied by, the mean over its pairs of blocks.")
     if len(metrics) > _MOST_PANELS:
         notes.append(f"{len(metrics) - _MOST_PANELS} more are in metrics.csv.")
-    shown = {label: legend[label] for label in [*labels, "Teacher"] if label in legend}
+    shown = {label: legend[label] for label in [*labels, "Teacher", "Floor"] if label in legend}
     footer(figure, [*notes, *mean_notes(axes)], shown)
     return figure
 

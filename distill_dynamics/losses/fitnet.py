@@ -1,6 +1,7 @@
 """FitNet: a linear map of the student's features is the teacher's (Romero et al., ICLR 2015)."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.token_statistics import token_statistics
+from distill_dynamics.losses.unexplained_variance import unexplained_variance
 
 
 def fitnet(student_map: Tensor, teacher_map: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,12 +24,11 @@ def fitnet(student_map: Tensor, teacher_map: Tensor, weight: Tensor, bias: Tenso
 
 
 def capacity_floor(covariance: Tensor, channels: int) -> Tensor:
-    """Least `fitnet` that any linear map from so many channels can reach: scalar (Eckart and Young, 1936).
+    """Least `fitnet` that any linear map from so many channels can reach: scalar.
 
-    Covariance [C, C] of the teacher's tokens; the sum of its C - `channels` smallest eigenvalues, over C.
+    Covariance [C, C] of the teacher's tokens; its `unexplained_variance`, over C.
     """
-    eigenvalues = torch.linalg.eigvalsh(covariance)  # ascending
-    return eigenvalues[: max(len(covariance) - channels, 0)].clamp(min=0).sum() / len(covariance)
+    return unexplained_variance(covariance, channels) / len(covariance)
 
 
 class FitNet(SeesPooled, nn.Module):
@@ -35,26 +36,31 @@ class FitNet(SeesPooled, nn.Module):
 
     Args:
         student_channels, teacher_channels: of the maps.
-        hinge: max(0, loss - floor), with the `capacity_floor` of the teacher's tokens, which is fitted before
+        hinge: max(0, loss - floor), with the floor of the teacher's tokens, which is fitted before
             training: it stops pulling where no linear map could do better. Of each rank's batch; only
             for grids as fine as the teacher's.
 
     `ValueError` for a map with other channels than those declared.
     """
 
-    floor: Tensor
+    fitted_floor: Tensor
 
     def __init__(self, student_channels: int, teacher_channels: int, hinge: bool = False) -> None:
         super().__init__()
         self.channels = (student_channels, teacher_channels)
         self.projector = nn.Linear(student_channels, teacher_channels)
         self.hinge = hinge
-        self.register_buffer("floor", torch.zeros(()))
+        self.register_buffer("fitted_floor", torch.zeros(()))
 
     def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Measure the floor, if there is to be a hinge."""
         if self.hinge:
-            self.floor.copy_(capacity_floor(token_statistics(batches)[1], self.channels[0]))
+            covariance = token_statistics(batches)[1]
+            self.fitted_floor.copy_(capacity_floor(covariance, self.channels[0]))
+
+    def floor(self, covariance: Tensor, channels: int) -> Tensor | float:
+        """`capacity_floor`; 0 with a hinge, which has taken it off."""
+        return 0.0 if self.hinge else capacity_floor(covariance, channels)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]."""
@@ -62,4 +68,10 @@ class FitNet(SeesPooled, nn.Module):
         if self.hinge and student_map.shape[2] < teacher_map.shape[2]:
             raise ValueError("a hinge needs a grid as fine as the teacher's, whose tokens its floor is of")
         loss = fitnet(student_map, teacher_map, self.projector.weight, self.projector.bias)
-        return (loss - self.floor).clamp(min=0) if self.hinge else loss
+        return (loss - self.fitted_floor).clamp(min=0) if self.hinge else loss
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """A checkpoint may have the floor under the name that it had at first."""
+        if f"{prefix}floor" in state_dict:
+            state_dict[f"{prefix}fitted_floor"] = state_dict.pop(f"{prefix}floor")
+        super()._load_from_state_dict(state_dict, prefix, *args)

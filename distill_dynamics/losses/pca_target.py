@@ -114,6 +114,11 @@ class PCATarget(nn.Module):
         return pca_target(pooled, self.mean, self.basis, self.scale)
 
     @property
+    def floor(self) -> float:
+        """The least that any linear map reaches: 0 for no more components than the student has channels."""
+        return float(self.variance[self.channels[0] :].sum() / self.variance.sum())
+
+    @property
     def _is_square(self) -> bool:
         """Whether a target has as many channels as a map, and so cannot be told from it."""
         return self.kept == self.channels[1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill_dynamics.losses.maps import SeesPooled, at_least_float32, check_channels, match_grids
 from distill_dynamics.losses.ranks import GatherRanks, several_ranks
+from distill_dynamics.losses.unexplained_variance import unexplained_variance
 
 EPS = 1e-5  # as batch norm's
 
@@ -40,6 +41,18 @@ def projector_kd(
     projected = F.conv2d(student_map.to(weight.dtype), weight[:, :, None, None], bias)
     projected, teacher_map = standardise(at_least_float32(projected), at_least_float32(teacher_map))
     return F.mse_loss(projected, teacher_map)
+
+
+def correlation_floor(covariance: Tensor, channels: int) -> Tensor:
+    """Below this `projector_kd` cannot be brought by any linear map from so many channels: scalar.
+
+    Covariance [C, C] of the teacher's tokens; the `unexplained_variance` of their standardised channels, over
+    C. It is reached where the projected map's variance is as small as standardising's epsilon. Otherwise
+    the channels of the best map, whose variance is 1 - r with r unexplained, are brought back to 1, and its
+    loss is the mean of 2 - 2√(1 - r), which is r + r²/4 and more.
+    """
+    scale = (covariance.diagonal() + EPS).rsqrt()
+    return unexplained_variance(scale[:, None] * covariance * scale, channels) / len(covariance)
 
 
 def standardise(*maps: Tensor) -> list[Tensor]:
@@ -92,6 +105,11 @@ class ProjectorKD(SeesPooled, nn.Module):
         super().__init__()
         self.channels = (student_channels, teacher_channels)
         self.projector = nn.Linear(student_channels, teacher_channels).requires_grad_(trainable)
+
+    def floor(self, covariance: Tensor, channels: int) -> Tensor | None:
+        """`correlation_floor`; None for a projector that is not trained."""
+        trained = self.projector.weight.requires_grad
+        return correlation_floor(covariance, channels) if trained else None
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C_s, H_s, W_s] and [B, C_t, H_t, W_t]."""

@@ -64,6 +64,8 @@ class SpectralKD(nn.Module):
     Channels, where they are declared, are only checked: `ValueError` where a map has others.
     """
 
+    floor = 0.0  # a student can give what is left of the pooled channels
+
     def __init__(self, student_channels: int | None = None, teacher_channels: int | None = None) -> None:
         super().__init__()
         self.channels = (student_channels, teacher_channels)

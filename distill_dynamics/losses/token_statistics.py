@@ -6,23 +6,37 @@ import torch
 from torch import Tensor
 
 
-def token_statistics(batches: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean [C] and covariance [C, C] of the positions of all "teacher_map" [B, C, H, W], in float64.
+class TokenStatistics:
+    """Mean and covariance of the positions of maps, added up without cancellation (Chan et al., 1979)."""
 
-    Added up without cancellation (Chan et al., 1979). `ValueError` where there is no map,
-    and where nothing varies.
-    """
-    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
-    for batch in batches:
-        tokens = batch["teacher_map"].movedim(1, -1).flatten(0, 2).double()
+    def __init__(self) -> None:
+        self.count, self.mean, self.scatter = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Take in a map [B, C, H, W]."""
+        tokens = x.movedim(1, -1).flatten(0, 2).double()
         own = tokens.mean(0)
-        mean, scatter = (x.to(tokens) for x in (mean, scatter))
-        step, total = own - mean, count + len(tokens)
+        mean, scatter = (x.to(tokens) for x in (self.mean, self.scatter))
+        step, total = own - mean, self.count + len(tokens)
         scatter = scatter + (tokens - own).T @ (tokens - own)
-        scatter = scatter + torch.outer(step, step) * (count * len(tokens) / total)
-        mean, count = mean + step * (len(tokens) / total), total
-    if not count:
-        raise ValueError("there is no teacher's map to fit to")
-    if not scatter.diagonal().sum() > 0:
-        raise ValueError("the teacher's map is the same everywhere: there is nothing to fit to")
-    return mean, scatter / count
+        self.scatter = scatter + torch.outer(step, step) * (self.count * len(tokens) / total)
+        self.mean, self.count = mean + step * (len(tokens) / total), total
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean [C] and covariance [C, C], float64.
+
+        `ValueError` where there is no map, and where nothing varies.
+        """
+        if not self.count:
+            raise ValueError("there is no teacher's map to fit to")
+        if not self.scatter.diagonal().sum() > 0:
+            raise ValueError("the teacher's map is the same everywhere: there is nothing to fit to")
+        return self.mean, self.scatter / self.count
+
+
+def token_statistics(batches: Iterable[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """`TokenStatistics.result` of all "teacher_map" [B, C, H, W]."""
+    statistics = TokenStatistics()
+    for batch in batches:
+        statistics.add(batch["teacher_map"])
+    return statistics.result()

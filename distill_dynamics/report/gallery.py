@@ -237,8 +237,9 @@ def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[
         yield Picture(
             "training_curves",
             "Training",
-            "Each loss term, and top-1 on the validation set beside the teacher's.",
-            figures.training_curves(logged, styles),
+            "Each loss term, dashed what no linear map from the student can go below, and top-1 on the "
+            "validation set beside the teacher's.",
+            figures.training_curves(logged, styles, {run.label: run.loss_floors for run in runs}),
         )
     if gates := {run.label: run.gates for run in runs if run.gates}:
         yield Picture(

@@ -27,6 +27,7 @@ from distill_dynamics.report.tables import (
     config_rows,
     contrast_rows,
     evolution_rows,
+    loss_rows,
     range_rows,
     results_rows,
 )
@@ -143,12 +144,18 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def _results(study: Study) -> list[Table]:
+    floor = (
+        "Terms of the loss, unweighted, and the least that any linear map from the student's channels "
+        "reaches, of training images without augmentation."
+    )
+    losses = Table("", floor, loss_rows(study.runs))
     if len(study.runs) == 1:
         rows = accuracy_rows(study.runs[0].metrics)
         costs = cost_rows(study.runs[0].last_start)
-        return [Table("", "Accuracy on the validation set", rows), Table("", COST, costs)]
+        accuracy = Table("", "Accuracy on the validation set", rows)
+        return [accuracy, losses, Table("", COST, costs)]
     note = "Top-1 on the validation set in percent; ± is the standard deviation over seeds."
-    return [Table("", note, results_rows(study), "numbers results")]
+    return [Table("", note, results_rows(study), "numbers results"), losses]
 
 
 def _latest(runs: Sequence[Run]) -> list[Table]:

@@ -87,6 +87,13 @@ class Run:
         return images if isinstance(images, int) and 0 < images < 2**31 else None
 
     @property
+    def loss_floors(self) -> dict[str, float]:
+        """By term of the loss what it cannot go below, as the run's first start recorded it."""
+        floors = next((start["floors"] for start in self.starts if isinstance(start.get("floors"), dict)), {})
+        known = {term: least for term, least in floors.items() if isinstance(least, float)}
+        return {term: least for term, least in known.items() if 0 <= least < 1e9}
+
+    @property
     def finished(self) -> bool:
         """Whether training ended as planned. Runs recorded before ends were: whether no epoch is lacking."""
         if "ended" in self.last_start:

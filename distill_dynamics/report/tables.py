@@ -94,6 +94,16 @@ def _mean(values: Sequence[float]) -> str:
     return with_error(f"{fmean(values):.2f}", stdev(values) if len(values) > 1 else math.nan, 2)
 
 
+def loss_rows(runs: Sequence[Run]) -> list[Row]:
+    """The terms of the loss that have a floor, unweighted: at the last epoch, and their floor."""
+    rows: list[Row] = [("loss", "term", "last epoch", "floor")]
+    for run in runs:
+        for term, floor in run.loss_floors.items():
+            values = [row[f"train/loss_{term}"] for row in run.metrics if f"train/loss_{term}" in row]
+            rows.append((run.name, term, f"{values[-1]:.4g}" if values else NOTHING, f"{floor:.4g}"))
+    return filled(rows)
+
+
 def range_rows(runs: Sequence[Run]) -> list[Row]:
     """A row a model that was analysed in several value ranges of the bins: what its curve says in each.
 

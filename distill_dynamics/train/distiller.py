@@ -35,6 +35,7 @@ from distill_dynamics.train.dry_run import dry_run
 from distill_dynamics.train.evaluated_student import EvaluatedStudent
 from distill_dynamics.train.fit_gates import fit_gates
 from distill_dynamics.train.fit_losses import fit_losses
+from distill_dynamics.train.loss_floors import loss_floors
 from distill_dynamics.train.metrics import datamodule, measure
 from distill_dynamics.train.optimise import Optimisation, decay_groups
 from distill_dynamics.train.progress import progress_at
@@ -216,17 +217,16 @@ class Distiller(EvaluatedStudent):
             shard(self.teacher.backbone, self.trainer.strategy.root_device, self.trainer.world_size)
 
     def on_fit_start(self) -> None:
-        """Measure the teacher, before the first step, and let losses fit what they fit.
-
-        A continued run knows both.
-        """
+        """Measure the teacher and let losses fit what they fit, at the first start of a run."""
         self._measured_now = False
-        if self._saved_settings is None and not isinstance(self.training_teacher, CachedTeacher):
+        begins = self._saved_settings is None
+        if begins and not isinstance(self.training_teacher, CachedTeacher):
             fit_losses(self)
-        if self._saved_settings is None:
+        if begins:
             fit_gates(self)
         for term in self.terms.values():
             term.begin()
+        self.loss_floors = loss_floors(self) if begins else {}
         teacher = self.teacher
         if teacher is None:
             return

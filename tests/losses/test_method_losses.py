@@ -172,7 +172,7 @@ def test_the_hinge_stops_at_the_best_linear_map():
     values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
     kept = centred @ vectors[:, -3:]
     floor = ((kept @ vectors[:, -3:].T - centred) ** 2).mean()
-    assert loss.floor.item() == pytest.approx(floor, rel=1e-9)
+    assert loss.fitted_floor.item() == pytest.approx(floor, rel=1e-9)
     assert floor == pytest.approx(values[:-3].sum() / 8)
     best = torch.from_numpy(kept).view(B, 4, 4, 3).permute(0, 3, 1, 2)
     with torch.no_grad():
