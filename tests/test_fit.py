@@ -387,7 +387,8 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
             np.testing.assert_allclose(a.pairs[pairs], b.pairs[pairs], rtol=1e-4)
         for x, y in zip(a.spectrum + a.spectrum_se, b.spectrum + b.spectrum_se, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8)
-    a, b = (json.loads((runs / run / "run.json").read_text())["starts"][0]["floors"] for run in ("one", "two"))
+    records = (json.loads((runs / run / "run.json").read_text()) for run in ("one", "two"))
+    a, b = (record["starts"][0]["floors"] for record in records)
     assert a == pytest.approx(b, rel=1e-4)
     assert a.keys() == {"projector"}
     assert rows(runs / "one")[0]["teacher/acc1"] == rows(runs / "two")[0]["teacher/acc1"]

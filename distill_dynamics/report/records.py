@@ -89,9 +89,9 @@ class Run:
     @property
     def loss_floors(self) -> dict[str, float]:
         """By term of the loss what it cannot go below, as the run's first start recorded it."""
-        floors = next((start["floors"] for start in self.starts if isinstance(start.get("floors"), dict)), {})
-        known = {term: least for term, least in floors.items() if isinstance(least, float)}
-        return {term: least for term, least in known.items() if 0 <= least < 1e9}
+        recorded = [start["floors"] for start in self.starts if isinstance(start.get("floors"), dict)]
+        known: dict[str, Any] = recorded[0] if recorded else {}
+        return {term: least for term, least in known.items() if isinstance(least, float) and 0 <= least < 1e9}
 
     @property
     def finished(self) -> bool:

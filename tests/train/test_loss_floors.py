@@ -142,7 +142,8 @@ def test_a_run_records_its_terms_floors_of_the_teachers_tokens(tmp_path, monkeyp
 
 def test_the_table_has_each_floor_beside_the_last_loss():
     metrics = [{"epoch": 1, "train/loss_a": 0.5}, {"epoch": 2, "train/loss_a": 0.25}]
-    starts = json.loads('[{"floors": {"a": 0.125, "b": 0.0, "c": "x", "d": NaN, "e": -1.0}}, {"from_epoch": 1}]')
+    floors = json.loads('{"a": 0.125, "b": 0.0, "c": "x", "d": NaN, "e": -1.0}')
+    starts = [{"floors": floors}, {"from_epoch": 1}]
     run = Run("r", "r", SimpleNamespace(), "fit", RunProfiles([], None, None), metrics, starts=starts)
     rows = loss_rows([run])
     assert rows[1:] == [("r", "a", "0.25", "0.125"), ("r", "b", "–", "0")]
