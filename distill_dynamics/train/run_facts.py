@@ -51,7 +51,7 @@ def _gates(distiller: Distiller) -> dict[str, dict[str, Any]]:
     """By term, what its gate's numbers follow from, beside teacher and data."""
     terms: Any = distiller.terms
     made_by = {
-        name: {"gate": type(term.gate).__name__, "settings": vars(term.gate), "pairs": term.pairs}
+        name: {"gate": type(term.gate).__name__, "settings": term.gate_settings, "pairs": term.pairs}
         for name, term in terms.items()
         if term.gate is not None
     }

@@ -141,6 +141,7 @@ class BoundTerm(nn.ModuleList):
         self.pairs = _pairs(name, term, student, teacher or student, by_block)
         if self.gate is not None:
             _check_gate(name, self.pairs, teacher)
+            self.gate_settings = dict(vars(self.gate))  # now: a call of it may leave something there
             self.register_buffer("gates", torch.ones(len(self.pairs)))
         self.inputs: list[list[_Input]] = []
         once: list[tuple[int, int] | None] = [None]

@@ -21,6 +21,7 @@ class Magnitudes(Gate):
 
     def __call__(self, teacher, pairs):
         KEPT.append((teacher, pairs))
+        self.given = len(pairs)  # no setting, though it is an attribute
         return [teacher.magnitude[block - 1] / teacher.magnitude.max() for _, block in pairs]
 
 
