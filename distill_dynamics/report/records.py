@@ -109,7 +109,7 @@ class Run:
             with suppress(TypeError, ValueError, OverflowError):
                 known = [(int(student), int(block), float(gate)) for student, block, gate in pairs]
                 found[term] = [pair for pair in known if min(pair[:2]) > 0 and max(pair[:2]) < _MOST_BLOCKS]
-        return found
+        return {term: pairs for term, pairs in found.items() if pairs}
 
     @property
     def bootstrap(self) -> bool:

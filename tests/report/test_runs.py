@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import made
 import numpy as np
@@ -467,3 +468,16 @@ def test_fit_records_how_it_ended(experiment, tmp_path, no_report, error):
     assert "floors at the student's 16 channels are not known" in floors
     assert run.validation_images is None  # limit_val_batches: not all of them were validated
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ({"x": [[1, 2, 0.5], [0, 1, 1.0], [1, 10**9, 1.0]]}, {"x": [(1, 2, 0.5)]}),
+        ({"x": [[1, 2]], "y": 3, "v": [], "z": [["a", 1, 1]], "w": [[1, 1, 10**400]]}, {}),
+        ([1], {}),
+    ],
+)
+def test_gates_of_a_record_are_read_as_far_as_they_are_some(given, known):
+    run = Run("r", "r", Path(), "fit", RunProfiles([], None, None), starts=[{"gates": given}])
+    assert run.gates == known
