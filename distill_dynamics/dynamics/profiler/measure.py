@@ -77,8 +77,9 @@ def profile_model(
         batch_size: images whose activations are held at a time, where `images` is a tensor.
         student_width: channels of a student: measure the capacity floor and the correlation floor at it,
             `Profile.curve("capacity_floor")`, on one half of the images with principal components of the
-            other. Of few images they are too high, see `measures/capacity_floor.py`; NaN where a half has no
-            more tokens than the student has channels, and so of one image.
+            other. That takes another ninth of the forward pass of CaiT-S24 on 32 images, and twice the memory
+            for covariances. Of few images they are too high, see `measures/capacity_floor.py`; NaN where a
+            half has no more tokens than the student has channels, and so of one image.
         epoch, probe_id, probe_indices: passed on to the Profile; `probe_indices` is [N].
         group: a process group whose ranks all make this call. `images` are then this rank's share,
             image i of the whole set being on rank i mod world size, in order; a share may be empty. Every
