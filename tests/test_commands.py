@@ -345,10 +345,13 @@ def printed(capsys, *args: str) -> str:
     return output.out
 
 
+WORDS = ["analyze", "report", "export", "dashboard", "convert", "cache-teacher"]
+
+
 def test_the_programs_help_lists_its_commands(capsys):
     text = " ".join(printed(capsys, "--help").split())
     assert list(COMMANDS) == ["fit", "validate", "test", "predict"]
-    assert list(PLAIN_COMMANDS) == ["analyze", "report", "dashboard", "convert", "cache-teacher"]
+    assert list(PLAIN_COMMANDS) == WORDS
     for command, sentence in PLAIN_COMMANDS.items():
         assert f"{command} {sentence}" in text
 

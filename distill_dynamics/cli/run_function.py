@@ -17,7 +17,7 @@ from distill_dynamics.cli.parser import OneLineParser
 TOOLS = {
     "analyze": "--model NAME ... --out DIR [OPTIONS]",
     "report": "RUN ... --out FILE.html [--figures DIR]",
-    "export": "RUN --out DIR [--onnx] [--int8] [--push_to_hub NAME]",
+    "export": "RUN --out DIR [OPTIONS]",
     "dashboard": "--entity TEAM --project PROJECT",
     "convert": "--data_dir DIR --out DIR [OPTIONS]",
 }
