@@ -291,6 +291,23 @@ def test_nothing_asked_for_is_answered_with_the_help(capsys):
     assert COMMANDS["fit"].split()[0] in capsys.readouterr().out
 
 
+def test_a_later_configs_terms_take_the_place_of_all(capsys, tmp_path):
+    files = []
+    for name, term in (("one", {"weight": 0.7, "first": 2}), ("two", {"last": 1})):
+        spectral = {"loss": {"class_path": "distill_dynamics.losses.SpectralKD"}, **term}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"model": {"terms": {name: spectral, "spectral": spectral}}}))
+        files += ["--config", str(path)]
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *files, "--model.terms.two.budget", "0.3", "--print_config"])
+    assert exit_.value.code == 0
+    terms = yaml.safe_load(capsys.readouterr().out)["model"]["terms"]
+    assert {name: (t["weight"], t["first"], t["last"], t["budget"]) for name, t in terms.items()} == {
+        "two": (0.2, 0, 1, 0.3),
+        "spectral": (0.2, 0, 1, None),
+    }
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(capsys, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

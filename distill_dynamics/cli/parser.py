@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 import sys
 from argparse import SUPPRESS, Action
+from contextlib import suppress
 from copy import copy
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from distill_dynamics.cli.mistakes import reason_of
@@ -75,3 +77,20 @@ class OneLineParser(ArgumentParser):
             if group in config and not isinstance(config[group], Namespace):
                 self.error(f"Parser key \"{group}\": Expected a <class 'dict'>. Got value: {config[group]}")
         return config
+
+    def _load_config_parser_mode(
+        self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Namespace | None = None
+    ) -> Namespace:
+        """Read a config. Its terms take the place of all that earlier ones have.
+
+        jsonargparse drops an earlier config's terms of other names, and would take from one of the same name
+        each key that this one leaves to its default.
+        """
+        file: Any = None
+        with suppress(yaml.YAMLError):  # which is told of below
+            file = yaml.safe_load(content)
+        model = file.get("model") if isinstance(file, dict) else None
+        if prev_cfg is not None and isinstance(model, dict) and "terms" in model:
+            prev_cfg = prev_cfg.clone()
+            prev_cfg.pop("model.terms", None)
+        return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
