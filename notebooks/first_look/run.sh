@@ -7,7 +7,7 @@ set -euo pipefail
 export OMP_NUM_THREADS=1
 program=${DISTILL_DYNAMICS:-.venv/bin/python -m distill_dynamics}
 runs=runs/first_look
-base="--config configs/fashion_mnist/base.yaml --config configs/fashion_mnist/narrow.yaml"
+base="--config configs/fashion_mnist/base.yaml --config notebooks/first_look/narrow.yaml"
 
 train() {
   read -r method seed <<<"$1"
