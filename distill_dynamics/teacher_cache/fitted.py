@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.save import read_weights, write_weights
 
 NAME = "fitted.safetensors"
-_NOT_SETTINGS = ("training", "fitted_parameters")
 
 
 def fitted_state(loss: Any) -> dict[str, Tensor]:
@@ -26,14 +24,13 @@ def fitted_state(loss: Any) -> dict[str, Tensor]:
 
 def write_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:
     """Write what every loss that has `fit` was fitted, if there is one; `images` says to which."""
-    losses = dict(_losses(terms))
     states = {
         f"{place}.{name}": value
-        for place, loss in losses.items()
+        for place, loss in _losses(terms)
         for name, value in fitted_state(loss).items()
     }
     if states:
-        write_weights(folder / NAME, states, {"fitted to": dict(images), **_facts(losses)}, None)
+        write_weights(folder / NAME, states, {"fitted to": dict(images), **_facts(terms)}, None)
 
 
 def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:
@@ -50,7 +47,7 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
         raise UserError(
             f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"
         ) from error
-    expected = {"fitted to": dict(images), **_facts(losses)}
+    expected = {"fitted to": dict(images), **_facts(terms)}
     for place, settings in expected.items():
         for name, value in settings.items():
             if (was := facts.get(place, {}).get(name, "not there")) != value:
@@ -70,14 +67,14 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
             value.copy_(saved[key])
 
 
-def _facts(losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each its class and its public attributes of plain values, which what it fits may depend on."""
-    facts = {}
-    for place, loss in losses.items():
-        public = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
-        settings = {name: value for name, value in public.items() if name not in _NOT_SETTINGS}
-        facts[f"model.terms.{place}"] = {"loss": type(loss).__qualname__, **settings}
-    return json.loads(json.dumps(facts, default=lambda value: type(value).__name__))
+def _facts(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each its class and the settings that it was made with, which what it fits may depend on."""
+    return {
+        f"model.terms.{name}.{pair}": {"loss": type(loss).__qualname__, **term.loss_settings[pair]}
+        for name, term in terms.items()
+        for pair, loss in enumerate(term)
+        if hasattr(loss, "fit")
+    }
 
 
 def _losses(terms: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

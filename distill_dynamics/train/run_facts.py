@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +49,15 @@ def take_facts(distiller: Distiller, checkpoint: Mapping[str, Any]) -> None:
 def _gates(distiller: Distiller) -> dict[str, dict[str, Any]]:
     """By term, what its gate's numbers follow from, beside teacher and data."""
     terms: Any = distiller.terms
-    made_by = {
-        name: {"gate": type(term.gate).__name__, "settings": term.gate_settings, "pairs": term.pairs}
+    return {
+        name: {
+            "gate": type(term.gate).__name__,
+            "settings": term.gate_settings,
+            "pairs": [[*pair] for pair in term.pairs],
+        }
         for name, term in terms.items()
         if term.gate is not None
     }
-    return json.loads(json.dumps(made_by, default=lambda value: type(value).__name__))
 
 
 def _told(facts: Mapping[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ Letters: B batch, C channels, H W grid, N patches, K classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -141,12 +142,14 @@ class BoundTerm(nn.ModuleList):
         self.pairs = _pairs(name, term, student, teacher or student, by_block)
         if self.gate is not None:
             _check_gate(name, self.pairs, teacher)
-            self.gate_settings = dict(vars(self.gate))  # now: a call of it may leave something there
+            self.gate_settings = _plain(vars(self.gate))  # now: a call of it may leave something there
             self.register_buffer("gates", torch.ones(len(self.pairs)))
         self.inputs: list[list[_Input]] = []
+        self.loss_settings: list[dict[str, Any]] = []  # what each was made with
         once: list[tuple[int, int] | None] = [None]
         for pair in self.pairs or once:
             self.append(self._make(term.loss, words, pair, student, teacher))
+            self.loss_settings.append(loss_settings(self[-1]))
             read = words or words_of(name, type(self[-1]))
             self.inputs.append(
                 [
@@ -192,7 +195,7 @@ class BoundTerm(nn.ModuleList):
 
     def begin(self) -> None:
         """Take from its gates, computed or of a checkpoint, what no step is to ask a device for."""
-        self.mean_gate = 1.0 if self.gate is None else self.gates.double().mean().item()
+        self.mean_gate = 1.0 if self.gate is None else self.gates.cpu().double().mean().item()
         self.scale = None
 
     def of_student(self) -> set[Read]:
@@ -228,6 +231,17 @@ class BoundTerm(nn.ModuleList):
             return TermValue(mean, mean)
         gated = sum(gate * value for gate, value in zip(self.gates, values, strict=True))
         return TermValue(mean, gated / len(values))
+
+
+def loss_settings(loss: nn.Module) -> dict[str, Any]:
+    """The public attributes of a loss that has `fit`, as it is made; what it is left with later is none."""
+    own = vars(loss) if hasattr(loss, "fit") else {}
+    return _plain({name: v for name, v in own.items() if not name.startswith("_") and name != "training"})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file gives them back; of what is no plain value the name of its type."""
+    return json.loads(json.dumps(values, skipkeys=True, default=lambda value: type(value).__name__))
 
 
 def _pairs(

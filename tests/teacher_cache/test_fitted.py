@@ -7,6 +7,7 @@ from torch import nn
 from distill_dynamics import UserError
 from distill_dynamics.losses import FitNet, PCATarget, TokenKD
 from distill_dynamics.teacher_cache.fitted import load_fitted, write_fitted
+from distill_dynamics.train.terms import loss_settings
 
 BATCHES = [{"teacher_map": torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))}]
 
@@ -17,18 +18,28 @@ class Guess(nn.Module):
     def __init__(self):
         super().__init__()
         self.guess, self.own = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(2))
+        self.calls = 0
 
     def fit(self, batches):
+        self.calls, self.done = self.calls + 1, True  # no settings, though they are attributes
         self.guess.data.copy_(next(iter(batches))["teacher_map"].mean((0, 2, 3)))
+
+
+class Losses(list):
+    """Those of a term."""
+
+    def __init__(self, *losses):
+        super().__init__(losses)
+        self.loss_settings = [loss_settings(loss) for loss in losses]
 
 
 def make(seed):
     torch.manual_seed(seed)
     return {
-        "hinge": [FitNet(5, 8, hinge=True)],
-        "pca": [PCATarget(5, 8)],
-        "token": [TokenKD(5, 8)],
-        "guess": [Guess()],
+        "hinge": Losses(FitNet(5, 8, hinge=True)),
+        "pca": Losses(PCATarget(5, 8)),
+        "token": Losses(TokenKD(5, 8)),
+        "guess": Losses(Guess()),
     }
 
 
@@ -59,6 +70,6 @@ def test_a_run_of_another_seed_keeps_its_own_projector(tmp_path):
     ],
 )
 def test_a_cache_that_was_fitted_otherwise_is_refused(tmp_path, run, images, words):
-    write_fitted(tmp_path, {"pca": [PCATarget(5, 8)]}, {"crop_pct": 1.0})
+    write_fitted(tmp_path, {"pca": Losses(PCATarget(5, 8))}, {"crop_pct": 1.0})
     with pytest.raises(UserError, match=words):
-        load_fitted(tmp_path, {"pca": [run]}, images)
+        load_fitted(tmp_path, {"pca": Losses(run)}, images)

@@ -279,9 +279,9 @@ def test_a_cache_gives_the_gates_of_the_live_teacher(whole, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gate": None}, "terms.maps.gate was Magnitudes at 1-2, 2-3 and is null"),
+        ({"gate": None}, "terms.maps.gate was Magnitudes (calls: []) at 1-2, 2-3 and is null"),
         ({"gate": {"class_path": "distill_dynamics.train.gates.PhaseGate"}}, "and is PhaseGate (value_range"),
-        ({"pairs": [[1, 1], [2, 3]]}, "Magnitudes at 1-1, 2-3"),
+        ({"pairs": [[1, 1], [2, 3]]}, "Magnitudes (calls: []) at 1-1, 2-3"),
     ],
 )
 def test_a_continued_run_with_another_gate_is_one_line(whole, tmp_path, capsys, changes, words):
