@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids, without_autocast
 from distill_dynamics.losses.token_statistics import token_statistics
+from distill_dynamics.losses.unexplained_variance import unexplained_variance
 
 
 @without_autocast
@@ -114,9 +115,14 @@ class PCATarget(nn.Module):
         return pca_target(pooled, self.mean, self.basis, self.scale)
 
     @property
-    def floor(self) -> float:
+    def floor(self) -> float | Callable[[Tensor, int], Tensor]:
         """The least that any linear map reaches: 0 for no more components than the student has channels."""
-        return float(self.variance[self.channels[0] :].sum() / self.variance.sum())
+        return 0.0 if self.kept <= self.channels[0] else self._floor
+
+    def _floor(self, covariance: Tensor, channels: int) -> Tensor:
+        to_target = (self.basis * self.scale).to(covariance)
+        target = to_target.T @ covariance @ to_target
+        return unexplained_variance(target, channels) / self.kept / self.variance.to(covariance).mean()
 
     @property
     def _is_square(self) -> bool:

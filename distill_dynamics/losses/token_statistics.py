@@ -14,6 +14,7 @@ class TokenStatistics:
 
     def add(self, x: Tensor) -> None:
         """Take in a map [B, C, H, W]."""
+        x = x.cpu() if x.device.type == "mps" else x  # which has no float64
         tokens = x.movedim(1, -1).flatten(0, 2).double()
         own = tokens.mean(0)
         mean, scatter = (x.to(tokens) for x in (self.mean, self.scatter))
