@@ -18,8 +18,9 @@ train() {
   # shellcheck disable=SC2086
   $program fit $base --config "$file" --seed_everything "$seed" --model.teacher_cache $runs/cache \
     --runs_dir $runs --name "$method-$seed" --ckpt_path auto \
-    --wandb.mode disabled --trainer.enable_progress_bar false >>"$runs/$method-$seed.log" 2>&1
-  tail -n 1 "$runs/$method-$seed/metrics.csv" >/dev/null && echo "$method, seed $seed: done"
+    --wandb.mode disabled --trainer.enable_progress_bar false >>"$runs/$method-$seed.log" 2>&1 ||
+    { echo "$method, seed $seed: failed, see $runs/$method-$seed.log" >&2 && return 1; }
+  echo "$method, seed $seed: done"
 }
 export -f train
 export program runs base
