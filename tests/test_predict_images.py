@@ -1,6 +1,7 @@
 """`predict --images`: unlabelled files, by name; against the student's folder in plain timm."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from scripts.make_images import make
 
 from distill_dynamics.cli.main import main
+from distill_dynamics.cli.predictions import written_at_the_end
 
 VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -75,6 +77,24 @@ def test_an_unreadable_file_is_a_line_or_left_out(run, photos, capsys):
         rows = predict(run, "--images", "photos", "--data.skip_unreadable", "true")
     assert [row["image"] for row in rows] == ["a/b/000.jpg", "zürich, 1.JPG"]
     assert "2 predictions in predictions.csv, 1 images left out" in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_utf_8_is_written_as_it_is(run, photos):
+    name = b"\xe9t\xe9.jpg"
+    shutil.copy(photos / "a/b/000.jpg", os.fsdecode(bytes(photos) + b"/" + name))
+    words = ["--config", str(run / "config.yaml"), "--ckpt_path", "best", "--images", "photos"]
+    main(["predict", *words])
+    assert b"\n" + name + b"," in Path("predictions.csv").read_bytes()
+
+
+def test_a_pipe_gets_the_rows(tmp_path):
+    """As /dev/stdout does: a link to a pipe without a path."""
+    reads, writes = os.pipe()
+    with written_at_the_end(Path(f"/dev/fd/{writes}")) as file:
+        file.write("rows")
+    os.close(writes)
+    assert os.read(reads, 10) == b"rows"
+    os.close(reads)
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,17 @@ def take_images(data: ImageData, folder: str, run_dir: Path | None) -> FileSourc
 @contextmanager
 def written_at_the_end(path: Path) -> Iterator[Any]:
     """A text file that takes the place of the one at `path` when the block ends, not after an error in it."""
-    path = path.resolve()  # the file that a link leads to, not the link
     if path.exists() and not path.is_file():  # a pipe, /dev/stdout
-        with path.open("w", newline="") as file:
+        with _opened(path) as file:
             yield file
         return
+    path = path.resolve()  # the file that a link leads to, not the link
     if not path.parent.is_dir():
         raise UserError(f"--predictions: there is no folder {path.parent}")
-    with atomic_write(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, _opened(partial) as file:
         yield file
+
+
+def _opened(path: Path) -> Any:
+    # Names of files are bytes: those that are no UTF-8 are written as they are.
+    return path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
