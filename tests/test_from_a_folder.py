@@ -56,6 +56,18 @@ def test_the_folder_tells_names_and_number_of_classes(no_report):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_teacher_without_a_head_or_of_a_file_that_says_its_classes_stays_as_it_is(no_report):
+    headless = timm.create_model("vit_small_patch14_dinov2", **{**yaml.safe_load(TINY), "img_size": 32})
+    torch.save(headless.state_dict(), "headless.pth")
+    of = ["--model.teacher.name", "vit_small_patch14_dinov2", "--model.teacher.timm_kwargs", TINY]
+    main([*FOLDER, "--model.teacher.checkpoint", "headless.pth", *of, "--model.alpha", "0", "--name", "three"])
+    main([*FOLDER, "--model.teacher.checkpoint", "runs/teacher/student/model.safetensors", "--name", "four"])
+    for run in ("three", "four"):
+        saved = yaml.safe_load(Path(f"runs/{run}/config.yaml").read_text())["model"]
+        assert saved["student"]["init_args"]["timm_kwargs"]["num_classes"] == 3
+        assert "num_classes" not in (saved["teacher"]["init_args"]["timm_kwargs"] or {})
+
+
 def test_a_number_that_is_given_stays(capsys):
     given = [word.replace("{", "{num_classes: 7, ") if word == TINY else word for word in FOLDER]
     line = refused(capsys, *given, "--model.teacher.checkpoint", "runs/teacher/student")

@@ -39,8 +39,10 @@ def _made(settings: Any, args: list[str]) -> ImageData:
 def set_num_classes(config: Any) -> None:
     """Write the number of the data's classes into the timm_kwargs of models for which none is given.
 
-    Not where timm's model has so many by itself, nor for a teacher whose weights bring their own number:
-    published ones, and a folder in timm's hub layout. A teacher's file of another number is refused later.
+    Not where timm's model has so many by itself, nor for a teacher without a head, or whose weights bring
+    their own number: published ones, a folder in timm's hub layout, a file that says what it is of. (A head
+    made anew is another one with each seed, and a cache goes by the teacher's weights.) A teacher's file of
+    another number is refused later.
     UserError where the data's folder cannot be listed.
     """
     models = [model for role in ("student", "teacher") if (model := _without_classes(config.model, role))]
@@ -57,5 +59,8 @@ def _without_classes(config: Any, role: str) -> Any:
     model = model.get("init_args", model) if model else None
     if model is None or "timm_kwargs" not in model or "num_classes" in (model.timm_kwargs or {}):
         return None
+    if role == "student":
+        return model
+    name = model.get("name")
     brings_its_own = model.get("pretrained") or Path(str(model.get("checkpoint"))).expanduser().is_dir()
-    return None if role == "teacher" and brings_its_own else model
+    return None if name is None or brings_its_own or classes_of(name) == 0 else model
