@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from conftest import fit_once, refused
 from test_student_folder import Keep
 
+from distill_dynamics import Backbone
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 
@@ -124,6 +126,34 @@ def test_a_run_that_was_killed_has_its_best_checkpoint(run, tmp_path):
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (run / "student" / name).read_bytes()
     assert "top-1, validation" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_continued_run_that_was_killed_has_a_newer_best_than_its_folder(run, tmp_path):
+    killed = tmp_path / "killed"
+    shutil.copytree(run, killed)
+    older = Backbone(checkpoint=run / "student")
+    older.get_parameter("model.head.bias").data.zero_()
+    older.export_folder(killed / "student", notes={"epoch": 0, "val_acc1": 1.0})
+    main(["export", str(killed), "--out", str(tmp_path / "out")])
+    found, wanted = (folder / "model.safetensors" for folder in (tmp_path / "out", run / "student"))
+    assert found.read_bytes() == wanted.read_bytes()
+
+
+def test_images_that_the_file_does_not_take_are_a_line(run, tmp_path, capsys):
+    """A net of convolutions takes images of any size, and its ONNX file those of one."""
+    net = Backbone("test_resnet", timm_kwargs={"in_chans": 1, "num_classes": 10})
+    names = [f"c{k}" for k in range(10)]
+    net.export_folder(tmp_path / "net", names)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    size = net.evaluation.image_size[0]
+    for given in (size, 28):
+        config["data"]["init_args"]["image_size"] = given
+        (tmp_path / f"{given}.yaml").write_text(yaml.safe_dump({"data": config["data"]}))
+    words = ["export", tmp_path / "net", "--out", tmp_path / "out", "--int8", "--data"]
+    line = refused(capsys, *words, tmp_path / "28.yaml")
+    assert line.endswith(f"--data gives images of 28 px, and model.onnx takes {size} x {size}\n")
+    with pytest.warns(UserWarning, match="other names of classes, T-shirt"):
+        main([*map(str, words), str(tmp_path / f"{size}.yaml")])
 
 
 @pytest.mark.parametrize(

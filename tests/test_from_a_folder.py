@@ -60,7 +60,8 @@ def test_a_teacher_without_a_head_or_of_a_file_that_says_its_classes_stays_as_it
     headless = timm.create_model("vit_small_patch14_dinov2", **{**yaml.safe_load(TINY), "img_size": 32})
     torch.save(headless.state_dict(), "headless.pth")
     of = ["--model.teacher.name", "vit_small_patch14_dinov2", "--model.teacher.timm_kwargs", TINY]
-    main([*FOLDER, "--model.teacher.checkpoint", "headless.pth", *of, "--model.alpha", "0", "--name", "three"])
+    teacher = ["--model.teacher.checkpoint", "headless.pth", *of, "--model.alpha", "0"]
+    main([*FOLDER, *teacher, "--name", "three"])
     main([*FOLDER, "--model.teacher.checkpoint", "runs/teacher/student/model.safetensors", "--name", "four"])
     for run in ("three", "four"):
         saved = yaml.safe_load(Path(f"runs/{run}/config.yaml").read_text())["model"]

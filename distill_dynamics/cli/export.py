@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,9 +68,11 @@ def export(
 
 def _source(run: Path) -> Path:
     """What holds the student: a folder in timm's hub layout, or a checkpoint."""
-    checkpoints = run / "checkpoints"
-    places = [run, run / "student", checkpoints / "best.ckpt", checkpoints / "student_best.safetensors"]
-    for place in places:
+    folder, best = run / "student", run / "checkpoints" / "best.ckpt"
+    # A run that was continued and killed has the student of its first end in the folder.
+    newer = completed_epochs(best) not in (None, completed_epochs(folder))
+    places = [best, folder] if newer else [folder, best]
+    for place in [run, *places, best.with_name("student_best.safetensors")]:
         if (place / hub.CONFIG).is_file() or (place.is_file() and place != run):
             return place
     what = "there is no such folder" if not run.is_dir() else "no best student is there yet"
@@ -101,7 +104,8 @@ def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
 
 def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list[str]:
     """Write the files; what is to be said of them, a line each."""
-    onnx_files.write_onnx(student, folder / ONNX, hub.label_names(folder / hub.CONFIG))
+    names = hub.label_names(folder / hub.CONFIG)
+    onnx_files.write_onnx(student, folder / ONNX, names)
     channels, (height, width) = student.input_size[0], student.evaluation.image_size
     lines = [
         f"{ONNX}: opset {onnx_files.OPSET}, `images` [batch, {channels}, {height}, {width}] float32, "
@@ -112,6 +116,14 @@ def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list
     if data.num_classes != student.num_classes:
         raise UserError(f"--data has {data.num_classes} classes, and {student.name} {student.num_classes}")
     student.check_input(data.in_chans, data.image_size)
+    if (height, width) != (data.image_size, data.image_size):
+        raise UserError(f"--data gives images of {data.image_size} px, and {ONNX} takes {height} x {width}")
+    if names and names != data.class_names:
+        warnings.warn(
+            f"--data has other names of classes, {', '.join(data.class_names[:3])} ..., than {student.name}, "
+            f"{', '.join(names[:3])} ...: the accuracy is right only if their order is the same",
+            stacklevel=2,
+        )
     how = onnx_files.write_int8(folder / ONNX, folder / INT8, _calibration(data, student))
     (full, small), count = _accuracies(data, student, [folder / ONNX, folder / INT8])
     lines[0] += f"; top-1 {full:.2f} %"
