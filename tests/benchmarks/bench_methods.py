@@ -34,7 +34,7 @@ def step(size: Size, path: Path) -> Callable[[], None]:
     """A whole training step by a method's config."""
     model = yaml.safe_load(path.read_text())["model"]
     torch.manual_seed(0)
-    student = Backbone(model.get("student", {}).get("name", size.student), timm_kwargs=size.student_kwargs)
+    student = student_of(size, model.get("student", {}))
     teacher = Backbone(size.teacher, timm_kwargs=size.teacher_kwargs)
     terms = {name: made(term) for name, term in model["terms"].items()}
     distiller = Distiller(student, teacher, terms, alpha=model["alpha"]).train()
@@ -50,6 +50,14 @@ def step(size: Size, path: Path) -> Callable[[], None]:
         optimizer.step()
 
     return run
+
+
+def student_of(size: Size, config: dict[str, Any]) -> Backbone:
+    """The size's student, as far as a method's config does not say another."""
+    given = config.get("init_args", config)
+    make = maker(config) if "class_path" in config else Backbone
+    name, timm_kwargs = given.get("name", size.student), given.get("timm_kwargs", size.student_kwargs)
+    return make(name=name, timm_kwargs=timm_kwargs)
 
 
 def made(term: dict[str, Any]) -> Term:
