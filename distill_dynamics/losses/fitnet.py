@@ -70,8 +70,13 @@ class FitNet(SeesPooled, nn.Module):
         loss = fitnet(student_map, teacher_map, self.projector.weight, self.projector.bias)
         return (loss - self.fitted_floor).clamp(min=0) if self.hinge else loss
 
+    # In a state dict the buffer is "floor", as in checkpoints that are older than the method of that name.
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}floor"] = destination.pop(f"{prefix}fitted_floor")
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """A checkpoint may have the floor under the name that it had at first."""
         if f"{prefix}floor" in state_dict:
             state_dict[f"{prefix}fitted_floor"] = state_dict.pop(f"{prefix}floor")
         super()._load_from_state_dict(state_dict, prefix, *args)
