@@ -139,6 +139,12 @@ def test_a_continued_run_that_was_killed_has_a_newer_best_than_its_folder(run, t
     assert found.read_bytes() == wanted.read_bytes()
 
 
+def test_a_model_without_a_head_has_no_logits(tmp_path, capsys):
+    Backbone("test_resnet", timm_kwargs={"num_classes": 0}).export_folder(tmp_path / "net")
+    line = refused(capsys, "export", tmp_path / "net", "--out", tmp_path / "out", "--onnx")
+    assert line == "error: ONNX: test_resnet has no head (num_classes: 0), so no logits to be written\n"
+
+
 def test_images_that_the_file_does_not_take_are_a_line(run, tmp_path, capsys):
     """A net of convolutions takes images of any size, and its ONNX file those of one."""
     net = Backbone("test_resnet", timm_kwargs={"in_chans": 1, "num_classes": 10})

@@ -29,7 +29,7 @@ def cost(backbone: Backbone, image_size: int) -> dict[str, Any]:
     parameters; megabytes, 10^6 bytes of its weights as they are; gflop of one image, multiplications and
     additions of products, convolutions and attention, each counted as one (`torch.utils.flop_counter`); ms_1
     and ms_32, milliseconds for 1 and for 32 images without a compiled graph, on the device and with the
-    threads that it has now. Of a sharded model there are parameters alone.
+    threads that it has now. Of a sharded model there are parameters and megabytes alone.
     """
     weights = backbone.state_dict().values()
     facts: dict[str, Any] = {

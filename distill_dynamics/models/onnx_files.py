@@ -41,8 +41,10 @@ def write_onnx(backbone: Backbone, path: Path, label_names: Sequence[str] | None
     """Write `images` [B, C, H, W] float32, normalised with `backbone.mean` and `std`, → `logits` [B, K].
 
     B is free. Normalisation, crop and class names are in the file's metadata, as JSON. UserError for a model
-    that torch cannot export, and where onnxruntime answers otherwise than torch.
+    without a head or that torch cannot export, and where onnxruntime answers otherwise than torch.
     """
+    if backbone.num_classes == 0:
+        raise UserError(f"ONNX: {backbone.name} has no head (num_classes: 0), so no logits to be written")
     size = backbone.evaluation.image_size
     images = torch.randn(5, backbone.input_size[0], *size, generator=torch.Generator().manual_seed(0))
     with isolated(backbone), _quiet():
