@@ -47,6 +47,11 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
         raise UserError(
             f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"
         ) from error
+    if "fitted to" not in facts:
+        raise UserError(
+            f"teacher_cache: {folder / NAME} is of an earlier version, whose losses were fitted to augmented "
+            "images; build the cache anew"
+        )
     expected = {"fitted to": dict(images), **_facts(terms)}
     for place, settings in expected.items():
         for name, value in settings.items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_effective_rank import Maps, tokens
 
-from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.dynamics import Profile, profile_model, profile_ranges
 from distill_dynamics.dynamics.measures.capacity_floor import capacity_floor
 from distill_dynamics.dynamics.measures.correlation_floor import correlation_floor
 from distill_dynamics.dynamics.measures.rank_95 import rank_95
@@ -154,3 +154,11 @@ def test_rank_95_is_numpys_and_has_no_error():
     assert profile.curve("rank_95").item() == np.searchsorted(values.cumsum() / values.sum(), 0.95) + 1
     assert np.isnan(profile.curve_se("rank_95")).all()
     assert rank_95(torch.zeros(4)).isnan()
+
+
+def test_each_range_has_a_profile_for_each_width_as_often_as_it_is_named():
+    x, ranges = tokens(8, 6), [(-100, 100), (-50, 50)]
+    model = Maps(6, lambda m: m)
+    profiles = profile_ranges(model, x, value_ranges=ranges, student_widths=[2, 3, 2])
+    assert [p.student_width for p in profiles] == [2, 3, 2] * 2
+    assert [p.value_range[0, 1] for p in profiles] == [100] * 3 + [50] * 3

@@ -6,7 +6,8 @@ from torch import nn
 
 from distill_dynamics import UserError
 from distill_dynamics.losses import FitNet, PCATarget, TokenKD
-from distill_dynamics.teacher_cache.fitted import load_fitted, write_fitted
+from distill_dynamics.models.save import write_weights
+from distill_dynamics.teacher_cache.fitted import NAME, fitted_state, load_fitted, write_fitted
 from distill_dynamics.train.terms import loss_settings
 
 BATCHES = [{"teacher_map": torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))}]
@@ -73,3 +74,11 @@ def test_a_cache_that_was_fitted_otherwise_is_refused(tmp_path, run, images, wor
     write_fitted(tmp_path, {"pca": Losses(PCATarget(5, 8))}, {"crop_pct": 1.0})
     with pytest.raises(UserError, match=words):
         load_fitted(tmp_path, {"pca": Losses(run)}, images)
+
+
+def test_a_cache_of_before_is_told_from_one_of_other_settings(tmp_path):
+    terms = {"pca": Losses(PCATarget(5, 8))}
+    state = {f"pca.0.{name}": value for name, value in fitted_state(terms["pca"][0]).items()}
+    write_weights(tmp_path / NAME, state, {}, None)
+    with pytest.raises(UserError, match=r"is of an earlier version.*build the cache anew"):
+        load_fitted(tmp_path, terms, {"crop_pct": 1.0})

@@ -185,9 +185,9 @@ def profile_ranges(
     clipped = [next(outside) if mode == "explicit" else np.zeros(len(numbers)) for mode in modes]
     found = iter(measured)
     limits = [next(found) if known is None else known for known in edges]
-    widths: dict[int | None, dict[str, FloatArray]] = {
-        width: _of_halves(covariances, width) for width in student_widths
-    } or {None: {}}
+    widths: list[tuple[int | None, dict[str, FloatArray]]] = [
+        (width, _of_halves(covariances, width)) for width in student_widths
+    ] or [(None, {})]
     return [
         Profile(
             model=backbone.name,
@@ -207,7 +207,7 @@ def profile_ranges(
             student_width=width,
         )
         for i, mode in enumerate(modes)
-        for width, floors in widths.items()
+        for width, floors in widths
     ]
 
 
