@@ -139,6 +139,13 @@ def test_a_continued_run_that_was_killed_has_a_newer_best_than_its_folder(run, t
     assert found.read_bytes() == wanted.read_bytes()
 
 
+def test_an_exported_folder_is_exported_as_the_run_was(run, exported, tmp_path):
+    for source, out in ((exported, "again"), (run, "once")):
+        main(["export", str(source), "--out", str(tmp_path / out)])
+    again, once = ({f.name: f.read_bytes() for f in (tmp_path / out).iterdir()} for out in ("again", "once"))
+    assert again == once
+
+
 def test_a_model_without_a_head_has_no_logits(tmp_path, capsys):
     Backbone("test_resnet", timm_kwargs={"num_classes": 0}).export_folder(tmp_path / "net")
     line = refused(capsys, "export", tmp_path / "net", "--out", tmp_path / "out", "--onnx")
@@ -168,6 +175,7 @@ def test_images_that_the_file_does_not_take_are_a_line(run, tmp_path, capsys):
         (["nowhere", "--out", "o"], "nowhere: there is no such folder"),
         ([".", "--out", "o"], "no best student is there yet"),
         (["RUN", "--out", "taken"], "--out: taken exists"),
+        (["RUN", "--out", "RUN/student/o"], "which is exported"),
         (["RUN", "--out", "o", "--data", "x.yaml"], "--data is for --int8"),
         (["RUN/student", "--out", "o", "--int8"], "config.yaml is missing, give --data CONFIG"),
         (["RUN", "--out", "o", "--push_to_hub", "a/b/c"], "--push_to_hub: "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -55,12 +56,13 @@ def export(
     if onnx or int8:
         onnx_files.check_installed()
     source = _source(Path(run))
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out: {folder} is in {source}, which is exported")
     images = _images(Path(run), data) if int8 else None
     with atomic_write_folder(folder) as partial:
         student = _write_folder(source, Path(run), partial)
         lines = _write_onnx(student, partial, images) if onnx or int8 else []
-        with (partial / "README.md").open("a", encoding="utf-8") as card:
-            card.write("".join(f"\n{line}\n" for line in lines))
+        _add_to_card(partial / "README.md", lines)
     print("\n".join([f"{folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}", *lines]))
     if push_to_hub is not None:
         print(_push(folder, push_to_hub))
@@ -91,7 +93,8 @@ def _images(run: Path, data: str | None) -> ImageData:
 def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
     student = Backbone(checkpoint=source)
     if source.is_dir():
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        # Without the files of an earlier export: they would be of other options.
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(ONNX, INT8), dirs_exist_ok=True)
         return student
     names, epoch, acc1 = None, completed_epochs(source), student.stated_accuracy
     with suppress(UserError):  # images need not be here
@@ -100,6 +103,14 @@ def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
     if epoch is not None and acc1 is not None:
         (folder / "README.md").write_text(model_card(run, student, epoch, acc1), encoding="utf-8")
     return student
+
+
+def _add_to_card(card: Path, lines: list[str]) -> None:
+    """Say this of the ONNX files, in place of what the card of an exported folder says of its own."""
+    before = card.read_text(encoding="utf-8") if card.is_file() else ""
+    kept = re.sub(rf"\n(?:{ONNX}|{INT8}): .*\n", "", before)
+    if text := kept + "".join(f"\n{line}\n" for line in lines):
+        card.write_text(text, encoding="utf-8")
 
 
 def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list[str]:
