@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 
 
@@ -61,7 +62,7 @@ class Lift(Backbone):
         crop_pct: float | None = None,
     ) -> None:
         shape = {"base": name, "width": width, "lifted_head": lifted_head}
-        kwargs = {**shape, **(timm_kwargs or {})}
+        kwargs = _with_shape(timm_kwargs, shape)
         super().__init__("vit_lift", pretrained, checkpoint, kwargs, mean, std, crop_pct)
 
 
@@ -96,5 +97,12 @@ class WideLast(Backbone):
         std: Sequence[float] | None = None,
         crop_pct: float | None = None,
     ) -> None:
-        kwargs = {"base": name, "width": width, **(timm_kwargs or {})}
+        kwargs = _with_shape(timm_kwargs, {"base": name, "width": width})
         super().__init__("vit_wide_last", pretrained, checkpoint, kwargs, mean, std, crop_pct)
+
+
+def _with_shape(timm_kwargs: dict[str, Any] | None, shape: dict[str, Any]) -> dict[str, Any]:
+    """All keywords of the architecture. UserError for one of the shape among the ViT's."""
+    if both := [key for key in shape if key in (timm_kwargs or {})]:
+        raise UserError(f"timm_kwargs has {both[0]}, which is an argument of the student itself")
+    return {**(timm_kwargs or {}), **shape}

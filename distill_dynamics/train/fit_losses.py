@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill_dynamics.models.features import TeacherOutputs
 from distill_dynamics.models.isolated import isolated
+from distill_dynamics.train.checks import checked
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.reference_images import ReferenceImages, reference_images
 
@@ -54,14 +55,14 @@ def fit_losses(distiller: Distiller) -> None:
     """
     terms: Any = distiller.terms
     images: ReferenceImages | None = None
-    for term in terms.values():
+    for term_name, term in terms.items():
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):
                 continue
             images = images or reference_images(datamodule(distiller.trainer))
             before = {name: value.clone() for name, value in loss.named_parameters()}
             with isolated(distiller), torch.no_grad():
-                loss.fit(TeacherBatches(distiller, term, pair, images))
+                checked(f"terms.{term_name}.loss", loss.fit, TeacherBatches(distiller, term, pair, images))
             first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())
             loss.load_state_dict(first)
             after = dict(loss.named_parameters())

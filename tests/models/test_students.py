@@ -231,6 +231,7 @@ def test_timms_weights_of_the_vit_are_where_it_begins(tmp_path):
         (lambda: WideLast("cait_xxs24_224", 24), ["cait_xxs24_224 is no ViT", "deit and vit"]),
         (lambda: WideLast("vit_base_patch16_rpn_224", 24), ["rpn", "plain blocks"]),
         (lambda: Lift("deit_tinny_patch16_224", 24), ["did you mean 'deit_tiny_patch16_224'"]),
+        (lambda: Lift(DEIT, 24, timm_kwargs={"width": 32}), ["timm_kwargs has width"]),
         (lambda: Lift(DEIT, 0), ["width is a whole number", "not 0"]),
         (lambda: WideLast(DEIT, 400), ["400", "64 channels", "384 and 448"]),
         (lambda: WideLast(DEIT, 32), ["near are 64"]),

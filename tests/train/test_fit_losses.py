@@ -1,12 +1,13 @@
 """What losses are fitted to, against timm's own model on the images as they lie in the data set."""
 
 import numpy as np
+import pytest
 import timm
 import torch
 from conftest import VIT
 from lightning.pytorch import Trainer
 
-from distill_dynamics import Backbone, Distiller, Term
+from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.losses import PCATarget
 from distill_dynamics.train import reference_images
@@ -42,3 +43,16 @@ def test_losses_are_fitted_to_training_images_as_evaluation_prepares_them(tmp_pa
     np.testing.assert_allclose(loss.mean, tokens.mean(0), atol=1e-5)
     same = np.abs((loss.basis.numpy() * vectors[:, ::-1][:, : loss.kept]).sum(0))
     np.testing.assert_allclose(same, 1, atol=1e-3)
+
+
+class Unfit(PCATarget):
+    def fit(self, batches):
+        raise ValueError("no basis for this teacher")
+
+
+def test_what_a_fit_raises_names_its_term(tmp_path):
+    teacher, student = (Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 1}) for _ in range(2))
+    distiller = Distiller(student, teacher, {"pca": Term(Unfit, last=1)}, alpha=0.0)
+    runner = Trainer(accelerator="cpu", max_steps=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(UserError, match=r"model\.terms\.pca\.loss: no basis for this teacher"):
+        runner.fit(distiller, datamodule=FashionMNISTSample(batch_size=32))
