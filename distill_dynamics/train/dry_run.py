@@ -67,7 +67,7 @@ def model_outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], 
         (distiller.teacher.backbone, of_teacher),
     ):
         with isolated(backbone):
-            found.append(read(backbone, images.to(next(backbone.parameters()).device), reads))
+            found.append(read(backbone, images.to(next(backbone.parameters())), reads))
     return found[0], found[1]
 
 

@@ -124,6 +124,7 @@ def test_an_epochs_row_is_of_all_ranks(monkeypatch):
     trainer = types.SimpleNamespace(
         world_size=4, strategy=types.SimpleNamespace(reduce=reduced), current_epoch=0, global_step=5,
         optimizers=[types.SimpleNamespace(param_groups=[{"lr": 0.1}])], callback_metrics={}, loggers=[],
+        callbacks=[],
     )  # fmt: skip
     module = types.SimpleNamespace(
         optimisation=types.SimpleNamespace(end_epoch=lambda metrics: None), log=lambda *args, **kwargs: None
