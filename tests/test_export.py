@@ -18,6 +18,7 @@ from test_student_folder import Keep
 from distill_dynamics import Backbone
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
+from distill_dynamics.models.hub import label_names
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 onnx = pytest.importorskip("onnx")
@@ -133,8 +134,14 @@ def test_a_continued_run_that_was_killed_has_a_newer_best_than_its_folder(run, t
     shutil.copytree(run, killed)
     older = Backbone(checkpoint=run / "student")
     older.get_parameter("model.head.bias").data.zero_()
-    older.export_folder(killed / "student", notes={"epoch": 0, "val_acc1": 1.0})
+    names = label_names(killed / "student" / "config.json")
+    older.export_folder(killed / "student", names, notes={"epoch": 0, "val_acc1": 1.0})
+    config = yaml.safe_load((killed / "config.yaml").read_text())
+    gone = {"data_dir": str(tmp_path / "gone"), "image_size": 28}
+    config["data"] = {"class_path": "distill_dynamics.data.ImageFolder", "init_args": gone}
+    (killed / "config.yaml").write_text(yaml.safe_dump(config))  # the names are known without the images
     main(["export", str(killed), "--out", str(tmp_path / "out")])
+    assert label_names(tmp_path / "out" / "config.json") == names
     found, wanted = (folder / "model.safetensors" for folder in (tmp_path / "out", run / "student"))
     assert found.read_bytes() == wanted.read_bytes()
 

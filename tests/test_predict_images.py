@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from conftest import fit_once, refused
 from PIL import Image
 from scripts.make_images import make
@@ -65,6 +66,23 @@ def test_the_data_it_was_trained_on_need_not_be_here(run, photos, tmp_path):
     assert predict(run, "--images", "photos", "--data.data_dir", str(tmp_path / "gone"))
 
 
+def test_the_names_are_those_of_the_student_whatever_the_config_is(run, photos, tmp_path):
+    """The config's data have other names."""
+    names = {row["class_1"] for row in predict(run, "--images", "photos")}
+    other = make(tmp_path / "other", classes=7, train=1, val=1)
+    for split in ("train", "val"):
+        for folder in (other / split).iterdir():
+            folder.rename(folder.with_name(f"other_{folder.name}"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["data_dir"] = str(other)
+    Path("other.yaml").write_text(yaml.safe_dump(config))
+    best, folder = run / "checkpoints" / "best.ckpt", run / "student"
+    for words in (["--ckpt_path", best], ["--model.student.checkpoint", folder]):
+        main(["predict", "--config", "other.yaml", "--images", "photos", *map(str, words)])
+        with open("predictions.csv", newline="") as file:
+            assert {row["class_1"] for row in csv.DictReader(file)} == names, words
+
+
 def test_an_unreadable_file_is_a_line_or_left_out(run, photos, capsys):
     predict(run, "--images", "photos")
     before = Path("predictions.csv").read_bytes()
@@ -77,6 +95,9 @@ def test_an_unreadable_file_is_a_line_or_left_out(run, photos, capsys):
         rows = predict(run, "--images", "photos", "--data.skip_unreadable", "true")
     assert [row["image"] for row in rows] == ["a/b/000.jpg", "zürich, 1.JPG"]
     assert "2 predictions in predictions.csv, 1 images left out" in capsys.readouterr().out
+    alone = ["--data.skip_unreadable", "true", "--data.eval_batch_size", "1"]
+    with pytest.warns(UserWarning, match=r"left out unreadable image photos/broken\.jpg"):
+        assert predict(run, "--images", "photos", *alone) == rows
 
 
 def test_a_name_that_is_no_utf_8_is_written_as_it_is(run, photos):

@@ -96,9 +96,11 @@ def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
         # Without the files of an earlier export: they would be of other options.
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(ONNX, INT8), dirs_exist_ok=True)
         return student
-    names, epoch, acc1 = None, completed_epochs(source), student.stated_accuracy
+    names: list[str] | None = None
+    epoch, acc1 = completed_epochs(source), student.stated_accuracy
     with suppress(UserError):  # images need not be here
         names = datamodule_of(str(run / "config.yaml"), "--data").find_classes()
+    names = names or hub.label_names(run / "student" / hub.CONFIG)  # of an earlier end of the run
     student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": acc1})
     if epoch is not None and acc1 is not None:
         (folder / "README.md").write_text(model_card(run, student, epoch, acc1), encoding="utf-8")

@@ -256,7 +256,10 @@ class DistillCLI(LightningCLI):
         if kwargs.get("ckpt_path") is None and not model.student.has_weights:
             raise UserError("predict: the student has no weights: give --ckpt_path best, or last, or a file")
         config = self.config.predict
-        files = take_images(datamodule, config.images, self.run_dir) if config.images is not None else None
+        # The run of the checkpoint may be another than the config's.
+        of_run = config.ckpt_path and Path(config.ckpt_path).resolve().parents[1] / "student"
+        student = of_run or config.model.student.init_args.checkpoint
+        files = take_images(datamodule, config.images, student) if config.images is not None else None
         path = Path(config.predictions)
         # Opened before the work: that must not be lost to a wrong path.
         with written_at_the_end(path) as file:

@@ -12,11 +12,12 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from distill_dynamics.data.listing import ENDINGS, images_in
+from distill_dynamics.data.loading import IGNORED
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.sources import FileSource
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write
-from distill_dynamics.models.hub import label_names
+from distill_dynamics.models.hub import CONFIG, label_names
 from distill_dynamics.train.metrics import datamodule
 
 TOP = 5
@@ -42,7 +43,7 @@ class PredictionRows(Callback):
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         """Write those of a batch of probabilities [B, K] and targets [B]."""
-        probabilities, targets = outputs
+        probabilities, targets = (part[outputs[1] != IGNORED] for part in outputs)
         values, classes = probabilities.float().topk(1 if self.files is None else self.top)
         for target, shares, numbers in zip(targets.tolist(), values.tolist(), classes.tolist(), strict=True):
             answers = [(self.names[k], f"{share:.4f}") for k, share in zip(numbers, shares, strict=True)]
@@ -55,10 +56,11 @@ class PredictionRows(Callback):
         return str(self.files.path(index).relative_to(self.files.root))
 
 
-def take_images(data: ImageData, folder: str, run_dir: Path | None) -> FileSource:
+def take_images(data: ImageData, folder: str, student: str | Path | None) -> FileSource:
     """Have the images in a folder, and in those in it, be what is predicted; a target is an image's place.
 
-    The classes' names are those of the run's student, where the run has one. UserError where there is none.
+    The classes' names are those of the folder `student`, in timm's hub layout, where it is one; else the
+    data's. UserError where there is none.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -66,7 +68,7 @@ def take_images(data: ImageData, folder: str, run_dir: Path | None) -> FileSourc
     files = sorted(os.path.join(place, name) for place, name in images_in(root, "--images"))
     if not files:
         raise UserError(f"--images: {root} holds no images (known endings: {ENDINGS})")
-    names = label_names(run_dir / "student" / "config.json") if run_dir is not None else []
+    names = label_names(Path(student) / CONFIG) if student else []
     if not (names := names or data.find_classes()):
         data.setup("predict")
         names = data.class_names

@@ -13,13 +13,10 @@ from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms import Compose
 
 from distill_dynamics.data.keyed import NO_IMAGE, Key, View, kept_generators, seed_generators
-from distill_dynamics.data.loading import Batch, Unreadable
+from distill_dynamics.data.loading import IGNORED, Batch, Unreadable
 from distill_dynamics.data.sources import Source, UnreadableImage
 from distill_dynamics.data.transforms import ReducedCrop, normalise
 from distill_dynamics.errors import UserError
-
-IGNORED = -100
-"""The target of a padding item: not to be counted (torch's `ignore_index`)."""
 
 K = TypeVar("K")
 Answers = Callable[[Sequence[View]], dict[str, Tensor]]
@@ -151,7 +148,10 @@ class TrainImages(Images[Key | View]):
 
 
 class EvalImages(Images[int]):
-    """Images without randomness, by index; `NO_IMAGE` gives `blank` (uint8 [C,H,W]), the target `IGNORED`."""
+    """Images without randomness, by index; `NO_IMAGE` gives `blank` (uint8 [C,H,W]), the target `IGNORED`.
+
+    So does a batch of which no image can be read, as ranks of fewer batches would keep others waiting.
+    """
 
     def __init__(self, *args: Any, blank: Tensor):
         super().__init__(*args)
@@ -161,3 +161,9 @@ class EvalImages(Images[int]):
         if key == NO_IMAGE:
             return self.blank, IGNORED
         return self.to_pixels(self.source.image(key)), int(self.source.targets[key])
+
+    def __getitems__(self, keys: Sequence[int]) -> Batch:
+        batch = super().__getitems__(keys)
+        if batch.error is None and not len(batch.targets):
+            return super().__getitems__([NO_IMAGE])._replace(unreadable=batch.unreadable)
+        return batch

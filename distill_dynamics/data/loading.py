@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from distill_dynamics.data.images import Images
 
 
+IGNORED = -100
+"""The target of a padding item: not to be counted (torch's `ignore_index`)."""
+
+
 class Batch(NamedTuple):
     """A batch as a worker draws it. Errors travel in it: torch makes a page of one that a worker raises."""
 
@@ -56,7 +60,7 @@ class Unreadable:
                     "(data.skip_unreadable: true leaves such images out and counts them)"
                 )
             if left == 0:
-                raise UserError(f"no image of a whole batch can be read, as {line}")
+                raise UserError(f"none of the images asked for can be read, as {line}")
             if line not in self.lines:
                 self.lines[line] = None
                 if len(self.lines) <= 3:
@@ -83,11 +87,16 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
             self._position = (now, seen // (self.batch_size or 1) if epoch == now else 0)
         with block_stop_signals():
             batches = super().__iter__()
+        counted, unreadable = False, ""
         for batch in batches:
             self.dataset.unreadable.check(batch)
+            unreadable = unreadable or next(iter(batch.unreadable), "")
+            counted = counted or bool((batch.targets != IGNORED).any())
             self._position = (self._position[0], self._position[1] + 1)
             pair = batch.images, batch.targets
             yield (*pair, batch.extras) if batch.extras else pair
+        if unreadable and not counted:
+            raise UserError(f"no image can be read, as {unreadable}")
 
     def state_dict(self) -> dict[str, int]:
         """The epoch that is under way and how many of its batches were given out."""

@@ -76,5 +76,5 @@ def probe_set(
         try:
             return ProbeSet(indices, torch.stack([to_pixels(source.image(int(i))) for i in indices]))
         except UnreadableImage as error:
-            unreadable.report([str(error)], left=n)
+            unreadable.report([str(error)], left=len(usable) - 1)
             usable = usable[usable != error.index]

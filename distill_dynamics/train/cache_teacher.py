@@ -15,7 +15,7 @@ from distill_dynamics.train.cached import made_by, readers_of
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
-from distill_dynamics.train.reference_images import depend_on
+from distill_dynamics.train.reference_images import depend_on, drawn_once
 
 
 class CacheTeacher(Distiller):
@@ -55,7 +55,7 @@ class CacheTeacher(Distiller):
         if (self.folder / "cache.json").exists():
             load_fitted(self.folder, self.terms, depend_on(self.data))
         elif not self.verifies:
-            fit_losses(self)
+            fit_losses(self, drawn_once(self.data))
         views = Views(
             self.teacher,
             *readers_of(self),

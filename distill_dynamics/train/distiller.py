@@ -39,6 +39,7 @@ from distill_dynamics.train.loss_floors import loss_floors
 from distill_dynamics.train.metrics import datamodule, measure
 from distill_dynamics.train.optimise import Optimisation, decay_groups
 from distill_dynamics.train.progress import progress_at
+from distill_dynamics.train.reference_images import drawn_once
 from distill_dynamics.train.run_facts import facts_to_save, take_facts
 from distill_dynamics.train.run_logger import log_row
 from distill_dynamics.train.settings import saved_settings
@@ -219,14 +220,14 @@ class Distiller(EvaluatedStudent):
     def on_fit_start(self) -> None:
         """Measure the teacher and let losses fit what they fit, at the first start of a run."""
         self._measured_now = False
-        begins = self._saved_settings is None
+        begins, reference = self._saved_settings is None, drawn_once(datamodule(self.trainer))
         if begins and not isinstance(self.training_teacher, CachedTeacher):
-            fit_losses(self)
+            fit_losses(self, reference)
         if begins:
-            fit_gates(self)
+            fit_gates(self, reference)
         for term in self.terms.values():
             term.begin()
-        self.loss_floors = loss_floors(self) if begins else {}
+        self.loss_floors = loss_floors(self, reference) if begins else {}
         teacher = self.teacher
         if teacher is None:
             return

@@ -13,8 +13,7 @@ from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.profiler import profile_model
 from distill_dynamics.errors import UserError
 from distill_dynamics.train.checks import checked
-from distill_dynamics.train.metrics import datamodule
-from distill_dynamics.train.reference_images import ReferenceImages, reference_images
+from distill_dynamics.train.reference_images import DrawnOnce, ReferenceImages
 
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
@@ -35,7 +34,7 @@ class _Batches:
         return self.images.batches()
 
 
-def fit_gates(distiller: Distiller) -> None:
+def fit_gates(distiller: Distiller, reference: DrawnOnce) -> None:
     """Compute the gates of every term that has one, and give all ranks those of the first.
 
     All ranks do the work: the numbers do not depend on how many there are, and a sharded teacher answers to
@@ -45,19 +44,17 @@ def fit_gates(distiller: Distiller) -> None:
         UserError: a gate that raises an error, or gives what is none.
     """
     terms: Any = distiller.terms
-    images: ReferenceImages | None = None
     profiles: dict[tuple[str, int | None], Profile] = {}
     for term in terms.values():
         if term.gate is None:
             continue
         assert distiller.teacher is not None
         teacher = distiller.teacher.backbone
-        images = images or reference_images(datamodule(distiller.trainer))
         widths = {distiller.student.channels[block - 1] for block, _ in term.pairs}
         what = term.gate.value_range, widths.pop() if len(widths) == 1 else None
         if what not in profiles:
             profiles[what] = profile_model(
-                teacher, _Batches(images, teacher), value_range=what[0], student_width=what[1]
+                teacher, _Batches(reference(), teacher), value_range=what[0], student_width=what[1]
             )
         values = _values(term, profiles[what])
         first: Any = distiller.trainer.strategy.broadcast(values)

@@ -11,8 +11,7 @@ from torch import Tensor
 from distill_dynamics.models.features import TeacherOutputs
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.checks import checked
-from distill_dynamics.train.metrics import datamodule
-from distill_dynamics.train.reference_images import ReferenceImages, reference_images
+from distill_dynamics.train.reference_images import DrawnOnce, ReferenceImages
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
@@ -48,21 +47,20 @@ class TeacherBatches:
             yield given
 
 
-def fit_losses(distiller: Distiller) -> None:
+def fit_losses(distiller: Distiller, reference: DrawnOnce) -> None:
     """Call `fit(batches)` of every loss that has it, once, and give all ranks what the first came to.
 
     All ranks do the work, as a sharded teacher answers to all or none.
     """
     terms: Any = distiller.terms
-    images: ReferenceImages | None = None
     for term_name, term in terms.items():
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):
                 continue
-            images = images or reference_images(datamodule(distiller.trainer))
             before = {name: value.clone() for name, value in loss.named_parameters()}
+            batches = TeacherBatches(distiller, term, pair, reference())
             with isolated(distiller), torch.no_grad():
-                checked(f"terms.{term_name}.loss", loss.fit, TeacherBatches(distiller, term, pair, images))
+                checked(f"terms.{term_name}.loss", loss.fit, batches)
             first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())
             loss.load_state_dict(first)
             after = dict(loss.named_parameters())

@@ -12,7 +12,7 @@ from distill_dynamics.losses.token_statistics import TokenStatistics
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.dry_run import model_outputs
 from distill_dynamics.train.metrics import datamodule
-from distill_dynamics.train.reference_images import reference_images
+from distill_dynamics.train.reference_images import DrawnOnce
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
@@ -21,7 +21,7 @@ Place = tuple[str, int]
 """Term, and which of its losses, from 0."""
 
 
-def loss_floors(distiller: Distiller) -> dict[str, float]:
+def loss_floors(distiller: Distiller, reference: DrawnOnce) -> dict[str, float]:
     """By term the mean of its losses' `floor`, where all of them state one.
 
     `floor` is a number, or a function of the covariance of the teacher's tokens, pooled to the grid that the
@@ -34,7 +34,7 @@ def loss_floors(distiller: Distiller) -> dict[str, float]:
         (name, n): getattr(loss, "floor", None) for name, term in terms.items() for n, loss in enumerate(term)
     }
     of_tokens = [place for place, floor in stated.items() if callable(floor)]
-    for place, (covariance, channels) in _covariances(distiller, of_tokens).items():
+    for place, (covariance, channels) in _covariances(distiller, of_tokens, reference).items():
         stated[place] = stated[place](covariance, channels)
     found: dict[str, list[float]] = {name: [] for name in terms}
     for (name, _), floor in stated.items():
@@ -43,7 +43,9 @@ def loss_floors(distiller: Distiller) -> dict[str, float]:
     return {name: sum(of) / len(of) for name, of in found.items() if of and len(of) == len(terms[name])}
 
 
-def _covariances(distiller: Distiller, places: list[Place]) -> dict[Place, tuple[Tensor, int]]:
+def _covariances(
+    distiller: Distiller, places: list[Place], reference: DrawnOnce
+) -> dict[Place, tuple[Tensor, int]]:
     """Covariance of the teacher's tokens that each of these losses sees, and the student's channels there.
 
     None of a loss that does not read the maps of both, nor of tokens that do not vary or are not finite.
@@ -61,7 +63,7 @@ def _covariances(distiller: Distiller, places: list[Place]) -> dict[Place, tuple
     statistics = {place: TokenStatistics() for place in student_maps}
     plugin = distiller.trainer.precision_plugin
     with isolated(distiller), torch.no_grad():
-        for images, _ in reference_images(data).batches():
+        for images, _ in reference().batches():
             with plugin.forward_context():
                 maps = teacher(plugin.convert_input(images).to(distiller.device), wanted)
             for place, of in statistics.items():

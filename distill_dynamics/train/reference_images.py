@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,15 @@ def reference_images(data: Any) -> ReferenceImages:
         data.std,
         data.eval_batch_size,
     )
+
+
+DrawnOnce = Callable[[], ReferenceImages]
+"""Gives the images, which are read when they are first asked for."""
+
+
+def drawn_once(data: Any) -> DrawnOnce:
+    """What all that is fitted at one start shares, so that the files are read once, or not at all."""
+    return cache(partial(reference_images, data))
 
 
 def depend_on(data: Any) -> dict[str, Any]:

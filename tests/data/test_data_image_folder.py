@@ -174,13 +174,28 @@ def test_unreadable_images_can_be_left_out_and_counted(tmp_path, num_workers):
     assert sum(any(str(path) in message for path in broken) for message in messages) == 3
 
 
-def test_a_batch_with_nothing_left_is_an_error(tmp_path):
+def test_a_batch_with_nothing_left_counts_nowhere_and_is_an_error_in_training(tmp_path):
     write_images(tmp_path)
-    for number in range(4):
-        truncate(tmp_path / "val" / "ant" / f"{number}.JPEG")
-    data = make(tmp_path, skip_unreadable=True)
-    with pytest.raises(UserError, match="no image of a whole batch"):
+    for split in ("train", "val"):
+        for number in range(4):
+            truncate(tmp_path / split / "ant" / f"{number}.JPEG")
+    data = make(tmp_path, skip_unreadable=True, eval_batch_size=4, batch_size=2)
+    batches = list(data.val_dataloader())
+    assert [y.tolist() for _, y in batches] == [[-100], [1] * 4, [2] * 4]
+    assert batches[0][0].shape == (1, *batches[1][0].shape[1:])
+    with pytest.raises(UserError, match=r"none of the images asked for can be read, as .*ant"):
+        list(data.train_dataloader())
+
+
+def test_images_of_which_none_can_be_read_are_a_line(tmp_path):
+    write_images(tmp_path)
+    for path in (tmp_path / "val").glob("*/*.JPEG"):
+        truncate(path)
+    data = make(tmp_path, skip_unreadable=True, eval_batch_size=4)
+    with pytest.raises(UserError, match=r"no image can be read, as .*JPEG"):
         list(data.val_dataloader())
+    with pytest.raises(UserError, match=r"none of the images asked for can be read, as .*JPEG"):
+        data.probe_set(99, at_most=True)
 
 
 def test_the_probe_set_names_or_replaces_an_unreadable_image(tmp_path):

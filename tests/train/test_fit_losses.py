@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer
 
 from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.data import FashionMNISTSample
-from distill_dynamics.losses import PCATarget
+from distill_dynamics.losses import FitNet, PCATarget
 from distill_dynamics.train import reference_images
+from distill_dynamics.train.gates import CapacityGate
 
 TEACHER = {**VIT, "embed_dim": 24, "depth": 2}
 
@@ -56,3 +57,20 @@ def test_what_a_fit_raises_names_its_term(tmp_path):
     runner = Trainer(accelerator="cpu", max_steps=1, logger=False, default_root_dir=tmp_path)
     with pytest.raises(UserError, match=r"model\.terms\.pca\.loss: no basis for this teacher"):
         runner.fit(distiller, datamodule=FashionMNISTSample(batch_size=32))
+
+
+def test_a_basis_a_gate_and_a_floor_read_the_images_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_images, "IMAGES", 50)
+    teacher = Backbone("deit_tiny_patch16_224", timm_kwargs=TEACHER)
+    student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2})
+    terms = {"pca": Term(PCATarget, first=1, last=1, gate=CapacityGate()), "fitnet": Term(FitNet, last=1)}
+    data = FashionMNISTSample(batch_size=32)
+    asked = []
+    probe_set = data.probe_set
+    data.probe_set = lambda *args, **kwargs: asked.append(kwargs) or probe_set(*args, **kwargs)
+    distiller = Distiller(student, teacher, terms, alpha=0.0)
+    Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    ).fit(distiller, datamodule=data)
+    assert distiller.loss_floors.keys() == {"pca", "fitnet"}
+    assert len(asked) == 1
