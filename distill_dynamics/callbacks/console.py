@@ -117,7 +117,7 @@ class Console(Callback):
         (began, first), steps = self._began, trainer.estimated_stepping_batches
         if trainer.global_step > first and steps < float("inf"):
             a_step = (time.monotonic() - began) / (trainer.global_step - first)
-            parts.append(f"{_duration(a_step * (steps - trainer.global_step))} left")
+            parts.append(f"{duration(a_step * (steps - trainer.global_step))} left")
         return "  ".join(parts)
 
 
@@ -130,7 +130,7 @@ def _best(trainer: Trainer) -> float:
     return float("-inf")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """ "40 s", "12 min" or "3 h 05 min"."""
     if seconds < 60:
         return f"{max(seconds, 0):.0f} s"

@@ -23,7 +23,7 @@ from distill_dynamics.cli.checks import check_name, check_trainer, import_all, r
 from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.errors import line_of
 from distill_dynamics.cli.fit_summary import end
-from distill_dynamics.cli.help import PARSER_KWARGS, describe
+from distill_dynamics.cli.help import COMPARISON, PARSER_KWARGS, NoKey, describe
 from distill_dynamics.cli.parser import OneLineParser
 from distill_dynamics.cli.predictions import PredictionRows, take_images, written_at_the_end
 from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
@@ -86,6 +86,9 @@ class DistillCLI(LightningCLI):
         """Lightning's parsers, their help told for this program."""
         import_all(callbacks, data, losses, models)
         super().setup_parser(*args)
+        for option, text in COMPARISON.items():
+            value: dict[str, Any] = {"nargs": 0} if option == "--baselines" else {"metavar": "N"}
+            self._subcommand_parsers["fit"].add_argument(option, action=NoKey, help=text, **value)
         describe(self._subcommand_parsers, self.hidden)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

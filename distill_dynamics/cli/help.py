@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Action
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -56,6 +56,13 @@ ONLY_FOR = {
 }
 """Options that the other commands accept, since they read the config.yaml of a run, and have no use for."""
 
+COMPARISON = {
+    "--baselines": "train the same student by SoftKD and without a teacher as well, and write a page that "
+    "compares them; given again it goes on where it was stopped",
+    "--seeds": "one run for each of so many seeds, from seed_everything on, and a page of all",
+}
+"""Options of fit that are no keys of a configuration: `comparison.py` takes them off the command line."""
+
 DESCRIPTION = "Distil Vision Transformers, and watch why the transfer works or fails."
 
 PARSER_KWARGS = {
@@ -100,6 +107,16 @@ def describe(commands: Mapping[str, Any], hidden: Collection[str]) -> None:
             parser.groups[group].title = title
             parser._action_groups.remove(parser.groups[group])
             parser._action_groups.append(parser.groups[group])
+
+
+class NoKey(Action):
+    """An option that the parser knows for its help alone."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, SUPPRESS, default=SUPPRESS, **kwargs)
+
+    def __call__(self, *args: Any) -> None:
+        """Nothing."""
 
 
 def answer(words: Sequence[str]) -> NoReturn:

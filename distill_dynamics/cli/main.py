@@ -59,6 +59,12 @@ def _completes(words: Sequence[str]) -> bool:
     return "_ARGCOMPLETE" in os.environ or (bool(words) and words[0].startswith("--print_completion"))
 
 
+def _compares(words: Sequence[str]) -> bool:
+    """Whether `fit` is to train several runs and compare them."""
+    options = {word.partition("=")[0] for word in words[1:]}
+    return words[0] == "fit" and bool(options & {"--baselines", "--seeds"}) and not options & {"-h", "--help"}
+
+
 def _run(words: Sequence[str], args: list[str] | None) -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
@@ -84,6 +90,10 @@ def _run(words: Sequence[str], args: list[str] | None) -> None:
             from distill_dynamics.cli import run_function
 
             run_function.run(words)
+        elif _compares(words):
+            from distill_dynamics.cli import comparison
+
+            comparison.run(words)
         else:
             from distill_dynamics.cli.fit import DistillCLI
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from textwrap import shorten
 from typing import NamedTuple
 
-from distill_dynamics.report.methods import Method, is_below
+from distill_dynamics.report.methods import PLAIN, SOFTKD, Method, is_below
 from distill_dynamics.report.records import listed
 
 # Settings that run.json holds, not config.yaml: unknown where it cannot be read.
@@ -52,17 +52,31 @@ def make_contrast(method: Method, methods: Sequence[Method]) -> Contrast:
     if not method.finished:
         return Contrast(method, None, "not finished")
     finished = [other for other in methods if other.finished and other.by_seed()]
-    softkd = [other for other in finished if other.name == "SoftKD"]
-    for other in (*softkd, *(other for other in finished if other.name == "no distillation")):
+    softkd = [other for other in finished if other.name == SOFTKD]
+    for other in (*softkd, *(other for other in finished if other.name == PLAIN)):
         if other is method and (method in softkd or not softkd):
             return Contrast(method, method)
-        if other is not method and not unknown(method, other) and not differences(method, other):
-            bounds = interval(method.by_seed(), other.by_seed())
-            return Contrast(method, other, "", method.top1 - other.top1, bounds)
+        if contrast := _contrast(method, other):
+            return contrast
     if not softkd:
         return Contrast(method, None)
     nearest = min(softkd, key=lambda other: len(differences(method, other)))
     return Contrast(method, None, _obstacle(method, nearest))
+
+
+def over_plain(method: Method, methods: Sequence[Method]) -> Contrast | None:
+    """The method beside plain training with all other settings equal; None where there is none."""
+    plain = [other for other in methods if other.name == PLAIN and other.finished and other.by_seed()]
+    found = [_contrast(method, other) for other in plain] if method.finished and method.by_seed() else []
+    return next((contrast for contrast in found if contrast), None)
+
+
+def _contrast(method: Method, other: Method) -> Contrast | None:
+    """None where they are one, or differ in more than the method."""
+    if other is method or unknown(method, other) or differences(method, other):
+        return None
+    bounds = interval(method.by_seed(), other.by_seed())
+    return Contrast(method, other, "", method.top1 - other.top1, bounds)
 
 
 def interval(one: dict[str, float], other: dict[str, float]) -> tuple[float, float] | None:
@@ -92,7 +106,7 @@ def differences(a: Method, b: Method) -> list[str]:
     missing = {what for _, what in unknown(a, b)}
     if "settings" in missing:
         return []
-    free = (*(_DISTILLATION if "no distillation" in (a.name, b.name) else _TERMS), *missing)
+    free = (*(_DISTILLATION if PLAIN in (a.name, b.name) else _TERMS), *missing)
     keys = [key for key in {**a.settings, **b.settings} if not is_below(key, free)]
     return [key for key in keys if a.settings.get(key) != b.settings.get(key)]
 

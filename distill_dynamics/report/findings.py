@@ -59,7 +59,8 @@ def _trainings(study: Study) -> list[str]:
     seeds = len(first.by_seed())
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     sentences = [f"Highest top-1: {first.label} with {first.top1:.2f} %{mean}."]
-    compared = [contrast for contrast in study.contrasts if not math.isnan(contrast.difference)]
+    both = [*study.contrasts, *study.over_plain]
+    compared = [contrast for contrast in both if not math.isnan(contrast.difference)]
     if any(contrast.verdict == "one seed" for contrast in compared):
         sentences.append("With one seed a difference cannot be told from the spread over seeds.")
     if sum(contrast.interval is not None for contrast in compared) > 1:

@@ -8,14 +8,12 @@ from typing import Any
 
 from distill_dynamics.report.records import Run
 
+SOFTKD, PLAIN = "SoftKD", "no distillation"
+"""Names of the methods that others are compared with."""
+
 # Keys that name a run, place it, watch it or repeat it, and do not change what it is an experiment of.
 _NAMES = ("name", "runs_dir", "ckpt_path", "wandb")
-_NO_METHOD = (
-    *_NAMES,
-    "seed_everything",
-    "probe",
-    "checkpoint_every_n_epochs",
-    "data.init_args.seed",
+_MACHINE = (
     "data.init_args.num_workers",
     "data.init_args.data_dir",  # the fingerprint of the data says whether they are others
     "data.init_args.download",
@@ -29,6 +27,14 @@ _NO_METHOD = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "trainer.log_every_n_steps",
+)
+_NO_METHOD = (
+    *_NAMES,
+    *_MACHINE,
+    "seed_everything",
+    "probe",
+    "checkpoint_every_n_epochs",
+    "data.init_args.seed",
 )
 # Callbacks that measure beside the training, and leave it as it is.
 _WATCHING = ("distill_dynamics.callbacks.EMA", "distill_dynamics.callbacks.GradientConflict")
@@ -112,7 +118,7 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
     without = "" if distils and "kd" not in given else " without SoftKD"
     without += " without cross-entropy" if "ce" in given and given["ce"] is None else ""
     if not terms:
-        return "no distillation" if "SoftKD" in without else f"SoftKD{without}", "", "", ""
+        return PLAIN if SOFTKD in without else f"{SOFTKD}{without}", "", "", ""
     losses = [_loss(term) for term in terms.values()]
     classes = [loss["class_path"].rsplit(".", 1)[-1] for loss in losses]
     names = [
@@ -185,6 +191,16 @@ def is_below(key: str, roots: tuple[str, ...]) -> bool:
 def all_settings(run: Run) -> dict[str, str]:
     """The flat configuration without what only names the run."""
     return {key: value for key, value in flat(run.config).items() if not is_below(key, _NAMES)}
+
+
+def differing(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """What two configurations of one run set otherwise, by key, beside names and the machine."""
+    then, here = flat(was), flat(now)
+    return {
+        key: (then.get(key, "null"), here.get(key, "null"))
+        for key in {**here, **then}
+        if then.get(key) != here.get(key) and not is_below(key, (*_NAMES, *_MACHINE))
+    }
 
 
 def _settings(run: Run) -> dict[str, str]:

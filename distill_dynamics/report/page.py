@@ -28,6 +28,7 @@ from distill_dynamics.report.tables import (
     contrast_rows,
     evolution_rows,
     loss_rows,
+    over_plain_rows,
     range_rows,
     results_rows,
 )
@@ -128,6 +129,7 @@ def _contrasts(study: Study) -> list[Table]:
     )
     return [
         Table("", how, contrast_rows(study), "words"),
+        Table("", "Gained over plain training, all other settings equal", over_plain_rows(study), "words"),
         Table("", ranges, range_rows(study.runs), "words"),
     ]
 

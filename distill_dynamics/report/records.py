@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_dynamics.dynamics.profile import Profile
+from distill_dynamics.runs.directory import succeeded
 from distill_dynamics.runs.profiles import RunProfiles
 
 ANALYSIS_SCHEMA = 1
@@ -97,8 +98,7 @@ class Run:
     def finished(self) -> bool:
         """Whether training ended as planned. Runs recorded before ends were: whether no epoch is lacking."""
         if "ended" in self.last_start:
-            ended = self.last_start["ended"]
-            return ended is not None and ended.get("error") is None and not ended.get("preempted")
+            return succeeded(self.last_start)
         return 0 < (planned_epochs(self.config) or 0) <= self.epochs
 
     @property

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from distill_dynamics.report.contrasts import make_contrast
+from distill_dynamics.report.contrasts import make_contrast, over_plain
 from distill_dynamics.report.methods import Method, make_method
 from distill_dynamics.report.records import Run, counted
 
@@ -15,6 +15,9 @@ class Study:
         self.runs = list(runs)
         self.methods = _methods(self.runs)
         self.contrasts = [make_contrast(method, self.methods) for method in self.methods]
+        over = [over_plain(method, self.methods) for method in self.methods]
+        self.over_plain = [contrast for contrast in over if contrast and contrast not in self.contrasts]
+        """What the methods gain over plain training, where `contrasts` does not tell."""
         self.key_of = {run.name: method.key for method in self.methods for run in method.runs}
         """Run's name → key of its method; analysed models have none."""
 

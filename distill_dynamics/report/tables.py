@@ -4,13 +4,15 @@ import math
 from collections.abc import Sequence
 from itertools import combinations, compress
 from statistics import fmean, stdev
+from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.signature import change_error, evolution, rebound, signature
-from distill_dynamics.report.methods import all_settings
+from distill_dynamics.report.contrasts import Contrast
+from distill_dynamics.report.methods import PLAIN, SOFTKD, all_settings
 from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.study import Study
 from distill_dynamics.tables import (
@@ -38,8 +40,17 @@ class Table(NamedTuple):
 
 def contrast_rows(study: Study) -> list[Row]:
     """A row a method: its best top-1 against its baseline's, with the 95 % interval over seeds."""
+    return _contrast_rows(study.contrasts)
+
+
+def over_plain_rows(study: Study) -> list[Row]:
+    """The same beside plain training, of methods that `contrast_rows` compares with SoftKD."""
+    return _contrast_rows(study.over_plain)
+
+
+def _contrast_rows(contrasts: Sequence[Contrast]) -> list[Row]:
     rows: list[Row] = [("method", "compared with", "difference (points)", "95 % interval", "verdict")]
-    for contrast in study.contrasts:
+    for contrast in contrasts:
         method, baseline = contrast.method, contrast.baseline
         if baseline is method or not method.by_seed() or (baseline is None and not contrast.reason):
             continue
@@ -48,6 +59,33 @@ def contrast_rows(study: Study) -> list[Row]:
         against = NOTHING if baseline is None else baseline.label
         rows.append((method.label, against, signed(contrast.difference), bounds, verdict))
     return filled(rows)
+
+
+def gain_rows(study: Study) -> list[Row]:
+    """For a terminal of 80 columns: top-1 of each method, and what it gains over SoftKD and plain training.
+
+    ± of top-1 is its standard deviation over seeds, of a gain half the 95 % interval.
+    """
+    gains = {
+        (contrast.method.label, contrast.baseline.name): contrast
+        for contrast in (*study.contrasts, *study.over_plain)
+        if contrast.baseline is not None
+    }
+    names = [name for name in (SOFTKD, PLAIN) if any(baseline == name for _, baseline in gains)]
+    rows: list[Row] = [("method", "top-1 (%)", *(f"over {name}" for name in names))]
+    for method in study.finished:
+        label, *rest = wrap(method.label, 28)
+        cells = (_gain(gains.get((method.label, name))) for name in names)
+        rows.append((label, _mean([*method.by_seed().values()]), *cells))
+        rows += [(f"  {line}", "", *("" for _ in names)) for line in rest]
+    return rows
+
+
+def _gain(contrast: Contrast | None) -> str:
+    if contrast is None or contrast.baseline is contrast.method:
+        return NOTHING
+    low, high = contrast.interval or (math.nan, math.nan)
+    return with_error(signed(contrast.difference), (high - low) / 2, 2)
 
 
 def results_rows(study: Study) -> list[Row]:

@@ -100,6 +100,18 @@ def has_ended(run_dir: Path) -> bool:
     return not starts or starts[-1]["ended"] is not None
 
 
+def succeeded(start: dict[str, Any]) -> bool:
+    """Whether a start in `run.json` came to its end: on no error, and not to make room."""
+    ended = start.get("ended")
+    return ended is not None and ended.get("error") is None and not ended.get("preempted")
+
+
+def has_succeeded(run_dir: Path) -> bool:
+    """Whether the run came to its end; not one that never began. UserError for no record of a run."""
+    starts = starts_of(run_dir) if (run_dir / "run.json").exists() else []
+    return bool(starts) and succeeded(starts[-1])
+
+
 def identity(run_dir: Path) -> str:
     """A name that no other run has, anywhere: W&B knows the run by it."""
     return f"{run_dir.name}-{_content(run_dir)['id']}"
