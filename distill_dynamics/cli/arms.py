@@ -11,11 +11,11 @@ from distill_dynamics import yaml_text
 from distill_dynamics.cli.checks import check_name, check_trainer, refuse_functions
 from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.fit import DistillCLI
+from distill_dynamics.cli.save_config import config_text
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.create import classes_of
 from distill_dynamics.report.methods import PLAIN, SOFTKD, describe
-
-LAST_SEED = 2**32 - 1
+from distill_dynamics.teacher_cache.cache import TeacherCache
 
 SUFFIXES = OWN, OF_SOFTKD, OF_ALONE = "", "-softkd", "-alone"
 """Of the names of runs: of the config as it is given, and of its baselines."""
@@ -60,7 +60,7 @@ class Settings(DistillCLI):
         """What other words give, as config.yaml would have it."""
         config = self.parser.parse_args(words).fit
         set_num_classes(config)
-        return yaml_text.load(self._parser("fit").dump(config))
+        return yaml_text.load(config_text(self._parser("fit"), config))
 
 
 def arms_of(settings: Settings, words: Sequence[str], baselines: bool) -> tuple[list[Arm], list[str]]:
@@ -123,6 +123,10 @@ def _no_softkd(config: Any, method: str, classes: int | None) -> str:
         return "the config has no teacher"
     if method == SOFTKD or (model.alpha != 0 and "kd" not in (model.terms or {})):
         return ""  # it reads the teacher's logits itself
+    if model.teacher_cache:
+        cache = TeacherCache.read(model.teacher_cache)
+        if not cache.logit_fields() or (cache.is_cut and cache.temperature != model.temperature):
+            return f"{cache.folder} holds no logits for it: build the cache with alpha above 0"
     made = pkgutil.resolve_name(model.teacher.class_path)(**model.teacher.init_args.as_dict())
     if made.num_classes != (classes or made.num_classes) or not made.num_classes:
         return f"the teacher has {made.num_classes} classes, and the student {classes}"

@@ -6,7 +6,6 @@ goes on with it, so that the whole, given again, goes on where it was stopped.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
@@ -14,24 +13,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, NamedTuple
-
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from typing import NamedTuple
 
 from distill_dynamics.callbacks.console import duration
-from distill_dynamics.cli.arms import LAST_SEED, SUFFIXES, Arm, Settings, arms_of, stem_of
+from distill_dynamics.cli.arms import SUFFIXES, Arm, Settings, arms_of, stem_of
 from distill_dynamics.cli.child import Children
+from distill_dynamics.cli.comparison_checks import check_config, check_one_process, check_settings
 from distill_dynamics.cli.packaged import with_packaged
 from distill_dynamics.cluster.preemption import EXIT_STATUS
 from distill_dynamics.errors import UserError, first_line
-from distill_dynamics.report.methods import differing
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import gain_rows
 from distill_dynamics.runs.directory import PROGRAM, has_succeeded
-from distill_dynamics.runs.read import Unreadable, read_yaml
 from distill_dynamics.tables import aligned
 
 
@@ -65,18 +60,18 @@ def run(words: Sequence[str]) -> None:
     that were made with other settings. SystemExit with the status of a run that did not come to its end.
     """
     asked = _asked(words)
-    _check_one_process()
+    check_one_process()
     given = with_packaged([*asked.words, *asked.named])
     settings = Settings(args=given)
     config = settings.config.fit
-    _check(config, asked.seeds)
+    check_config(config, asked.seeds)
     arms, left_out = arms_of(settings, given, asked.baselines)
     name, runs_dir = config.name or stem_of(config), Path(config.runs_dir)
     seeds = range(config.seed_everything, config.seed_everything + asked.seeds)
     fits = [_fit(arm, seed, runs_dir, name, asked.words) for seed in seeds for arm in arms]
     page = runs_dir / f"{name}-comparison.html"
     for fit in fits:
-        _check_settings(fit)
+        check_settings(fit.run_dir, {**fit.arm.config, "seed_everything": fit.seed})
     if page.exists() and not [*_found(runs_dir, name)]:
         raise UserError(f"{page} is there, and is of no run of that name: move it, or give another --name")
     left = [fit for fit in fits if not has_succeeded(fit.run_dir)]
@@ -114,59 +109,10 @@ def _asked(words: Sequence[str]) -> Asked:
     return Asked(rest, named, "--baselines" in found, int(seeds))
 
 
-def _check_one_process() -> None:
-    slurm = int(os.environ.get("SLURM_NTASKS", 1)) if SLURMEnvironment.detect() else 1
-    if (processes := max(slurm, int(os.environ.get("WORLD_SIZE", 1)))) > 1:
-        raise UserError(
-            "--baselines and --seeds start their runs from one process, and a launcher has started "
-            f"{processes}: leave it out and give --trainer.devices, or launch each run by itself"
-        )
-
-
-def _check(config: Any, seeds: int) -> None:
-    """UserError for a configuration whose runs cannot be repeated, continued or compared."""
-    first = config.seed_everything
-    if isinstance(first, bool) or not isinstance(first, int):
-        raise UserError(f"seed_everything is {first}: seeds are counted from a number, give one")
-    if not 0 <= first <= LAST_SEED - seeds + 1:
-        raise UserError(
-            f"seed_everything: seeds are from 0 to {LAST_SEED}, and {seeds} from {first} on are not"
-        )
-    if config.trainer.num_nodes > 1:
-        raise UserError("--baselines and --seeds run on one machine: trainer.num_nodes is 1")
-    if config.trainer.limit_val_batches == 0 or config.trainer.fast_dev_run:
-        key = "fast_dev_run" if config.trainer.fast_dev_run else "limit_val_batches"
-        raise UserError(
-            f"trainer.{key} is {config.trainer[key]}: runs are compared by their top-1 on validation images"
-        )
-    for path in map(Path, map(str, config.config or [])):
-        if path.name.startswith("config") and (path.parent / "run.json").is_file():
-            raise UserError(f"--config {path} is a run's own, which would be continued: give a copy of it")
-
-
 def _fit(arm: Arm, seed: int, runs_dir: Path, name: str, words: Sequence[str]) -> Fit:
     run_name = f"{name}{arm.suffix}-seed{seed}"
     own = ["--seed_everything", str(seed), "--name", run_name, "--ckpt_path", "auto"]
     return Fit(arm, seed, runs_dir / run_name, [*words, *arm.options, *own])
-
-
-def _check_settings(fit: Fit) -> None:
-    """UserError where there is a run of that name with other settings."""
-    path = fit.run_dir / "config.yaml"
-    if not path.exists():
-        return  # it was stopped before its first step, or never begun
-    try:
-        was = read_yaml(path)
-        others = differing(was, {**fit.arm.config, "seed_everything": fit.seed})
-    except (Unreadable, AttributeError) as error:
-        raise UserError(f"{path}: no configuration of a run; give another --name") from error
-    if others:
-        key, (then, now) = next(iter(others.items()))
-        more = f" ({len(others) - 1} more settings differ)" if len(others) > 1 else ""
-        raise UserError(
-            f"run {fit.run_dir} was made with {key} {shorten(str(then), 60)}, and here it is "
-            f"{shorten(str(now), 60)}{more}: give another --name, or what it was made with"
-        )
 
 
 def _found(runs_dir: Path, name: str) -> Iterator[Path]:
@@ -206,10 +152,8 @@ def _train(fits: Sequence[Fit], left: Sequence[Fit]) -> None:
             if not status and not has_succeeded(fit.run_dir):
                 status = 1
             rest = len(left) - trained - 1
-            if children.asked == signal.SIGINT:
-                status = 130
-            elif children.asked and rest:
-                status = status or EXIT_STATUS
+            if children.asked and (status or rest):  # the last may have come to its end all the same
+                status = 130 if children.asked == signal.SIGINT else EXIT_STATUS
             if status:
                 print(f"stopped at {place}; the same command goes on there", file=sys.stderr, flush=True)
                 raise SystemExit(status)

@@ -12,6 +12,13 @@ from lightning.pytorch.cli import SaveConfigCallback
 from distill_dynamics.files import atomic_write_text
 
 
+def config_text(parser: Any, config: Any) -> str:
+    """What config.yaml holds of a run."""
+    config = config.clone()
+    config.ckpt_path = None  # that of one start, and no part of the experiment
+    return parser.dump(config, skip_none=False)
+
+
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration as config.yaml; that of a continued run beside it, if it differs."""
 
@@ -24,9 +31,7 @@ class SaveConfig(SaveConfigCallback):
         """Write it on the first rank, when all that may be refused has been looked at."""
         if not trainer.is_global_zero:
             return
-        config = self.config.clone()
-        config.ckpt_path = None  # that of one start, and no part of the experiment
-        text = self.parser.dump(config, skip_none=False)
+        text = config_text(self.parser, self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
         folder = Path(trainer.default_root_dir)

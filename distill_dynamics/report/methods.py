@@ -111,9 +111,13 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
     model = config.get("model")
     if not isinstance(model, dict):
         return "unknown method", "", "", ""
-    given = model.get("terms") or {}
-    terms = {name: term for name, term in given.items() if term is not None}
     alpha = model.get("alpha")  # null is the default: above 0 with a teacher
+    given = {
+        name: term
+        for name, term in (model.get("terms") or {}).items()
+        if term is None or not _is_as_written(name, term, alpha)
+    }
+    terms = {name: term for name, term in given.items() if term is not None}
     distils = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
     without = "" if distils and "kd" not in given else " without SoftKD"
     without += " without cross-entropy" if "ce" in given and given["ce"] is None else ""
@@ -131,6 +135,25 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
         "; ".join(options) if any(options) else "",
         "; ".join(_blocks(term) for term in terms.values()),
         "; ".join(map(_weight, terms.values())),
+    )
+
+
+# Of the terms that alpha writes: class, argument, its value there, and where it is left out.
+_WRITTEN = {"ce": ("CrossEntropy", "label_smoothing", 0.1, 0.0), "kd": (SOFTKD, "temperature", 1.0, 1.0)}
+
+
+def _is_as_written(name: str, term: dict[str, Any], alpha: float | None) -> bool:
+    """Whether a `ce` or `kd` of the config is the one that alpha would write in its place."""
+    if name not in _WRITTEN or alpha is None or not isinstance(term.get("weight"), int | float):
+        return False
+    kind, argument, value, default = _WRITTEN[name]
+    loss, share = _loss(term), alpha if name == "kd" else 1 - alpha
+    return (
+        str(loss["class_path"]).startswith("distill_dynamics.")
+        and str(loss["class_path"]).endswith(f".{kind}")
+        and (loss.get("init_args") or {}).get(argument, default) == value
+        and math.isclose(term["weight"], share)
+        and term.get("budget") is None
     )
 
 

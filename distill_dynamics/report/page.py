@@ -129,7 +129,7 @@ def _contrasts(study: Study) -> list[Table]:
     )
     return [
         Table("", how, contrast_rows(study), "words"),
-        Table("", "Gained over plain training, all other settings equal", over_plain_rows(study), "words"),
+        Table("", "Gained over no distillation, all other settings equal", over_plain_rows(study), "words"),
         Table("", ranges, range_rows(study.runs), "words"),
     ]
 
