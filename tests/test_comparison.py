@@ -235,6 +235,7 @@ def test_arms(experiment, tmp_path):
         found, left_out = arms_of(settings, given, True)
         return {arm.method: " ".join(arm.options) for arm in found}, left_out
 
+    assert [arm.method for arm in arms_of(settings, ["fit", "--config", config], False)[0]] == ["ProjectorKD"]
     found, left_out = arms()
     assert [*found] == ["ProjectorKD", "SoftKD", "no distillation"]
     assert "--model.teacher_precision null" in found["no distillation"]
@@ -280,3 +281,22 @@ def test_a_signal_to_stop_goes_to_the_run(tmp_path, monkeypatch):
         time.sleep(0.05)
     parent.send_signal(signal.SIGTERM)
     assert parent.communicate(timeout=60)[0].split() == ["75", str(int(signal.SIGTERM))]
+
+
+@pytest.mark.slow
+def test_processes_that_are_preempted_are_continued_bit_for_bit(experiment, tmp_path):
+    """Each run is asked to make room once; the same command brings it to the end of an uninterrupted one."""
+    stop = {"class_path": "test_restarts.Signalled", "init_args": {"when": "batch", "epoch": 1, "batch": 1}}
+    changes = {"model__terms": {}, "probe__every_n_epochs": 2}
+    command = program("fit", "--config", experiment(**changes, trainer__callbacks=[stop]), "--baselines")
+    ends = [subprocess.run(**command, capture_output=True, timeout=600) for _ in range(3)]
+    assert [end.returncode for end in ends] == [75, 75, 0]
+    assert "stopped at 1 of 2: SoftKD, seed 1; the same command goes on there" in ends[0].stderr
+    runs = tmp_path / "runs"
+    assert "<html" in (runs / "tiny-comparison.html").read_text()
+    plain = experiment(**changes)
+    for name, options in {"tiny-seed1": [], "tiny-alone-seed1": ["--model.teacher", "null"]}.items():
+        starts = json.loads((runs / name / "run.json").read_text())["starts"]
+        assert [start["from_epoch"] for start in starts] == [0, 1]
+        main(["fit", "--config", str(plain), "--name", f"whole-{name}", *options])
+        assert_same_run(runs / f"whole-{name}", runs / name)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
-from distill_dynamics.report.tables import contrast_rows
+from distill_dynamics.report.tables import contrast_rows, gain_rows, over_plain_rows
 
 LAST = {"spectral": made.term(last=1)}
 PLAIN = {"teacher": None, "alpha": None}
@@ -42,6 +42,12 @@ def described(tmp_path, conf):
             ("SpectralKD (near) + SpectralKD (far)", "F 1; L 1", "0.2; 0.2"),
         ),
         ({"ce": None}, ("SoftKD without cross-entropy", "", "")),
+        ({"kd": made.term("SoftKD", weight=0.9, temperature=1.0)}, ("SoftKD", "", "")),
+        ({"kd": made.term("SoftKD", weight=0.9, temperature=2.0)}, None),
+        (
+            {"ce": made.term("CrossEntropy", weight=0.1, label_smoothing=0.1), "a": made.term(last=1)},
+            ("SpectralKD", "L 1", "0.2"),
+        ),
         ({"kd": None, "a": made.term(last=1)}, ("SpectralKD without SoftKD", "L 1", "0.2")),
         (
             {
@@ -59,7 +65,32 @@ def described(tmp_path, conf):
     ],
 )
 def test_a_method_is_named_as_in_the_paper_s_table(tmp_path, terms, expected):
-    assert described(tmp_path, made.config(terms)) == expected
+    found = described(tmp_path, made.config(terms))
+    assert found == expected if expected else found[0] != "SoftKD"
+
+
+def test_what_is_gained_over_plain_training_stands_beside_what_is_gained_over_softkd(tmp_path):
+    last, soft, plain = np.array([[80.0, 81.5, 81.0], [79.0, 80.0, 80.5], [77.0, 79.0, 78.5]])
+    runs = made.seeds("last", LAST, *last) | made.seeds("soft", {}, *soft)
+    runs |= {
+        f"plain{seed}": (made.config(seed=seed, **PLAIN), [10.0, value, value])
+        for seed, value in enumerate(plain)
+    }
+    study = made.study(tmp_path / "all", **runs)
+    for name, values in {"SpectralKD L 1": last, "SoftKD": soft}.items():
+        (row,) = (row for row in over_plain_rows(study) if row[0] == name)
+        pairs = values - plain
+        low, high = stats.t.interval(0.95, 2, pairs.mean(), stats.sem(pairs))
+        interval = f"{low:+.2f} to {high:+.2f}"
+        verdict = "higher" if low > 0 else "not beyond chance"
+        assert row[1:] == ("no distillation", f"{pairs.mean():+.2f}", interval, verdict)
+        (row,) = (row for row in gain_rows(study) if row[0] == name)
+        assert row[1] == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+        assert row[-1] == f"{pairs.mean():+.2f} ± {(high - low) / 2:.2f}"
+    del runs["soft0"], runs["soft1"], runs["soft2"]
+    study = made.study(tmp_path / "two", **runs)
+    assert over_plain_rows(study) == []  # `contrast_rows` has it
+    assert gain_rows(study)[0] == ("method", "top-1 (%)", "over no distillation")
 
 
 def test_without_a_teacher_or_its_logits(tmp_path):
