@@ -248,8 +248,8 @@ def filled(rows: list[Row]) -> list[Row]:
 
 
 def with_error(value: str, error: float, digits: int) -> str:
-    """ "3 ± 0.5"; without ± where the error is unknown."""
-    return value if math.isnan(error) else f"{value} ± {error:.{digits}f}"
+    """ "3 ± 0.5"; without ± where the error is unknown, or nothing varied."""
+    return f"{value} ± {error:.{digits}f}" if error > 1e-12 else value
 
 
 def number(value: float, digits: int) -> str:

@@ -21,6 +21,7 @@ from distill_dynamics.figures.curves import (
 )
 from distill_dynamics.figures.style import (
     STYLE,
+    TITLE,
     LineStyle,
     block_places,
     footer,
@@ -62,7 +63,7 @@ def curve_by_block(
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     ax = figure.subplots()
     legend = _draw(ax, profiles, styles or run_styles([*profiles]), bootstrap, same, curve, teachers)
-    ax.set_title(f"{curve.heading or curve.title} by {word(everything[0]) if same else 'depth'}")
+    ax.set_title(f"{curve.heading or curve.title} by {word(everything[0]) if same else 'depth'}", gid=TITLE)
     footer(figure, [*curve_notes(*everything, curve=curve, bootstrap=bootstrap), *mean_notes([ax])], legend)
     return figure
 

@@ -19,6 +19,7 @@ from distill_dynamics.figures.order import ordered
 from distill_dynamics.figures.spectrum import spectra
 from distill_dynamics.figures.style import (
     STYLE,
+    TITLE,
     epoch_bar,
     epoch_colours,
     footer,
@@ -151,5 +152,5 @@ def _draw_run(ax: Axes, run: RunProfiles, curve: Statistic, bootstrap: bool = Fa
 
     label_y([ax], curve)
     label_blocks(ax, students[0])
-    ax.set_title(f"{curve.heading or curve.title} by {word(students[0])}")
+    ax.set_title(f"{curve.heading or curve.title} by {word(students[0])}", gid=TITLE)
     return legend

@@ -14,6 +14,7 @@ from distill_dynamics.figures.order import alike
 from distill_dynamics.figures.style import (
     OKABE_ITO,
     STYLE,
+    TITLE,
     block_places,
     finite,
     footer,
@@ -75,7 +76,7 @@ def floors_by_block(profiles: Mapping[str, Profile]) -> Figure:
         ax.set_yticks([])
         not_measured(ax)
     ax.set_ylabel(FLOORS[0].axis)
-    ax.set_title(f"What a narrower student cannot hold, by {word(drawn[0]) if same else 'depth'}")
+    ax.set_title(f"What a narrower student cannot hold, by {word(drawn[0]) if same else 'depth'}", gid=TITLE)
     note = "Components of one half of the images, measured on the other: too high where images are few."
     footer(figure, [note], legend)
     return figure

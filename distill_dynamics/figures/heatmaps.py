@@ -1,6 +1,7 @@
 """Layers as colour: entropy, block × epoch, and statistics of pairs, student's block × teacher's block."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import style
@@ -21,10 +22,19 @@ from distill_dynamics.figures.style import (
     layer_labels,
     not_measured,
     notes,
+    places,
     ticks,
     word,
     wrapped,
 )
+
+
+class Grid(NamedTuple):
+    """What a heat map is drawn of."""
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: FloatArray
 
 
 @style.context(STYLE)
@@ -59,8 +69,8 @@ def draw_heatmap(
 ) -> AxesImage:
     """The entropy of one run in one panel; `most` labels on each axis."""
     values = np.stack([profile.entropy for profile in students], axis=1)
-    image = _draw(ax, values, students[0], most, scale)
     labels = epoch_labels([profile.epoch for profile in students])
+    image = _draw(ax, values, students[0], most, scale, [f"epoch {label}" for label in labels])
     ticks(ax.xaxis, np.arange(1.0, len(students) + 1), labels, most)
     ax.set_xlabel("Epoch")
     ax.set_ylabel(word(students[0]).capitalize())
@@ -83,11 +93,11 @@ def pair_heatmap(name: str, profiles: Mapping[str, Profile], teacher: Profile | 
     scale = _scale([profile.pairs[name].ravel() for profile in known.values()])
     figure, axes = grid_of(len(known), width=2.3, height=2.7 if len(known) > 1 else 3.9)
     for ax, (title, profile) in zip(axes, known.items(), strict=True):
-        image = _draw(ax, profile.pairs[name], profile, 7, scale)
         rows, columns = profile.pairs[name].shape
-        ax.plot([1, columns], [1, rows], color="white", linewidth=0.8, linestyle=(0, (4, 3)))
         same = teacher is not None and len(teacher.layers) == columns
         labels = layer_labels(teacher) if teacher and same else [str(n + 1) for n in range(columns)]
+        image = _draw(ax, profile.pairs[name], profile, 7, scale, [f"teacher's {label}" for label in labels])
+        ax.plot([1, columns], [1, rows], color="white", linewidth=0.8, linestyle=(0, (4, 3)))
         ticks(ax.xaxis, np.arange(1.0, columns + 1), labels, most=7)
         ax.set_title(wrapped(title), fontsize=9)
         ax.set_xlabel(f"Teacher's {word(teacher) if teacher and same else 'block'}")
@@ -105,7 +115,20 @@ def _scale(values: Sequence[FloatArray]) -> Normalize | None:
     return Normalize(known.min(), known.max()) if known.size else None
 
 
-def _draw(ax: Axes, values: FloatArray, profile: Profile, most: int, scale: Normalize | None) -> AxesImage:
+def grids(axes: Sequence[Axes]) -> list[tuple[Axes, Grid]]:
+    """The numbers of every heat map in these panels."""
+    images = [(ax, image) for ax in axes for image in ax.images]
+    return [(ax, grid) for ax, image in images if isinstance(grid := getattr(image, "grid", None), Grid)]
+
+
+def _draw(
+    ax: Axes,
+    values: FloatArray,
+    profile: Profile,
+    most: int,
+    scale: Normalize | None,
+    columns_named: Sequence[str],
+) -> AxesImage:
     """Rows from bottom to top, one a layer of the Profile; both axes count from 1."""
     rows, columns = values.shape
     image = ax.imshow(
@@ -117,6 +140,7 @@ def _draw(ax: Axes, values: FloatArray, profile: Profile, most: int, scale: Norm
         interpolation="nearest",
         extent=(0.5, columns + 0.5, 0.5, rows + 0.5),
     )
+    image.grid = Grid(places(profile), columns_named, values)  # type: ignore[attr-defined]
     ticks(ax.yaxis, block_places(profile), layer_labels(profile), most)
     ax.grid(False)
     return image

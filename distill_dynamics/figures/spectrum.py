@@ -13,6 +13,7 @@ from distill_dynamics.figures.curves import Curve, CurveMeta, draw_curve
 from distill_dynamics.figures.style import (
     OKABE_ITO,
     STYLE,
+    TITLE,
     footer,
     layer_labels,
     log_y,
@@ -60,7 +61,7 @@ def spectra(profile: Profile, title: str | None = None) -> Figure:
     axes[0].set_xticks([0, 0.25, 0.5], labels=["0", "0.25", "0.5"])
     axes[0].set_ylabel("Mean |F| (log scale)")
     heading = f"Channel spectrum, {named(profile)}" if title is None else title
-    figure.suptitle(plain(heading), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(plain(heading), fontsize=10, x=0.01, ha="left", gid=TITLE)
     mirror = "Dot: k = 0, the mean over channels. The mirror half, k / C above 0.5, is left out."
     footer(figure, [mirror, *notes(profile)])
     return figure

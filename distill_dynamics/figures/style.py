@@ -45,6 +45,9 @@ STYLE: list[Any] = [
 # Okabe and Ito's colours, which colour-blind readers can tell apart; none is near viridis.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+TITLE = "title"
+"""The gid of the title of a figure of one thing; a page, which has it as a heading, leaves it out."""
+
 # Two styles that mean the same in every figure.
 BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.5}
 TEACHER: dict[str, Any] = {"color": "0.15", "linestyle": "-.", "linewidth": 1.5}

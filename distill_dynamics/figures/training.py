@@ -35,6 +35,11 @@ from distill_dynamics.runs.profiles import RunProfiles
 Rows = Sequence[Mapping[str, float]]
 
 _TOP1 = ("val/acc1", "val/acc1_ema")
+_WORDS = {
+    "val/loss": "validation loss",
+    "val/acc1": "top-1",
+    "val/acc1_ema": "top-1 of averaged weights (EMA)",
+}
 _LOSS, _WEIGHT = "train/loss_", "train/weight_"
 _MOST_PANELS = 40
 _LOWEST, _DIP = "Lowest block", "Smaller of fall and rise"
@@ -66,8 +71,9 @@ def training_curves(
     gate or a budget, `train/weight_*`, has the panel behind it. Where the weights were averaged (callback
     EMA), their top-1 has a panel, too. A run that lacks a metric has no line in its panel. `styles` are those
     of `run_styles`, of these names and others. The teacher's top-1 is dark and dash-dotted. `floors` has by
-    run and term what no linear map of the student can go below, dashed in the term's panel if it is above 0.
-    The axis of a loss is logarithmic where its values span more than a factor of 30.
+    run and term what no linear map of the student can go below, dashed in the term's panel if it is above 0:
+    grey where all runs share it, else in the colour of its run. The axis of a loss is logarithmic where its
+    values span more than a factor of 30.
 
     Raises `ValueError` where no row holds a loss or an accuracy.
     """
@@ -79,7 +85,7 @@ def training_curves(
         curves_of = {name: _metric_curve(rows, metric, name) for name, rows in runs.items()}
         drawn = {name: curve for name, curve in curves_of.items() if len(curve.x)}
         y = "Top-1 (%)" if metric in _TOP1 else "β" if metric.startswith(_WEIGHT) else "Loss"
-        panels.append(_Panel(plain(metric), y, drawn))
+        panels.append(_Panel(plain(_capitalised(_in_words(metric))), y, drawn))
     styles = styles or run_styles([*runs])
     figure, axes, legend = _draw(panels, styles, height=2.6)
     for ax, metric in zip(axes, metrics[-_MOST_PANELS:], strict=True):
@@ -87,10 +93,8 @@ def training_curves(
             for top1 in sorted({_by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
                 if top1 > 0:
                     legend["Teacher"] = ax.axhline(top1, **TEACHER)
-        term = metric.removeprefix("train/loss_")
-        for floor in sorted({of.get(term, 0) for of in (floors or {}).values()}):
-            if floor > 0:
-                legend["Floor"] = ax.axhline(floor, color="0.4", linestyle="--", linewidth=1)
+        if line := _draw_floors(ax, metric.removeprefix(_LOSS), floors or {}, styles):
+            legend["Floor"] = line
         if metric.startswith(_WEIGHT):
             ax.set_ylim(bottom=0)
         elif metric not in _TOP1 and wide_span(finite(ax)):
@@ -98,7 +102,7 @@ def training_curves(
         if not finite(ax).size:
             not_measured(ax)
     labels = [in_legend(styles, name) for name in runs] if len(runs) > 1 else []  # a run alone needs no name
-    notes = ["Losses are unweighted; train/*: means over the epoch, val/loss: plain cross-entropy."]
+    notes = ["Losses are unweighted means over the epoch; the validation loss is plain cross-entropy."]
     if any(metric.startswith(_WEIGHT) for metric in metrics):
         notes.append("β: what the term before it is multiplied by, the mean over its pairs of blocks.")
     if len(metrics) > _MOST_PANELS:
@@ -154,6 +158,34 @@ def signature_by_epoch(
         notes.append("Bands: ± standard deviation over resamples of the images; none for the distance.")
     footer(figure, [*notes, *mean_notes(axes)], legend if len(runs) > 1 else None)
     return figure
+
+
+def _in_words(metric: str) -> str:
+    """What a metric is called in a figure."""
+    for prefix, of in ((_LOSS, ""), (_WEIGHT, "Weight: ")):
+        if metric.startswith(prefix):
+            term = metric.removeprefix(prefix)
+            return of + {"ce": "cross-entropy", "kd": "logit distillation"}.get(term, f"term {term}")
+    return _WORDS[metric]
+
+
+def _capitalised(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _draw_floors(
+    ax: Axes, term: str, floors: Mapping[str, Mapping[str, float]], styles: Mapping[str, LineStyle]
+) -> Line2D | None:
+    """A line a value that no linear map of a student can go below; one of them for the legend."""
+    runs: dict[float, list[str]] = {}
+    for name, of in floors.items():
+        if of.get(term, 0) > 0:
+            runs.setdefault(of[term], []).append(name)
+    line = None
+    for floor, names in sorted(runs.items()):
+        colour = "0.4" if len(runs) == 1 else styles[names[0]]["color"]
+        line = ax.axhline(floor, color=colour, linestyle="--", linewidth=1)
+    return line
 
 
 def _draw(
@@ -213,7 +245,7 @@ def _signature_curve(
 
 def _metric_curve(rows: Rows, metric: str, run: str) -> Curve:
     epochs, values = _by_epoch(rows, metric)
-    meta = CurveMeta("run", run=run, measure=metric, unit="%" if metric in _TOP1 else "")
+    meta = CurveMeta("run", run=run, measure=_in_words(metric), unit="%" if metric in _TOP1 else "")
     return Curve(epochs, values, meta, _epoch_names(epochs))
 
 

@@ -2,7 +2,7 @@
 
 from distill_dynamics.dynamics.statistics import Statistic
 
-LINES = "One line a probed epoch, light to dark; dashed orange the best checkpoint"
+LINES = "One line a probed epoch, from green to violet; dashed orange the best checkpoint"
 SPECTRUM = (
     "Mean magnitude of the Fourier transform along the channels (Eq. 2) of early, middle and late blocks: "
     "the paper's Figure 3."

@@ -10,42 +10,18 @@ from distill_dynamics.figures.order import alike, same_bins
 from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import lowest_block, trained_probes
-from distill_dynamics.tables import accuracies, measured, shape, with_error
+from distill_dynamics.tables import measured, shape, with_error
 
 
 def findings(study: Study) -> list[str]:
     """At most some six sentences about accuracy, and about what the entropy curves show."""
     trained = [run for run in study.runs if run.kind == "fit"]
-    sentences = _one_training(trained[0]) if len(trained) == 1 else _trainings(study)
+    sentences = _trainings(study) if len(trained) > 1 else []  # of one its cards tell
     sentences += _one_curve(study.runs[0]) if len(study.runs) == 1 else _curves(study.runs)
-    return sentences or ["Nothing has been measured yet."]
+    return sentences or ["No curve has been measured."]
 
 
 # --- accuracy -----------------------------------------------------------------------------------------
-
-
-def _one_training(run: Run) -> list[str]:
-    known = accuracies(run.metrics)
-    best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
-    sentences = []
-    if best and last:
-        when = "best and last" if best == last else "best"
-        end = "" if best == last else f"; {last.top1:.2f} % at its last, {last.epoch}"
-        sentences.append(f"Student: {best.top1:.2f} % top-1 at its {when} epoch, {best.epoch}{end}.")
-    if teacher:
-        distance = f"; the best student is {_compared(best.top1 - teacher.top1)} it" if best else ""
-        sentences.append(f"Teacher: {teacher.top1:.2f} % top-1{distance}.")
-    if averaged := known.get("EMA, best"):
-        sentences.append(
-            f"Averaged weights (EMA): {averaged.top1:.2f} % at their best epoch, {averaged.epoch}."
-        )
-    return sentences
-
-
-def _compared(difference: float) -> str:
-    if abs(difference) < 0.005:
-        return "level with"
-    return f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'}"
 
 
 def _trainings(study: Study) -> list[str]:

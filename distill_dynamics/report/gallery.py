@@ -13,7 +13,7 @@ from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
 from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.figures.order import distinct
-from distill_dynamics.figures.style import LineStyle, run_styles
+from distill_dynamics.figures.style import LineStyle, named, run_styles
 from distill_dynamics.figures.training import metric_names
 from distill_dynamics.report.captions import FLOORS, LINES, RANGES, SPECTRUM, about, pair_caption
 from distill_dynamics.report.records import Run, counted, listed
@@ -77,7 +77,7 @@ def _of_one(study: Study, run: Run) -> Iterator[Picture]:
             "Entropy by block and epoch",
             "The student's entropy again, as colour: one column a probed epoch.",
         ),
-        "student_spectra": ("Spectra of the student", SPECTRUM),
+        "student_spectra": (f"Spectra of the student, {named(best or students[-1])}", SPECTRUM),
     }
     for curve in _BY_EPOCH:
         lines = f"{curve.about}. {LINES}, dash-dotted the teacher, where there are any."

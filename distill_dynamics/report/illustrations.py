@@ -23,6 +23,8 @@ class Illustration(NamedTuple):
     caption: str
     svg: Markup
     wide: bool
+    grids: list[dict[str, Any]]
+    """The numbers of its heat maps, whose colours no theme may change."""
     curves: list[dict[str, Any]]
     values: list[Table]
 
@@ -51,7 +53,10 @@ def _illustration(picture: Picture) -> Illustration:
     attributes = f'<svg role="img" aria-label="{escape(_alternative(picture, curves))}" style="{width}" '
     svg = Markup(drawing.svg.replace("<svg ", attributes, 1))
     wide = drawing.width > 500
-    return Illustration(picture.name, picture.title, picture.caption, svg, wide, curves, _values(curves))
+    values = _values(curves, picture.title)
+    return Illustration(
+        picture.name, picture.title, picture.caption, svg, wide, drawing.grids, curves, values
+    )
 
 
 def _alternative(picture: Picture, curves: Sequence[Mapping[str, Any]]) -> str:
@@ -66,7 +71,7 @@ def _alternative(picture: Picture, curves: Sequence[Mapping[str, Any]]) -> str:
     return f"{picture.title}. {'; '.join(ends) if len(ends) <= 10 else f'{len(ends)} curves'}."
 
 
-def _values(curves: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _values(curves: Sequence[Mapping[str, Any]], title: str) -> list[Table]:
     """Tables of the curves' points: curves that have the same points share one."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[Mapping[str, Any]]] = {}
     for curve in curves:
@@ -77,7 +82,8 @@ def _values(curves: Sequence[Mapping[str, Any]]) -> list[Table]:
         rows = [("", *names), *((c["label"], *(value for *_, value in c["points"])) for c in group)]
         if len(names) > max(12, len(group)):  # the longer side goes down
             rows = [*zip(*rows, strict=True)]
-        tables.append(Table("", f"{panel} ({unit})" if unit else panel, rows, "numbers values"))
+        name = panel or title
+        tables.append(Table("", f"{name} ({unit})" if unit else name, rows, "numbers values"))
     return tables
 
 

@@ -3,22 +3,25 @@
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.figures.order import distinct
 from distill_dynamics.files import atomic_write_text
+from distill_dynamics.report.cards import cards
 from distill_dynamics.report.comparability import comparison_warnings
 from distill_dynamics.report.findings import findings
 from distill_dynamics.report.gallery import gallery
+from distill_dynamics.report.guide import about_u, next_steps, recipes
+from distill_dynamics.report.headline import headline
 from distill_dynamics.report.illustrations import boxes, illustrations, save
+from distill_dynamics.report.provenance import PAPER, circumstances_of, origins
 from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
@@ -34,10 +37,8 @@ from distill_dynamics.report.tables import (
 )
 from distill_dynamics.tables import (
     COST,
-    NOTHING,
     OTHER_CURVES,
     Named,
-    Row,
     accuracy_rows,
     cost_rows,
     curve_rows,
@@ -46,27 +47,17 @@ from distill_dynamics.tables import (
     spectrum_rows,
 )
 
-_CSS, _JS = (
+_CSS, *_SCRIPTS = (
     resources.files(__package__).joinpath(name).read_text(encoding="ascii")
-    for name in ("page.css", "page.js")
+    for name in ("page.css", "page.js", "page_tools.js")
 )
+_JS = "\n".join(_SCRIPTS)
 # No source is allowed but what is in the page, so that a browser enforces what is promised above.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
     f"script-src 'sha256-{base64.b64encode(hashlib.sha256(_JS.encode()).digest()).decode()}'"
 )
 
-_U = (
-    "A curve is called a U where its lowest block is at neither end and both sides rise by more than "
-    "chance among the images would have it, and by 0.05 bits, without a second dip. ± comes from resampling "
-    "the images: how the value would differ with other images, not with another training."
-)
-_CAUTION = (
-    "Entropy in the global range is counted in bins of one width for all layers, so a layer's entropy is "
-    "roughly its scale-free entropy plus log2 of its scale: entropy and magnitude are not independent "
-    "witnesses of a U, and one outlier activation anywhere rescales every layer. The range of the bins also "
-    "changes from epoch to epoch and from student to teacher, so their curves are counted in different bins."
-)
 _LATEST = "Of the best checkpoint of each run, else of the last one probed"
 
 
@@ -87,6 +78,7 @@ def write_report(
     if figures_dir is not None:
         save(pictures, Path(figures_dir))
     figures, runs = illustrations(pictures), study.runs
+    spectra = [figure for figure in figures if "spectra" in figure.name]
     labels = [*dict.fromkeys(run.label for run in runs)]
     environment = Environment(
         loader=PackageLoader("distill_dynamics.report", "."),
@@ -94,27 +86,47 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     page = environment.get_template("page.html.j2").render(
         title=", ".join(labels) if len(labels) <= 4 else f"{len(labels)} runs",
+        subtitle=_subtitle(study),
         policy=_POLICY,
         css=Markup(_CSS),
         js=Markup(_JS),
+        cards=cards(study),
+        headline=headline(study),
+        about_u=about_u(runs),
+        steps=next_steps(study),
+        recipes=recipes(),
+        paper=PAPER,
+        circumstances=circumstances_of(runs),
         sentences=findings(study),
         contrasts=_contrasts(study),
         warnings=_warnings(runs),
         results=_results(study),
-        figures=figures,
+        figures=[figure for figure in figures if figure not in spectra],
+        spectra=spectra,
         boxes=boxes(figures, labels),
         summary=_details(runs[0]) if len(runs) == 1 else _latest(runs),
         probes=_probes(runs) if len(runs) > 1 else {},
-        notes=_notes(runs),
         settings=[Table("", "Settings that differ", config_rows(study), "facts")] if len(runs) > 1 else [],
-        origins=_origins(runs),
+        origins=origins(runs),
     )
     # ASCII, so that the file is the same whatever encoding the machine writes text in.
     atomic_write_text(out, page.encode("ascii", "xmlcharrefreplace").decode() + "\n")
     return out
+
+
+def _code(text: str) -> Markup:
+    """Text in `backticks` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _subtitle(study: Study) -> str:
+    """What one training is, in words."""
+    trained = [method for method in study.methods if method.runs[0].config]
+    return trained[0].label if len(study.runs) == len(trained) == 1 else ""
 
 
 def _contrasts(study: Study) -> list[Table]:
@@ -216,49 +228,3 @@ def _signatures(caption: str, named: Named, runs: Sequence[Run]) -> Table:
     bootstrap = all(run.bootstrap for run in runs)
     caption += ". In brackets 95 % bootstrap intervals over images" if bootstrap else ""
     return Table("Entropy signature", caption, signature_rows(named, bootstrap))
-
-
-def _notes(runs: Sequence[Run]) -> list[str]:
-    profiles = [profile for run in runs for _, profile in run.named()]
-    has_global = any(profile.range_mode == "global" for profile in profiles)
-    return [*([_U] if profiles else []), *([_CAUTION] if has_global else [])]
-
-
-def _origins(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """How each run was started, and its configuration; of an analysis once for all of its models."""
-    labels: dict[Path, dict[str, None]] = {}
-    for run in runs:
-        labels.setdefault(run.path, {})[run.label] = None
-    return [
-        {
-            "name": listed([*labels[run.path]]) if len(labels) > 1 else "",
-            "tables": [
-                Table("", "Starts of the run", _start_rows(run.starts), "facts"),
-                *([Table("", COST, cost_rows(run.last_start))] if len(labels) > 1 else []),  # else in results
-            ],
-            "config": run.config and yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        }
-        for run in {run.path: run for run in runs}.values()
-        if run.starts or run.config
-    ]
-
-
-def _start_rows(starts: list[dict[str, Any]]) -> list[Row]:
-    """A column a start of the run, a row a fact; what a start does not have is a dash."""
-    columns = [dict(_flat(start)) for start in starts]
-    facts = dict.fromkeys(fact for column in columns for fact in column)
-    rows = [
-        (fact, *(NOTHING if column.get(fact) is None else str(column[fact]) for column in columns))
-        for fact in facts
-    ]
-    return [("fact", *(f"start {number}" for number in range(1, len(starts) + 1))), *rows] if starts else []
-
-
-def _flat(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
-        if name == "gates":  # they have a figure
-            continue
-        if isinstance(value, dict):
-            yield from ((f"{name}: {inner}", content) for inner, content in value.items())
-        else:
-            yield name.replace("_", " "), value

@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 
 from distill_dynamics.dynamics.profile import FloatArray
 from distill_dynamics.figures.curves import CurveLine, curves
+from distill_dynamics.figures.heatmaps import grids
+from distill_dynamics.figures.style import TITLE
 
 # Text as outlines: it looks the same without the font. A fixed salt: equal figures give equal text.
 _STYLE: list[Any] = ["default", {"svg.fonttype": "path", "svg.hashsalt": "distill_dynamics"}]
+_UNKNOWN = np.array(np.nan)
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -29,21 +32,25 @@ class Drawing:
     curves: list[dict[str, Any]]
     """One a curve, ready for JSON: what `CurveMeta` holds, `label`, title of its `panel`, `ids` of its
     elements, and `points`: [x, y, name, value as text] each, x and y in the svg's units."""
+    grids: list[dict[str, Any]]
+    """One a heat map: title of its `panel`, names of its `rows` and `columns`, `values` as text by row."""
 
 
 def draw(figure: Figure, name: str) -> Drawing:
     """The figure as an `<svg>` element without metadata; equal figures give equal text.
 
     `name` stands before each of its ids, which are then unique in a page whose names are. Pictures in it
-    (a heat map) are data: URLs.
+    (a heat map) are data: URLs. It has no background, and no title of the whole: the page has both.
     """
+    for title in figure.findobj(lambda artist: artist.get_gid() == TITLE):
+        title.set(visible=False, in_layout=False)
     lines = curves(figure.axes)
     for number, line in enumerate(lines):
         for part, artist in enumerate([line, *line.companions]):
             artist.set_gid(f"curve-{number}-{part}")  # becomes the element's id
     buffer = io.StringIO()
     with style.context(_STYLE):
-        figure.savefig(buffer, format="svg", dpi=200, metadata=_NO_METADATA)
+        figure.savefig(buffer, format="svg", dpi=200, metadata=_NO_METADATA, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg ") :]  # HTML has no place for an XML declaration
     # Comments repeat the text of labels; the style sheet would hold for the whole page.
@@ -52,14 +59,23 @@ def draw(figure: Figure, name: str) -> Drawing:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     # After savefig: the layout is that of the svg.
     described = [_described(figure, line, f"{name}-curve-{number}") for number, line in enumerate(lines)]
-    return Drawing(svg, figure.get_figwidth() * 72, described)
+    maps = [
+        {
+            "panel": _panel(ax),
+            "rows": grid.rows,
+            "columns": grid.columns,
+            "values": [[value_text(value, _UNKNOWN) for value in row] for row in grid.values],
+        }
+        for ax, grid in grids(figure.axes)
+    ]
+    return Drawing(svg, figure.get_figwidth() * 72, described, maps)
 
 
 def value_text(value: float, error: FloatArray) -> str:
     """A value with five significant digits; ± its error with two, or the ends of its interval, if known."""
     if not np.isfinite(value):
         return "not measured"
-    if not np.isfinite(error).all():
+    if not np.isfinite(error).all() or not np.any(error):
         return f"{value:.5g}"
     return (
         f"{value:.5g} ± {error:.2g}" if error.ndim == 0 else f"{value:.5g} ({error[0]:.5g} to {error[1]:.5g})"
@@ -83,9 +99,13 @@ def _described(figure: Figure, line: CurveLine, name: str) -> dict[str, Any]:
         **asdict(line.meta),
         "label": line.meta.label,
         "ids": [f"{name}-{part}" for part in parts],
-        "panel": axes.get_title("left").replace(r"\$", "$").replace("\n", " "),
+        "panel": _panel(axes),
         "points": points,
     }
+
+
+def _panel(axes: Axes) -> str:
+    return axes.get_title("left").replace(r"\$", "$").replace("\n", " ")
 
 
 def _shorter(path: re.Match[str]) -> str:

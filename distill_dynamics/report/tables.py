@@ -134,12 +134,12 @@ def _mean(values: Sequence[float]) -> str:
 
 def loss_rows(runs: Sequence[Run]) -> list[Row]:
     """The terms of the loss that have a floor, unweighted: at the last epoch, and their floor."""
-    rows: list[Row] = [("loss", "term", "last epoch", "floor")]
+    rows: list[Row] = [("run", "term of the loss", "last epoch", "floor")]
     for run in runs:
         for term, floor in run.loss_floors.items():
             values = [row[f"train/loss_{term}"] for row in run.metrics if f"train/loss_{term}" in row]
             rows.append((run.name, term, f"{values[-1]:.4g}" if values else NOTHING, f"{floor:.4g}"))
-    return filled(rows)
+    return filled(rows if len(runs) > 1 else [row[1:] for row in rows])
 
 
 def range_rows(runs: Sequence[Run]) -> list[Row]:
@@ -251,7 +251,7 @@ def evolution_rows(runs: Sequence[Run]) -> list[Row]:
         rises = None if back.certain is False else change.last_rises_from
         rows.append(
             (
-                run.name,
+                "student" if len(runs) == 1 and run.kind == "fit" else run.name,
                 f"{first.epoch} to {last.epoch}",
                 f"{signature(first).nadir} → {signature(last).nadir}",
                 with_error(signed(change.first_change), change_error(first, last, 0), 2),

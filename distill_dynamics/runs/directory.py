@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from distill_dynamics import __version__
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write_text, remove_partial
+from distill_dynamics.runs.machine import machine
 
 PROGRAM = "python -m distill_dynamics"
 """How a command line begins as one types it, wherever the package lies."""
@@ -118,16 +120,18 @@ def identity(run_dir: Path) -> str:
 
 
 def record(run_dir: Path, epoch: int, **facts: Any) -> None:
-    """Add one start to `run.json`: when, from which epoch, with what code, versions, seed and data.
+    """Add one start to `run.json`: when, from which epoch, on what, with what code, versions, seed and data.
 
     A continued run has one entry a start, so that a change of version or code on the way is seen. Its "ended"
-    is null until `record_end`: of a run that is killed it stays so.
+    is null until `record_end`: of a run that is killed it stays so. Times are UTC.
     """
     content = _content(run_dir)
     content["starts"].append(
         {
             "from_epoch": epoch,
+            "started": _now(),
             **facts,
+            "machine": machine(),
             "command": _command(sys.argv),
             "commit": _commit(),
             "python": platform.python_version(),
@@ -156,8 +160,12 @@ def record_end(
     if error is not None:
         text = type(error).__name__ + (f": {first_line(error)}" if str(error).strip() else "")
     ended = {"epoch": epoch, "error": text} | ({"preempted": True} if preempted else {})
-    content["starts"][-1]["ended"] = ended
+    content["starts"][-1] |= {"ended": ended, "ended_at": _now()}
     _write(run_dir, content)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _command(argv: list[str]) -> str:

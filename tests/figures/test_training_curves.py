@@ -32,16 +32,14 @@ def render(figure):
 def test_a_panel_a_term_in_the_order_of_the_loss_with_the_teacher_dash_dotted():
     figure = figures.training_curves({"r": ROWS})
     drawn = panels(figure)
-    assert list(drawn) == ["train/loss_ce", "train/loss_a", "val/loss", "val/acc1"]  # the total is no term
-    np.testing.assert_array_equal(
-        drawn["train/loss_a"].lines[0].get_xydata(), [[1, 0.03], [2, 0.02], [3, 0.01]]
-    )
-    np.testing.assert_array_equal(drawn["val/loss"].lines[0].get_xydata(), [[1, 2.0], [3, 1.4]])
-    top1, teacher = drawn["val/acc1"].lines
+    assert list(drawn) == ["Cross-entropy", "Term a", "Validation loss", "Top-1"]  # the total is no term
+    np.testing.assert_array_equal(drawn["Term a"].lines[0].get_xydata(), [[1, 0.03], [2, 0.02], [3, 0.01]])
+    np.testing.assert_array_equal(drawn["Validation loss"].lines[0].get_xydata(), [[1, 2.0], [3, 1.4]])
+    top1, teacher = drawn["Top-1"].lines
     np.testing.assert_array_equal(top1.get_xydata(), [[1, 40.0], [3, 60.0]])
     assert teacher.get_linestyle() == "-."
     assert set(teacher.get_ydata()) == {90.0}
-    assert drawn["val/acc1"].get_yscale() == "linear"
+    assert drawn["Top-1"].get_yscale() == "linear"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["Teacher"]  # a run alone needs no name
     render(figure)
@@ -51,10 +49,10 @@ def test_a_weight_has_the_panel_behind_its_loss_from_0():
     rows = [{**row, "train/weight_a": 100 * row["train/loss_a"] - 1} for row in ROWS[1:]]
     figure = figures.training_curves({"r": rows})
     drawn = panels(figure)
-    assert list(drawn)[1:3] == ["train/loss_a", "train/weight_a"]
-    np.testing.assert_allclose(drawn["train/weight_a"].lines[0].get_ydata(), [2, 1, 0])
-    assert drawn["train/weight_a"].get_ylabel() == "β"
-    assert drawn["train/weight_a"].get_ylim()[0] == 0
+    assert list(drawn)[1:3] == ["Term a", "Weight: term a"]
+    np.testing.assert_allclose(drawn["Weight: term a"].lines[0].get_ydata(), [2, 1, 0])
+    assert drawn["Weight: term a"].get_ylabel() == "β"
+    assert drawn["Weight: term a"].get_ylim()[0] == 0
     render(figure)
 
 
@@ -75,16 +73,29 @@ def test_a_run_has_one_look_in_all_panels_and_none_where_it_lacks_the_metric():
     more = [{**row, "train/loss_b": 1.0, "val/acc1_ema": 70.0} for row in ROWS[1:]]
     figure = figures.training_curves({"a": ROWS, "b": more})
     drawn = panels(figure)
-    assert list(drawn)[1:3] == ["train/loss_a", "train/loss_b"]
-    assert list(drawn)[-1] == "val/acc1_ema"
-    both, (only,) = drawn["train/loss_a"].lines, drawn["train/loss_b"].lines
+    assert list(drawn)[1:3] == ["Term a", "Term b"]
+    assert list(drawn)[-1] == "Top-1 of averaged weights (EMA)"
+    both, (only,) = drawn["Term a"].lines, drawn["Term b"].lines
     assert only.get_color() == both[1].get_color() != both[0].get_color()
-    averaged, level = drawn["val/acc1_ema"].lines
+    averaged, level = drawn["Top-1 of averaged weights (EMA)"].lines
     assert set(averaged.get_ydata()) == {70.0}
     assert level.get_linestyle() == "-."
-    assert drawn["val/acc1_ema"].get_ylabel() == "Top-1 (%)"
+    assert drawn["Top-1 of averaged weights (EMA)"].get_ylabel() == "Top-1 (%)"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "Teacher"]
+
+
+def test_a_floor_that_runs_share_is_grey_and_others_have_the_look_of_their_run():
+    def floors(**by_run):
+        figure = figures.training_curves({"r": ROWS, "s": ROWS}, floors=by_run)
+        lines = panels(figure)["Term a"].lines
+        runs = {line.meta.run: line.get_color() for line in lines if hasattr(line, "meta")}
+        return runs, {line.get_ydata()[0]: line.get_color() for line in lines if not hasattr(line, "meta")}
+
+    assert floors(r={"a": 0.01}, s={"a": 0.01})[1] == {0.01: "0.4"}
+    runs, apart = floors(r={"a": 0.01}, s={"a": 0.015})
+    assert apart == {0.01: runs["r"], 0.015: runs["s"]}
+    assert floors(r={"a": 0.0})[1] == {}
 
 
 def test_a_loss_of_wide_span_has_a_log_axis_one_of_one_size_or_below_zero_a_linear_one():
@@ -111,7 +122,7 @@ def test_a_run_that_diverged_is_drawn_as_far_as_it_is_finite(value):
 def test_a_term_may_have_any_name():
     figure = figures.training_curves({"r": [{"epoch": 1.0, "train/loss_$\\x$": 1.0, "val/acc1": 2.0}]})
     render(figure)
-    assert "train/loss_$\\x$" in panels(figure)
+    assert "Term $\\x$" in panels(figure)
 
 
 def test_nothing_to_draw_is_an_error():

@@ -1,0 +1,152 @@
+"""The row of cards at the top of a page: student, teacher, gap, compression, time. What is not known has none."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import stdev
+from typing import Any, NamedTuple
+
+from distill_dynamics.report.methods import Method
+from distill_dynamics.report.provenance import Duration, duration, in_words
+from distill_dynamics.report.records import Run, counted
+from distill_dynamics.report.study import Study
+from distill_dynamics.tables import Accuracy, accuracies, number
+
+
+class Card(NamedTuple):
+    """A number and what it is, in words."""
+
+    title: str
+    value: str
+    details: list[str]
+
+
+def cards(study: Study) -> list[Card]:
+    """Of one training, or of the best method of several; [] where nothing was trained."""
+    trained = [run for run in study.runs if run.kind == "fit"]
+    student = [*_student(trained[0])] if len(trained) == 1 else [*_best_method(study)]
+    return [*student, *_compression(trained), *_time(trained)]
+
+
+def _student(run: Run) -> Iterator[Card]:
+    known = accuracies(run.metrics)
+    best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
+    if best and last:
+        end = "and last " if best == last else ""
+        details = [f"top-1 at the best {end}epoch, {best.epoch}"]
+        details += [] if best == last else [f"{last.top1:.2f} % at the last, {last.epoch}"]
+        if averaged := known.get("EMA, best"):
+            details.append(f"{averaged.top1:.2f} % with averaged weights (EMA), at epoch {averaged.epoch}")
+        yield Card("Student", f"{best.top1:.2f} %", [*details, *_name(run, "student")])
+    if teacher:
+        yield Card("Teacher", f"{teacher.top1:.2f} %", ["top-1", *_name(run, "teacher")])
+    if best and teacher:
+        yield _gap(best.top1 - teacher.top1, run.validation_images)
+
+
+def _name(run: Run, role: str) -> list[str]:
+    model = (run.config.get("model") or {}).get(role)
+    arguments = (model.get("init_args") or model) if isinstance(model, dict) else {}
+    name = arguments.get("name") if isinstance(arguments, dict) else None
+    start = run.last_start.get(role)
+    return (
+        [str(name)] if name else [str(start["name"])] if isinstance(start, dict) and "name" in start else []
+    )
+
+
+def _gap(difference: float, images: int | None) -> Card:
+    where = f" on {images:,} validation images" if images else ""
+    if abs(difference) < 0.005:
+        return Card("Gap", "none", [f"level with the teacher{where}"])
+    side = "below" if difference < 0 else "above"
+    return Card("Gap", f"{abs(difference):.2f} points", [f"{side} the teacher{where}"])
+
+
+def _best_method(study: Study) -> Iterator[Card]:
+    """Of methods that were trained to their end on one data set."""
+    finished = study.finished
+    if not finished or len({run.data for method in finished for run in method.runs} - {None}) > 1:
+        return
+    best = max(finished, key=lambda method: method.top1)
+    scores = [*best.by_seed().values()]
+    spread = f" ± {stdev(scores):.2f} over {len(scores)} seeds" if len(scores) > 1 else ", one seed"
+    details = [best.label, f"mean top-1{spread}" if len(scores) > 1 else f"top-1{spread}"]
+    yield Card("Highest student", f"{best.top1:.2f} %", [*details, *_against(study, best)])
+    teachers = sorted({a.top1 for a in map(_teacher, study.runs) if a})
+    if teachers:
+        value = " to ".join(dict.fromkeys(f"{top1:.2f}" for top1 in (teachers[0], teachers[-1])))
+        yield Card("Teacher", f"{value} %", ["top-1" if len(teachers) == 1 else f"{len(teachers)} teachers"])
+    own = sorted({a.top1 for a in map(_teacher, best.runs) if a})
+    if len(own) == 1:
+        yield _gap(best.top1 - own[0], best.runs[0].validation_images)
+
+
+def _teacher(run: Run) -> Accuracy | None:
+    return accuracies(run.metrics).get("teacher")
+
+
+def _against(study: Study, method: Method) -> list[str]:
+    """The method beside its baseline."""
+    for contrast in study.contrasts:
+        if contrast.method is method and contrast.verdict and contrast.baseline is not None:
+            told = contrast.verdict if contrast.interval is None else f"{contrast.verdict} (95 %)"
+            return [f"{contrast.difference:+.2f} points against {contrast.baseline.label}: {told}"]
+    return []
+
+
+_COSTS = (
+    ("parameters", "fewer parameters"),
+    ("gflop", "fewer operations"),
+    ("ms_1", "faster for one image"),
+)
+
+
+def _compression(runs: Sequence[Run]) -> Iterator[Card]:
+    """What the student costs of its teacher, by the last start of each run."""
+    starts = [run.last_start for run in runs]
+    ratios = {
+        key: [
+            teacher / student
+            for start in starts
+            if (student := _cost(start, "student", key)) and (teacher := _cost(start, "teacher", key))
+        ]
+        for key, _ in _COSTS
+    }
+    if ratios["parameters"]:
+        details = [f"{_between(ratios[key])} × {what}" for key, what in _COSTS[1:] if ratios[key]]
+        if len(runs) == 1:
+            sizes = [_cost(starts[0], who, "parameters") / 1e6 for who in ("student", "teacher")]
+            details.insert(0, f"{number(sizes[0], 2)} M of {number(sizes[1], 2)} M parameters")
+        yield Card("Compression", f"{_between(ratios['parameters'])} ×", details)
+    elif len(runs) == 1 and (size := _cost(starts[0], "student", "parameters")):
+        time = _cost(starts[0], "student", "ms_1")
+        yield Card(
+            "Size", f"{size / 1e6:.2f} M", ["parameters", *([f"{time:.3g} ms an image"] if time else [])]
+        )
+
+
+def _cost(start: dict[str, Any], who: str, key: str) -> float:
+    """A cost of a model as run.json has it; 0 where it is not known."""
+    facts = start.get(f"{who}_cost")
+    value = facts.get(key) if isinstance(facts, dict) else None
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e18 else 0.0
+
+
+def _between(values: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(values), max(values))))
+
+
+def _time(runs: Sequence[Run]) -> Iterator[Card]:
+    times = [time for run in runs if (time := duration(run)).seconds > 0]
+    if not times:
+        return
+    total = Duration(math.fsum(time.seconds for time in times), all(time.whole for time in times))
+    if len(runs) == 1:
+        details = [f"training and probing, {counted(runs[0].epochs, 'epoch')}", *_where(runs[0])]
+    else:
+        details = [f"in all, of {counted(len(times), 'run')}"]
+    yield Card("Time", in_words(total), details)
+
+
+def _where(run: Run) -> list[str]:
+    devices = run.last_start.get("devices")
+    return [f"on {devices}"] if isinstance(devices, str) else []
