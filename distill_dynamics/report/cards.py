@@ -1,4 +1,4 @@
-"""The row of cards at the top of a page: student, teacher, gap, compression, time. What is not known has none."""
+"""The row of cards at the top of a page: student, teacher, gap, compression, time, as far as known."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -48,9 +48,9 @@ def _name(run: Run, role: str) -> list[str]:
     arguments = (model.get("init_args") or model) if isinstance(model, dict) else {}
     name = arguments.get("name") if isinstance(arguments, dict) else None
     start = run.last_start.get(role)
-    return (
-        [str(name)] if name else [str(start["name"])] if isinstance(start, dict) and "name" in start else []
-    )
+    if name is None and isinstance(start, dict):  # of a checkpoint that tells what it is of
+        name = start.get("name")
+    return [str(name)] if name else []
 
 
 def _gap(difference: float, images: int | None) -> Card:
@@ -119,9 +119,8 @@ def _compression(runs: Sequence[Run]) -> Iterator[Card]:
         yield Card("Compression", f"{_between(ratios['parameters'])} ×", details)
     elif len(runs) == 1 and (size := _cost(starts[0], "student", "parameters")):
         time = _cost(starts[0], "student", "ms_1")
-        yield Card(
-            "Size", f"{size / 1e6:.2f} M", ["parameters", *([f"{time:.3g} ms an image"] if time else [])]
-        )
+        details = ["parameters", *([f"{time:.3g} ms an image"] if time else [])]
+        yield Card("Size", f"{size / 1e6:.2f} M", details)
 
 
 def _cost(start: dict[str, Any], who: str, key: str) -> float:

@@ -48,9 +48,9 @@ def about_u(runs: Sequence[Run]) -> list[str]:
     ]
     if any(profile.range_mode == "global" for profile in profiles):
         lines.append(
-            "Bins of one width for all layers make a layer's entropy roughly its scale-free entropy plus log2 "
-            "of its scale: entropy and magnitude are not independent witnesses of a U, one outlier "
-            "activation rescales every layer, and curves of different epochs or models have different bins."
+            "In bins of one width a layer's entropy is roughly a scale-free entropy plus log2 of its scale: "
+            "entropy and magnitude are not independent witnesses of a U, and one outlier activation rescales "
+            "every layer. Curves of different epochs or models have different bins."
         )
     return lines
 
@@ -69,12 +69,9 @@ def next_steps(study: Study) -> list[str]:
     if len(trained) > 1:
         return [*_seeds(study), *_floor_step(trained), *_scale_step(trained)]
     run = trained[0]
-    alone = (
-        "One run with one seed compares with nothing: repeat it with `--seed_everything 1`, and with another "
-    )
-    alone += "method, then `distill_dynamics report RUN RUN ... --out report.html`."
     return [
-        alone,
+        "One run with one seed compares with nothing: repeat it with `--seed_everything 1` and with another "
+        "method, then `distill_dynamics report RUN RUN ... --out report.html`.",
         *_training_steps(run),
         *_term_steps(run),
         *_floor_step([run]),
@@ -84,7 +81,8 @@ def next_steps(study: Study) -> list[str]:
 
 def _training_steps(run: Run) -> Iterator[str]:
     if not run.finished and run.starts:
-        yield f"It has not come to its end: `fit --config {run.path.name}/config.yaml --ckpt_path last` goes on."
+        again = f"`fit --config {run.path.name}/config.yaml --ckpt_path last`"
+        yield f"It has not come to its end: {again} goes on."
         return
     known = accuracies(run.metrics)
     best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
@@ -96,8 +94,8 @@ def _training_steps(run: Run) -> Iterator[str]:
         margin = 196 * math.sqrt(2 * share * (1 - share) / images)
         if abs(best.top1 - teacher.top1) <= margin:
             yield (
-                f"Student and teacher differ by no more than the choice of {images:,} validation images makes "
-                f"({margin:.2f} points): a smaller student or a better teacher has more to show."
+                f"Student and teacher differ by no more than the choice of the {images:,} validation images "
+                f"may make ({margin:.2f} points): a smaller student or a better teacher has more to show."
             )
 
 
@@ -107,12 +105,12 @@ def _term_steps(run: Run) -> Iterator[str]:
     if not model:
         return
     if not model.get("teacher"):
-        yield "It was trained without a teacher, which is what distillation has to beat: give `model.teacher`."
+        yield "Without a teacher it is what distillation has to beat: give `model.teacher`."
         return
     terms = {name: term for name, term in (model.get("terms") or {}).items() if isinstance(term, dict)}
     features = {name: term for name, term in terms.items() if name not in ("ce", "kd")}
     if not features:
-        yield "It learns from the teacher's logits alone: a recipe for each loss on features is in the list below."
+        yield "It learns from the teacher's logits alone; the recipes below have losses on features."
     for name, term in features.items():
         floor, losses = run.loss_floors.get(name), [row.get(f"train/loss_{name}") for row in run.metrics]
         known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
@@ -131,27 +129,22 @@ def _floor_step(runs: Sequence[Run]) -> Iterator[str]:
         if not np.isfinite(floor).any():
             continue
         row = int(np.nanargmax(floor))
-        worst = f"{100 * floor[row]:.0f} % of the variance of block {profile.blocks[row]}"
+        share = f"{100 * floor[row]:.0f} % of the variance of block {profile.blocks[row]}"
+        told = f"{who[:1].upper()}{who[1:]}: {share} is beyond any linear map from these"
         if floor[row] >= _MUCH:
-            yield (
-                f"{who[:1].upper()}{who[1:]}: {worst} are beyond any linear map from these; leave such blocks "
-                "out of `pairs`, or weigh them less (`capacity_gate.yaml`)."
-            )
+            yield f"{told}; leave such blocks out of `pairs`, or weigh them less (`capacity_gate.yaml`)."
         else:
-            yield f"{who[:1].upper()}{who[1:]}: at most {worst} are beyond them, so that width is hardly the limit."
+            yield f"{told}, the most of all blocks: the student's width is hardly the limit."
 
 
 def _scale_step(runs: Sequence[Run]) -> Iterator[str]:
     """Where a U may be one of scale alone."""
     profiles = [profile for run in runs for profile in (run.latest, run.profiles.teacher) if profile]
-    unsure = [
-        p for p in profiles if has_shape(p) and p.range_mode == "global" and signature(p).magnitude_agrees
-    ]
-    if unsure and len({run.range for run in runs}) == 1:
-        way = (
-            "`--probe.value_range scaled`" if runs[0].kind == "fit" else "`--value_range global layer scaled`"
-        )
-        yield f"Whether a U is more than the layers' scale: measure again with {way}."
+    known = [profile for profile in profiles if has_shape(profile) and profile.range_mode == "global"]
+    one_range = len({run.range for run in runs}) == 1
+    if one_range and any(signature(profile).magnitude_agrees for profile in known):
+        way = "probe.value_range scaled" if runs[0].kind == "fit" else "value_range global layer scaled"
+        yield f"Is the U more than the layers' scale? Measure again with `--{way}`."
 
 
 def _seeds(study: Study) -> Iterator[str]:
@@ -163,7 +156,7 @@ def _seeds(study: Study) -> Iterator[str]:
         )
     unsure = [c.method.label for c in study.contrasts if c.verdict == "not beyond chance"]
     if unsure:
-        yield f"{listed(unsure)}: not told from the baseline by these seeds; more of them narrow the interval."
+        yield f"{listed(unsure)}: these seeds do not tell a difference from the baseline; more of them may."
     open_ = [run.name for run in study.runs if run.kind == "fit" and not run.finished]
     if open_:
         yield f"{counted(len(open_), 'run')} not at an end, and left out of means: {listed(open_)}."

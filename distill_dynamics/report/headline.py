@@ -40,7 +40,7 @@ def has_shape(profile: Profile) -> bool:
 
 
 def _shape_of(profile: Profile, who: str) -> str:
-    """Such as "the teacher's is a U: 0.10 bits down to block 4 of 12, 0.24 up from it", and what scale tells."""
+    """Such as "the teacher's is a U: 0.10 bits down to block 4 of 12, 0.24 up from it"."""
     curve, form = signature(profile), shape(profile)
     place = f"block {curve.nadir} of {profile.blocks[-1]}"
     down, up = f"{curve.depth_left:.2f}", f"{curve.depth_right:.2f}"
@@ -51,15 +51,14 @@ def _shape_of(profile: Profile, who: str) -> str:
     if np.ptp(profile.entropy) < LEAST_DEPTH:
         return f"{who} shows nothing: its blocks differ by less than {LEAST_DEPTH} bits"
     sides = (curve.depth_left, curve.depth_left_se), (curve.depth_right, curve.depth_right_se)
-    if not any(depth > 2 * error for depth, error in sides):
-        return f"{who} shows nothing: its blocks differ by no more than chance among the images"
-    certain = [depth > max(LEAST_DEPTH, 2 * error) for depth, error in sides]
-    above = {
-        (True, False): f"its first is {down} bits above that",
-        (False, True): f"its last is {up} bits above that",
-    }
-    why = above.get((certain[0], certain[1]), f"{down} bits below its first and {up} below its last")
-    return f"{who} is no U: lowest at {place}, {why}"
+    falls, rises = (depth > max(LEAST_DEPTH, 2 * error) for depth, error in sides)
+    if falls and rises:  # a second dip, or chance
+        told = f"{down} bits below its first and {up} below its last, but with a second dip or too unsure"
+    elif falls or rises:
+        told = f"{down} bits below its first" if falls else f"{up} bits below its last"
+    else:
+        told = f"but neither end is above it by {LEAST_DEPTH} bits and by more than chance"
+    return f"{who} is no U: lowest at {place}, {told}"
 
 
 def _scale(profile: Profile) -> str:

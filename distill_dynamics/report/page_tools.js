@@ -145,7 +145,7 @@ for (const figure of document.querySelectorAll("figure")) {
 
 function valueOf(text) {
   const found = /^[+-]?[0-9][0-9.,]*(e[+-]?[0-9]+)?/.exec(text.replace("\u2212", "-"));
-  return found ? Number(found[0].replaceAll(",", "")) : NaN;
+  return found ? Number(found[0].replaceAll(",", "")) : null;
 }
 
 const collator = new Intl.Collator("en", { numeric: true });
@@ -154,8 +154,8 @@ function sorted(rows, column, direction) {
   const text = (row) => row.cells[column].textContent.trim();
   const isEmpty = (row) => ["", "\u2013"].includes(text(row));
   const full = rows.filter((row) => !isEmpty(row));
-  const numeric = full.some((row) => !Number.isNaN(valueOf(text(row))));
-  const last = numeric ? (row) => isEmpty(row) || Number.isNaN(valueOf(text(row))) : isEmpty;
+  const numeric = full.some((row) => valueOf(text(row)) !== null);
+  const last = numeric ? (row) => valueOf(text(row)) === null : isEmpty;
   const order = numeric
     ? (a, b) => valueOf(text(a)) - valueOf(text(b))
     : (a, b) => collator.compare(text(a), text(b));

@@ -1,4 +1,4 @@
-"""Where the numbers of a page come from: when and on what they were made, of which images, by which command."""
+"""Where the numbers of a page come from: when, on what, of which images and by which command."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -70,9 +70,8 @@ def circumstances_of(runs: Sequence[Run]) -> list[str]:
 
 def _machine(start: dict[str, Any]) -> str:
     """Such as "1 x cpu (Intel Xeon, 2 CPUs)"."""
-    devices, machine = (
-        text if isinstance(text := start.get(key), str) else "" for key in ("devices", "machine")
-    )
+    told = (start.get(key) for key in ("devices", "machine"))
+    devices, machine = (text if isinstance(text, str) else "" for text in told)
     return f"{devices} ({machine})" if devices and machine else devices or machine
 
 

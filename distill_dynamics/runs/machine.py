@@ -9,15 +9,11 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """Such as "AMD EPYC 7R13, 16 CPUs, 8 x NVIDIA H200": the processors that this process may use, and every GPU.
+    """Such as "AMD EPYC 7R13, 16 CPUs, 8 x NVIDIA H200": the CPUs that this process may use, and every GPU.
 
     The machine's own name is left out: a page is shown to others.
     """
-    cpu = (
-        _first(Path("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$")
-        or platform.processor()
-        or platform.machine()
-    )
+    cpu = _first(Path("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$") or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     folders = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     gpus = Counter(name for folder in folders if (name := _first(folder, r"^Model:\s*(.+)$")))

@@ -1,12 +1,17 @@
 """The report in a real browser. Skipped, saying so, where there is no Chromium."""
 
+import csv
 import re
 import shutil
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from made import FALLING, U, all_profiles, config, start, term, write_page, write_published, write_run
+from matplotlib.image import imread
 
+from distill_dynamics.report import page as page_module
 from distill_dynamics.report.page import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -307,3 +312,169 @@ def test_a_run_alone_has_no_choice_of_runs(open_page, folders, tmp_path):
     assert page.locator("input[name=run]").count() == 0
     box(page, "0").uncheck()
     assert {what[2:] for what in shown_and_hidden(page)[1]} == {("student", 0)}
+
+
+# --- tables, downloads, theme, paper
+
+
+def column(page, caption, number):
+    rows = page.locator("table", has=page.locator("caption", has_text=caption)).first.locator("tbody tr")
+    return [row.locator("th, td").nth(number).inner_text() for row in rows.all()]
+
+
+def downloaded(page, button, tmp_path):
+    with page.expect_download() as waited:
+        button.click()
+    path = tmp_path / waited.value.suggested_filename
+    waited.value.save_as(path)
+    return path
+
+
+def test_a_table_sorts_by_value_up_and_down_and_goes_back(open_page, tmp_path):
+    cells = ["9.5 ± 0.2", "–", "-0.3", "10", "1,200 M", ""]
+    pairs = zip("bacAeg", cells, strict=True)
+    rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in pairs)
+    head = "<thead><tr><th>name</th><th>value</th></tr></thead>"
+    table = f"<table><caption>Made</caption>{head}<tbody>{rows}</tbody></table>"
+    script = Path(page_module.__file__).with_name("page_tools.js").read_text()
+    body = f'<button id="theme"></button><p id="announcement"></p>{table}'
+    setup = 'const announcement = document.getElementById("announcement");'
+    made = tmp_path / "made.html"
+    made.write_text(f"<!DOCTYPE html><meta charset=utf-8>{body}<script>{setup}{script}</script>")
+    page = open_page(made)
+    value, name = (page.get_by_role("button", name=f"Sort by {of}") for of in ("value", "name"))
+    head = page.locator("th", has=value)
+    given = column(page, "Made", 1)
+    orders = [
+        ("ascending", ["-0.3", "9.5 ± 0.2", "10", "1,200 M", "–", ""]),
+        ("descending", ["1,200 M", "10", "9.5 ± 0.2", "-0.3", "–", ""]),
+        (None, given),
+    ]
+    value.focus()
+    for state, expected in orders:
+        page.keyboard.press("Enter")
+        assert head.get_attribute("aria-sort") == state
+        assert column(page, "Made", 1) == expected
+        assert page.evaluate("document.activeElement.textContent") == "value"
+    name.click()
+    assert column(page, "Made", 0) == ["a", "A", "b", "c", "e", "g"]
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_a_figure_downloads_as_csv_svg_and_png_without_what_is_switched_off(open_page, tmp_path):
+    page = open_page(accept_downloads=True)
+    figure = page.locator("#entropy_by_block")
+    table = downloaded(page, figure.get_by_role("button", name="as CSV").first, tmp_path)
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    best = all_profiles()["student_best"]
+    known = [row for row in rows if row["curve"] == "softkd, epoch 2"]
+    assert [row["point"] for row in known] == [f"block {n}" for n in range(1, 5)]
+    np.testing.assert_allclose([float(row["value"]) for row in known], best.entropy, rtol=1e-4)
+    np.testing.assert_allclose([float(row["error"]) for row in known], best.entropy_se, rtol=0.05)
+    assert {row["unit"] for row in rows} == {"bits"}
+    box(page, "softkd").uncheck()
+    drawing = downloaded(page, figure.get_by_role("button", name="as SVG"), tmp_path)
+    picture = ElementTree.parse(drawing).getroot()
+    assert "background: rgb(255, 255, 255)" in picture.get("style")
+    ids = {element.get("id") for element in picture.iter()}
+    assert {"entropy_by_block-curve-1-0"} <= ids
+    assert "entropy_by_block-curve-0-0" not in ids
+    image = imread(downloaded(page, figure.get_by_role("button", name="as PNG"), tmp_path))
+    assert image.shape[1] == pytest.approx(4.6 * 300, abs=1)
+    assert image[0, 0, :3].min() == 1  # white paper
+    assert image[..., :3].min() < 0.5
+    heat = page.locator("#entropy_heatmap").get_by_role("button", name="as CSV")
+    with downloaded(page, heat, tmp_path).open(encoding="utf-8-sig", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    softkd = [row for row in rows if (row["panel"], row["column"]) == ("softkd", "epoch 3")]
+    assert [float(row["value"]) for row in softkd] == pytest.approx(U.tolist(), rel=1e-4)
+    assert softkd[0]["row"] == "block 1"
+
+
+def test_a_name_that_is_a_formula_is_text_in_a_downloaded_table(open_page, tmp_path):
+    runs = [write_run(tmp_path / name, **all_profiles()) for name in ("=1+1", '@x, "y"', "-z")]
+    page = open_page(write_page(tmp_path / "r.html", *runs, only=[]), accept_downloads=True)
+    button = page.get_by_role("button", name=re.compile("^Of the best checkpoint .* CSV")).first
+    with downloaded(page, button, tmp_path).open(encoding="utf-8-sig", newline="") as file:
+        rows = [*csv.reader(file)]
+    assert {"'=1+1", '\'@x, "y"', "'-z"} <= {row[0] for row in rows}
+    assert not [cell for row in rows for cell in row if cell[:1] in ("=", "@")]
+
+
+def contrasts(page):
+    """The least contrast of text with what is behind it, of every element that has text of its own."""
+    return page.evaluate(
+        """() => {
+          const rgb = (text) => text.match(/[0-9.]+/g).map(Number);
+          const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+              .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+              .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+          const behind = (element) => {
+            for (let at = element; at; at = at.parentElement) {
+              const colour = rgb(getComputedStyle(at).backgroundColor);
+              if (colour.length === 3 || colour[3] > 0) return colour;
+            }
+            return [255, 255, 255];
+          };
+          const found = [];
+          for (const element of document.querySelectorAll("body *:not(svg *, script)")) {
+            if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+            if (!element.getClientRects().length) continue;
+            const [a, b] = [light(rgb(getComputedStyle(element).color)), light(behind(element))];
+            found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.outerHTML]);
+          }
+          return found.sort((a, b) => a[0] - b[0])[0];
+        }"""
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_themes_and_the_choice_is_remembered(open_page, scheme):
+    other = {"light": "dark", "dark": "light"}[scheme]
+    page = open_page(color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => details.open = true)")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(paper)
+    assert contrasts(page)[0] >= 4.5
+    page.get_by_role("button", name=f"Switch to {other} colours").click()
+    assert page.evaluate(paper) != before
+    assert contrasts(page)[0] >= 4.5
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == other
+    page.emulate_media(media="print")
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"  # paper is light whatever the theme
+
+
+def test_where_nothing_may_be_stored_the_theme_still_switches(open_page):
+    page = open_page(color_scheme="light")
+    refuses = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('no'); } })"
+    page.add_init_script(refuses)
+    page.reload()
+    page.get_by_role("button", name="Switch to dark colours").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_on_paper_everything_is_unfolded_and_afterwards_as_it_was(open_page):
+    page = open_page()
+    folded = "document.querySelectorAll('details:not([open])').length"
+    before = page.evaluate(folded)
+    assert before > 5
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0
+    page.emulate_media(media="print")
+    assert page.locator("#entropy_by_method td").first.is_visible()
+    assert not page.locator(".downloads").first.is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) == before
+
+
+def test_what_a_finger_touches_on_a_phone_is_large_enough(open_page):
+    page = open_page(width=390, height=844, has_touch=True, is_mobile=True)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => details.open = true)")
+    small = page.evaluate(
+        """[...document.querySelectorAll("button, summary, nav a, .controls label")]
+            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().height < 31.5)
+            .map((one) => one.outerHTML.slice(0, 80))"""
+    )
+    assert small == []

@@ -157,5 +157,5 @@ def test_the_table_has_each_floor_beside_the_last_loss():
     starts = [{"floors": floors}, {"from_epoch": 1}]
     run = Run("r", "r", SimpleNamespace(), "fit", RunProfiles([], None, None), metrics, starts=starts)
     rows = loss_rows([run])
-    assert rows[1:] == [("r", "a", "0.25", "0.125"), ("r", "b", "–", "0")]
+    assert rows[1:] == [("a", "0.25", "0.125"), ("b", "–", "0")]
     assert loss_rows([Run("r", "r", SimpleNamespace(), "fit", RunProfiles([], None, None), metrics)]) == []
