@@ -11,6 +11,7 @@ def profile_of(**fields):
     means = {name: fields.pop(name) for name in ("entropy", "magnitude") if name in fields}
     if "peak_channel" in fields:
         curves["peak_channel"] = np.tile(fields.pop("peak_channel"), (len(curves["entropy"]), 1))
-    if "effective_rank" in fields:
-        curves["effective_rank"] = fields.pop("effective_rank")
+    for name in ("effective_rank", "capacity_floor", "correlation_floor"):
+        if name in fields:
+            curves[name] = fields.pop(name)
     return Profile(curves=curves, means=means, **fields)

@@ -1,13 +1,12 @@
 """What a reader wants first, in a few plain sentences; the tables hold the rest. Never a cause."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.signature import change_error, evolution, gap, rebound
 from distill_dynamics.figures.order import alike, same_bins
-from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import lowest_block, trained_probes
 from distill_dynamics.tables import measured, shape, with_error
@@ -17,7 +16,7 @@ def findings(study: Study) -> list[str]:
     """At most some six sentences about accuracy, and about what the entropy curves show."""
     trained = [run for run in study.runs if run.kind == "fit"]
     sentences = _trainings(study) if len(trained) > 1 else []  # of one its cards tell
-    sentences += _one_curve(study.runs[0]) if len(study.runs) == 1 else _curves(study.runs)
+    sentences += _one_curve(study.runs[0]) if len(study.runs) == 1 else _curves(study)
     return sentences or ["No curve has been measured."]
 
 
@@ -105,24 +104,24 @@ def _suppression(run: Run) -> str:
     return f"{end}, and rises by {with_error(f'{back.value:.2f}', back.error, 2)} bits from epoch {rises} on"
 
 
-def _curves(runs: Sequence[Run]) -> list[str]:
+def _curves(study: Study) -> list[str]:
     shapes: dict[str, list[str]] = {}
-    for run in runs:
+    for run in study.runs:
         if run.latest is not None:
             form = shape(run.latest) if len(run.latest.layers) > 1 else "unknown: one layer"
             shapes.setdefault(form, []).append(run.name)
     sentences = []
     if shapes:
-        forms = "; ".join(f"{form} in {listed(names)}" for form, names in shapes.items())
+        forms = "; ".join(f"{form} in {study.listed(names)}" for form, names in shapes.items())
         sentences.append(f"Shape of the entropy curve: {forms}.")
     low: dict[str, list[str]] = {}
-    for run in runs:
+    for run in study.runs:
         if text := _suppression(run):
             low.setdefault(text, []).append(run.name)
     if low:
-        when = "; ".join(f"in {listed(names)} {text}" for text, names in low.items())
+        when = "; ".join(f"in {study.listed(names)} {text}" for text, names in low.items())
         sentences.append(f"The last block has the lowest entropy {when}.")
-    return [*sentences, *_nearest(runs)]
+    return [*sentences, *_nearest(study)]
 
 
 class _Distance(NamedTuple):
@@ -142,11 +141,11 @@ def _distance(run: Run) -> _Distance | None:
     return _Distance(gap(student, teacher).entropy_distance, run, teacher)
 
 
-def _nearest(runs: Sequence[Run]) -> list[str]:
+def _nearest(study: Study) -> list[str]:
     """Which best checkpoint is nearest to the teacher's entropy, of runs with one teacher and one range."""
     known = [
         distance
-        for run in runs
+        for run in study.runs
         if run.finished and run.profiles.best is not None and (distance := _distance(run)) is not None
     ]
     if len(known) < 2:
@@ -160,7 +159,7 @@ def _nearest(runs: Sequence[Run]) -> list[str]:
             return []
     bits = {distance.run.name: f"{distance.bits:.2f}" for distance in known}
     ends = [min(bits.values(), key=float), max(bits.values(), key=float)]
-    near, far = (listed([name for name, value in bits.items() if value == end]) for end in ends)
+    near, far = (study.listed([name for name, value in bits.items() if value == end]) for end in ends)
     how = "root mean square at matched depth"
     if ends[0] == ends[1]:
         return [f"Distance to the teacher's entropy ({how}): {ends[0]} bits in {near}."]

@@ -6,7 +6,6 @@ from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.signature import signature
 from distill_dynamics.dynamics.signature.shape import LEAST_DEPTH
 from distill_dynamics.figures.order import distinct
-from distill_dynamics.report.records import listed
 from distill_dynamics.report.study import Study
 from distill_dynamics.tables import measured, shape
 
@@ -28,7 +27,7 @@ def headline(study: Study) -> str:
         forms.setdefault(form if form in ("U", "no U") else "unknown", []).append(run.name)
     many = len(known)
     u, unknown = len(forms.get("U", [])), len(forms.get("unknown", []))
-    named = f" ({listed(forms['U'])})" if 0 < u <= 3 else ""
+    named = f" ({study.listed(forms['U'])})" if 0 < u <= 3 else ""
     unsure = f", and of {unknown} it cannot be told" if unknown else ""
     students = "students" if all(run.kind == "fit" for run, _ in known) else "curves"
     return f"The entropy is a U in {u or 'none'} of {many} {students}{named}{unsure}{behind}."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from distill_dynamics.report.contrasts import make_contrast, over_plain
 from distill_dynamics.report.methods import Method, make_method
-from distill_dynamics.report.records import Run, counted
+from distill_dynamics.report.records import Run, counted, listed
 
 
 class Study:
@@ -25,6 +25,16 @@ class Study:
     def finished(self) -> list[Method]:
         """The methods whose results are final and known."""
         return [method for method in self.methods if method.finished and method.by_seed()]
+
+    def listed(self, names: Sequence[str]) -> str:
+        """Names of runs in a sentence; a method stands for its runs, where all of several are named."""
+        words = dict.fromkeys(names)
+        for method in self.methods:
+            own = [run.name for run in method.runs]
+            if len(own) > 1 and words.keys() >= {*own}:
+                title = f"{method.label} ({counted(len(own), 'run')})"
+                words = dict.fromkeys(title if name in own else name for name in words)
+        return listed([*words])
 
     def first_of_each_method(self, runs: Sequence[Run]) -> list[Run]:
         """Of these runs the first of each method, and those of no method."""
