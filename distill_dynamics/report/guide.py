@@ -70,8 +70,9 @@ def next_steps(study: Study) -> list[str]:
         return [*_seeds(study), *_floor_step(trained), *_scale_step(trained)]
     run = trained[0]
     return [
-        "One run with one seed compares with nothing: repeat it with `--seed_everything 1` and with another "
-        "method, then `distill_dynamics report RUN RUN ... --out report.html`.",
+        "One run with one seed compares with nothing: the same `fit` with `--baselines --seeds 3` trains "
+        "SoftKD and no teacher beside it, and `distill_dynamics report RUN RUN ... --out report.html` "
+        "compares any runs.",
         *_training_steps(run),
         *_term_steps(run),
         *_floor_step([run]),

@@ -297,9 +297,7 @@ def test_a_row_says_what_each_range_shows_of_a_model(tmp_path):
 def test_what_the_range_decides_is_claimed_beyond_the_noise_alone(tmp_path, one, other, images, verdict):
     row = over_ranges(tmp_path / "out", "x", images, **{"global": (one, {}), "layer": (other, {})})
     assert row[-1] == verdict
-    assert (" ± " in row[1]) is (
-        verdict == "not certain"
-    )  # in the others no resample has another lowest block
+    assert (" ± " in row[1]) is (verdict == "not certain")  # else no resample has another one
 
 
 def test_a_model_of_its_own_in_each_range_has_no_row(tmp_path):
