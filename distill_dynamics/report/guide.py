@@ -82,7 +82,8 @@ def next_steps(study: Study) -> list[str]:
 
 def _training_steps(run: Run) -> Iterator[str]:
     if not run.finished and run.starts:
-        again = f"`fit --config {run.path.name}/config.yaml --ckpt_path last`"
+        folder = f"{run.config.get('runs_dir') or 'runs'}/{run.path.name}"
+        again = f"`fit --config {folder}/config.yaml --ckpt_path last`"
         yield f"It has not come to its end: {again} goes on."
         return
     known = accuracies(run.metrics)

@@ -130,6 +130,8 @@ def _subtitle(study: Study) -> str:
 
 
 def _contrasts(study: Study) -> list[Table]:
+    if len(study.runs) == 1:
+        return []
     how = (
         "Best top-1 against the baseline: SoftKD with all other settings equal, else plain training. "
         "Intervals are Student's t: of the differences seed by seed where both have the same seeds, else "
