@@ -93,11 +93,7 @@ def _against(study: Study, method: Method) -> list[str]:
     return []
 
 
-_COSTS = (
-    ("parameters", "fewer parameters"),
-    ("gflop", "fewer operations"),
-    ("ms_1", "faster for one image"),
-)
+_FASTER = {"gflop": "fewer operations", "ms_1": "faster for one image"}
 
 
 def _compression(runs: Sequence[Run]) -> Iterator[Card]:
@@ -109,10 +105,10 @@ def _compression(runs: Sequence[Run]) -> Iterator[Card]:
             for start in starts
             if (student := _cost(start, "student", key)) and (teacher := _cost(start, "teacher", key))
         ]
-        for key, _ in _COSTS
+        for key in ("parameters", *_FASTER)
     }
     if ratios["parameters"]:
-        details = [f"{_between(ratios[key])} × {what}" for key, what in _COSTS[1:] if ratios[key]]
+        details = [f"{_between(ratios[key])} × {what}" for key, what in _FASTER.items() if ratios[key]]
         if len(runs) == 1:
             sizes = [_cost(starts[0], who, "parameters") / 1e6 for who in ("student", "teacher")]
             details.insert(0, f"{number(sizes[0], 2)} M of {number(sizes[1], 2)} M parameters")

@@ -46,8 +46,9 @@ _BY_EPOCH = [curve for curve in SHOWN if curve.kind != "halves"]
 
 def gallery(study: Study) -> list[Picture]:
     """The figures for which these runs have something to show, in the order of a report."""
-    runs = study.runs
-    drawn = _of_one(study, runs[0]) if len(runs) == 1 else _of_several(study)
+    if len(study.runs) == 1 and study.runs[0].kind == "fit":
+        study = Study([study.runs[0].relabelled("student")])  # its name tells it from no other
+    drawn = _of_one(study, study.runs[0]) if len(study.runs) == 1 else _of_several(study)
     pictures: dict[str, Picture] = {}
     for picture in drawn:
         # Good for files and ids, with a number behind those that would be there twice.

@@ -37,6 +37,7 @@ from distill_dynamics.report.page import write_report
 from distill_dynamics.report.provenance import PAPER
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
+from distill_dynamics.report.svg import draw
 
 VOID = {"meta", "link", "input"}
 ALONE = [
@@ -236,6 +237,19 @@ def test_findings_come_first_then_warnings_results_figures_numbers(several):
     # Table 1, and the setting in which they differ.
     assert any("SpectralKD" in row[0] and row[1:3] == ["L 1", "0.2"] for row in several.rows)
     assert any(row[0].endswith("weight") and row[1:] == ["–", "0.2"] for row in several.rows)
+
+
+def test_names_are_in_words_and_a_figure_has_one_title(finished, tmp_path):
+    assert not re.search(r"\b(train|val|dynamics)/\w", finished.words())
+    titles = re.findall(r"<figure id=.*?<h3>(.*?)</h3>", finished.text, flags=re.DOTALL)
+    assert len(titles) == len(set(titles)) == len(ALONE)
+    run = write_run(tmp_path / "r", **all_profiles())
+    (drawn,) = [
+        picture for picture in gallery(Study(load_runs([run]))) if picture.name == "entropy_evolution"
+    ]
+    drawn.figure.savefig(tmp_path / "file.svg")  # as in the files for print
+    assert 'id="title"' in (tmp_path / "file.svg").read_text()
+    assert "-title" not in draw(drawn.figure, drawn.name).svg
 
 
 def test_boxes_are_hidden_until_the_script_shows_them(several, finished):
@@ -530,7 +544,7 @@ def test_a_run_of_which_no_entropy_is_known_has_a_page(tmp_path):
     paths = [write_run(tmp_path / name, **unknown) for name in "ab"]
     assert "signature_by_epoch" not in pictures(paths[0])
     page = report(tmp_path, *paths, only=["magnitude_by_block"])
-    assert "Shape of the entropy curve: unknown: not measured in a and b." in page.words()
+    assert "Shape of the entropy curve: unknown: not measured in SoftKD (2 runs)." in page.words()
     assert not re.search(r"\bnan\b", page.words())
 
 
