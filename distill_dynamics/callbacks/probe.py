@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch.distributed
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from distill_dynamics import figures
@@ -22,9 +22,11 @@ from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
-from distill_dynamics.runs.profiles import load_profiles, until_epoch
+from distill_dynamics.runs.profiles import RunProfiles, load_profiles, until_epoch
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.run_logger import log_row
+from distill_dynamics.train.wandb_rows import wandb_loggers_of
 
 
 class DynamicsProbe(AtProbes):
@@ -82,7 +84,7 @@ class DynamicsProbe(AtProbes):
         if self.period and trainer.global_step == 0 and teacher is not None:
             profile = self._profile(trainer, teacher, None, width=pl_module.student.channels[-1])
             self._write(trainer, profile, "teacher")
-            spectra = {"teacher_spectra": figures.spectra(profile)}
+            spectra = {"teacher_spectra": figures.spectra(profile)} if wandb_loggers_of(trainer) else {}
             self.log_probe(trainer, 0, _scalars("teacher", profile), spectra)
         super().on_train_start(trainer, pl_module)
 
@@ -95,7 +97,7 @@ class DynamicsProbe(AtProbes):
             metrics = _scalars("student", profile) | _named("evolution", evolution(profiles.students))
             if profiles.teacher is not None:
                 metrics |= _named("gap", gap(profile, profiles.teacher))
-            self.log_probe(trainer, epoch, metrics, figures.run_figures(*profiles) if _wandb(trainer) else {})
+            self.log_probe(trainer, epoch, metrics, _pictures(trainer, profiles, epoch))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Profile the best student, and give W&B the figures with it in them."""
@@ -105,10 +107,12 @@ class DynamicsProbe(AtProbes):
         student = Backbone(checkpoint=best.best_model_path).to(trainer.strategy.root_device)
         profile = self._profile(trainer, student, read_best(best)[0], beside=_watched_teacher(pl_module))
         self._write(trainer, profile, "student_best")
-        if trainer.is_global_zero:
-            for logger in _wandb(trainer):
-                drawn = figures.run_figures(*until_epoch(load_profiles(self._folder), trainer.current_epoch))
-                logger.log_metrics(wandb_images(drawn), step=trainer.global_step)
+        loggers = wandb_loggers_of(trainer)
+        if trainer.is_global_zero and loggers:
+            epoch = trainer.current_epoch
+            drawn = _pictures(trainer, until_epoch(load_profiles(self._folder), epoch), epoch)
+            row = {"dynamics/epoch": epoch, **wandb_images(drawn)}
+            log_row(loggers, epoch, row, trainer.global_step)
 
     def _profile(
         self,
@@ -181,5 +185,9 @@ def _named(kind: str, found: Any) -> dict[str, float]:
     return {f"dynamics/{kind}/{name}": value for name, value in numbers(found).items()}
 
 
-def _wandb(trainer: Trainer) -> list[WandbLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+def _pictures(trainer: Trainer, profiles: RunProfiles, epoch: int) -> dict[str, Figure]:
+    """What W&B gets to see after so many epochs: of the teacher alone, once."""
+    if not wandb_loggers_of(trainer):
+        return {}
+    drawn = figures.run_figures(*profiles)
+    return drawn if epoch == 0 else {n: f for n, f in drawn.items() if n != "floors_by_block"}

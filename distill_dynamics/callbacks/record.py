@@ -24,7 +24,8 @@ from distill_dynamics.signals import Preempted
 from distill_dynamics.train.checkpoints import begin_from
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
-from distill_dynamics.train.run_logger import RunLogger
+from distill_dynamics.train.run_logger import RunLogger, log_row
+from distill_dynamics.train.wandb_rows import wandb_loggers_of
 
 BEST_STUDENT = "student"
 """Folder of the best student in a run's directory, in timm's hub layout."""
@@ -48,6 +49,8 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.continue_from(trainer.current_epoch)
+                # The record that W&B begins now has a summary of its own.
+                log_row(wandb_loggers_of(trainer), 0, logger.known_once(), trainer.global_step)
         if trainer.fit_loop.restarted_mid_epoch:  # of which Lightning calls no start
             self.on_train_epoch_start(trainer, pl_module)
         self._started = True

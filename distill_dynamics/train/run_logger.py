@@ -8,17 +8,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics.runs.metrics_csv import PLACE, read_rows, write_rows
+from distill_dynamics.train.wandb_rows import KNOWN_ONCE, log_wandb_row
 
 
 def log_row(loggers: Iterable[Any], epoch: int, metrics: Mapping[str, Any], step: int) -> None:
     """Log what belongs to the row of an epoch, to every logger."""
     for logger in loggers:
-        log = getattr(logger, "log_row", logger.log_metrics)
-        log({"epoch": epoch, **metrics}, step=step)
+        row = {"epoch": epoch, **metrics}
+        if isinstance(logger, WandbLogger):
+            log_wandb_row(logger, row, step)
+        else:
+            getattr(logger, "log_row", logger.log_metrics)(row, step=step)
 
 
 class RunLogger(Logger):
@@ -74,6 +79,11 @@ class RunLogger(Logger):
             cut = f"{some} cut short or damaged, left out" if broken else "rows are gone"
             print(f"{self.path}: {cut}{of}", file=sys.stderr)
         self._write()
+
+    def known_once(self) -> dict[str, float]:
+        """What the rows say of the teacher, which a continued run does not measure again."""
+        once = {n: v for row in self._rows for n, v in row.items() if n.startswith(KNOWN_ONCE) and v != ""}
+        return {name: float(value) for name, value in once.items()}
 
     @rank_zero_only
     def begin_epoch(self, epoch: int) -> None:
