@@ -1,5 +1,7 @@
+import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,6 +107,26 @@ def experiment(tmp_path):
         return path
 
     return write
+
+
+def wandb_record(folder: Path) -> tuple[dict[str, list[dict]], list[dict], dict]:
+    """What an offline run's file holds, as W&B's own tool reads it.
+
+    Gives each definition of each metric, the rows of the history, and the summary.
+    """
+    tool = Path(sys.executable).with_name("wandb")
+    command = [tool, "leet", "inspect", "--json", folder]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    defined: dict[str, list[dict]] = {}
+    rows, summary = [], {}
+    for record in map(json.loads, printed.splitlines()):
+        if record["type"] == "metric" and "name" in record["metric"]:
+            defined.setdefault(record["metric"]["name"], []).append(record["metric"])
+        elif record["type"] == "history":
+            rows.append(record["history"]["item"])
+        elif record["type"] == "summary":
+            summary |= record["summary"].get("update", {})
+    return defined, rows, summary
 
 
 def refused(capsys, command: str, *words: object, status: int = 2) -> str:

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import wandb
-from conftest import ROOT
+import yaml
+from conftest import ROOT, tiny_config, wandb_record
 
 from distill_dynamics import UserError
 from distill_dynamics.cli.main import main
@@ -19,26 +20,29 @@ from distill_dynamics.dynamics import signature
 
 pytest.importorskip("wandb_workspaces")
 
+from distill_dynamics.report import panels
 from distill_dynamics.report.dashboard import build, write_dashboard
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-def sent(name="Distillation dynamics"):
+def sent(name="Distillation dynamics", logged=()):
     """What goes to the server: the JSON of the view."""
-    view = build("a-team", "a-project", name)._to_model()
+    workspace = build("a-team", "a-project", name)
+    workspace.sections = panels.sections(logged)
+    view = workspace._to_model()
     return json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))["section"]
 
 
-def sections():
-    return {s["name"]: s["panels"] for s in sent()["panelBankConfig"]["sections"]}
+def sections(logged=()):
+    return {s["name"]: s["panels"] for s in sent(logged=logged)["panelBankConfig"]["sections"]}
 
 
 def line_plots():
     return [
         (name, panel["config"])
-        for name, panels in sections().items()
-        for panel in panels
+        for name, of_section in sections().items()
+        for panel in of_section
         if panel["viewType"] == "Run History Line Plot"
     ]
 
@@ -46,8 +50,8 @@ def line_plots():
 def named_metrics():
     """Every metric that a panel names, and every picture."""
     found = []
-    for panels in sections().values():
-        for panel in panels:
+    for of_section in sections().values():
+        for panel in of_section:
             found += panel["config"].get("metrics", []) + panel["config"].get("mediaKeys", [])
     return found
 
@@ -81,7 +85,6 @@ def test_every_subject_has_its_section():
     assert '"^dynamics/student/effective_rank/block_"' in of["Effective rank"]
     assert '"dynamics/cka_heatmap"' in of["CKA with the teacher"]
     assert '"dynamics/effective_rank_evolution"' in of["Effective rank"]
-    assert '"^dynamics/teacher/capacity_floor/block_"' in of["Capacity floor"]
     assert '"dynamics/floors_by_block"' in of["Capacity floor"]
     assert '"dynamics/gap/entropy_shape_distance"' in of["Gap to the teacher"]
     assert '"dynamics/student/signature/depth"' in of["Signature of the student"]
@@ -104,7 +107,7 @@ def test_each_curve_is_on_the_axis_it_was_logged_on_and_has_title_and_unit():
         assert "yAxisTitle" in config
     for section in sent()["panelBankConfig"]["sections"]:
         axes = {p["config"]["xAxis"] for p in section["panels"] if "xAxis" in p["config"]}
-        assert axes == {section["localPanelSettings"]["xAxis"]}
+        assert axes <= {section["localPanelSettings"]["xAxis"]}
 
 
 def test_seeds_of_a_group_share_a_curve_with_their_spread_and_nothing_is_smoothed():
@@ -131,34 +134,102 @@ def test_runs_can_be_sorted_by_what_their_curves_say():
     assert set(columns[1:]) <= set(named_metrics())
 
 
-def test_every_metric_and_picture_is_one_that_fit_logs(experiment, tmp_path, monkeypatch, no_report):
-    pictures = []
-    monkeypatch.setattr("wandb.Image", lambda figure: pictures.append(figure) or "picture")
-    logged = set()
+FALLS = {"class_path": "distill_dynamics.schedule.Linear", "init_args": {"first": 0.2, "last": 0.0}}
+CALLBACKS = [{"class_path": f"distill_dynamics.callbacks.{name}"} for name in ("GradientConflict", "EMA")]
 
-    def keep(self, metrics, step=None):
-        logged.update(metrics)
 
-    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger.log_metrics", keep)
-    callbacks = [{"class_path": f"distill_dynamics.callbacks.{name}"} for name in ("GradientConflict", "EMA")]
-    # Three blocks, so that a spectrum is between two others.
-    falls = {"class_path": "distill_dynamics.schedule.Linear", "init_args": {"first": 0.2, "last": 0.0}}
-    config = experiment(
-        trainer__callbacks=callbacks,
-        model__student__timm_kwargs__depth=3,
-        probe__n_images=20,  # of four tokens: more than two times the student's channels
-        model__terms__projector__weight=falls,
-    )
-    main(["fit", "--config", str(config), "--name", "r", "--wandb.mode", "offline"])
-    assert pictures
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Names in the history and in the summary of a run with everything, and of one without a teacher."""
+    folder = tmp_path_factory.mktemp("recorded")
+    # Three blocks, so that a spectrum is between two others; more than two times the student's channels.
+    shape = {"model__student__timm_kwargs__depth": 3, "probe__n_images": 20}
+    full = {"trainer__callbacks": CALLBACKS, "model__terms__projector__weight": FALLS}
+    alone = {"model__teacher": None, "model__terms": {}}
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill_dynamics.cli.fit_summary.write_report", lambda *args: None)
+        for name, changes in {"full": full, "alone": alone}.items():
+            content = {**tiny_config(**shape, **changes), "runs_dir": str(folder)}
+            path = folder / f"{name}.yaml"
+            path.write_text(yaml.safe_dump(content))
+            main(["fit", "--config", str(path), "--name", name, "--wandb.mode", "offline"])
+            (record,) = (folder / name / "wandb").glob("offline-run-*")
+            _, history, summary = wandb_record(record)
+            found[name] = ({key.split(".")[0] for row in history for key in row}, summary.keys())
+    return {name: (history, {key.split(".")[0] for key in keys}) for name, (history, keys) in found.items()}
+
+
+def test_every_metric_and_picture_is_one_that_fit_logs(recorded):
+    history, summary = recorded["full"]
+    assert history <= summary  # which is what the server is asked for
     # Of a student that is a U at no epoch, and whose last block is at none the lowest, these are not logged.
     of_epochs = [field.name for field in fields(signature.Evolution) if field.type == (int | None)]
     assert len(of_epochs) == 3
-    assert set(named_metrics()) - {f"dynamics/evolution/{name}" for name in of_epochs} <= logged
+    unknown = {f"dynamics/evolution/{name}" for name in of_epochs}
+    assert set(named_metrics()) - unknown <= history | {"teacher/acc1"}
+    assert "teacher/acc1" in summary - history
     for _, config in line_plots():
         if "metricRegex" in config:
             assert config["useMetricRegex"] is True
-            assert any(re.search(config["metricRegex"], name) for name in logged), config["metricRegex"]
+            assert any(re.search(config["metricRegex"], name) for name in history), config["metricRegex"]
+
+
+def without(names, *patterns):
+    return {name for name in names if not any(re.search(pattern, name) for pattern in patterns)}
+
+
+OPTIONS = ("^dynamics/conflict/", "acc1_ema$", "^train/weight_")
+NO_FLOORS = {"Capacity floor", "Correlation floor"}
+NO_TEACHER = {*NO_FLOORS, "CKA with the teacher", "Gap to the teacher", "Gradient conflict"}
+NO_PROBES = {name for name in sections() if name not in ("Accuracy", "Loss terms", "Rate and speed")}
+
+
+@pytest.mark.parametrize(
+    ("run", "left_out", "gone"),
+    [
+        ("full", (), set()),
+        ("full", OPTIONS, {"Gradient conflict"}),
+        ("full", (*OPTIONS, "^train/loss_projector"), {"Gradient conflict"}),
+        ("full", ("floor",), NO_FLOORS),  # the teacher's blocks have too few tokens
+        ("full", ("^dynamics/",), NO_PROBES),
+        ("alone", (), NO_TEACHER),
+    ],
+    ids=["everything", "no options", "no feature term", "no floors", "no probes", "no teacher"],
+)
+def test_no_panel_is_empty_and_none_that_has_data_is_missing(recorded, run, left_out, gone):
+    history, summary = (
+        {name for name in names if not any(re.search(pattern, name) for pattern in left_out)}
+        for names in recorded[run]
+    )
+    every, shown = sections(), sections(summary)
+    assert every.keys() - shown.keys() == gone
+    for name, of_section in every.items():
+        data = [identity(panel) for panel in of_section if has_data(panel["config"], history, summary)]
+        bars = [key for key in map(identity, shown.get(name, [])) if "each block of the teacher" in key]
+        assert [identity(panel) for panel in shown.get(name, [])] == data + bars
+        assert len(bars) == (name in NO_FLOORS - gone)
+    for of_section in shown.values():
+        for panel in of_section:
+            of = summary if panel["viewType"] == "Bar Chart" else history
+            assert {*panel["config"].get("metrics", [])} <= of
+
+
+def identity(panel):
+    config = panel["config"]
+    return config.get("chartTitle") or json.dumps(config.get("mediaKeys") or config["value"])
+
+
+def has_data(config, history, summary):
+    """Lines and pictures have a history; bars are of summaries, and compare; a note is there always."""
+    if "value" in config:
+        return True
+    if config.get("metrics") == ["val/acc1", "teacher/acc1"]:
+        return {*config["metrics"]} <= summary
+    named = {*config.get("metrics", []), *config.get("mediaKeys", [])}
+    return bool(named & history) or any(
+        re.search(config["metricRegex"], name) for name in history if "metricRegex" in config
+    )
 
 
 def test_a_name_that_wandb_refuses_is_one_line():
@@ -243,15 +314,15 @@ def test_on_a_terminal_it_does_not_ask_for_a_key(tmp_path):
 
 def test_without_the_library_it_names_the_command(monkeypatch):
     monkeypatch.delitem(sys.modules, "distill_dynamics.report.dashboard")
-    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     with pytest.raises(UserError, match="pip install wandb-workspaces"):
         importlib.import_module("distill_dynamics.report.dashboard")
 
 
 @pytest.fixture
 def server():
-    """A W&B that knows three things: who is there, the views it was given, and how to take one."""
-    views, refused = {}, []
+    """A W&B that knows four things: who is there, its runs, the views it was given, and how to take one."""
+    views, refused, runs = {}, [], []
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -268,6 +339,13 @@ def server():
                 views[given["name"]] = {"id": f"id-{len(views)}", **(known or {}), **given}
                 view = {"id": views[given["name"]]["id"], "name": given["name"]}
                 return self.answer(200, {"data": {"upsertView": {"view": view, "inserted": known is None}}})
+            if "runs(" in asked["query"]:
+                edges = [{"node": run, "cursor": str(i)} for i, run in enumerate(runs)]
+                pages = {"hasNextPage": False, "endCursor": None}
+                found = {"edges": edges, "pageInfo": pages}
+                return self.answer(
+                    200, {"data": {"project": {"internalId": "1", "runCount": len(runs), "runs": found}}}
+                )
             if "allViews" in asked["query"]:
                 assert (given["entityName"], given["projectName"]) == ("a-team", "a-project")
                 view = views.get(given["viewName"])
@@ -289,7 +367,7 @@ def server():
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    httpd.views, httpd.refused = views, refused
+    httpd.views, httpd.refused, httpd.runs = views, refused, runs
     yield httpd
     httpd.shutdown()
     httpd.server_close()
@@ -326,6 +404,21 @@ def test_a_dashboard_is_made_once_a_name_and_then_updated(server, account, capfd
 
     assert write_dashboard("a-team", "a-project", "Another") != first
     assert sorted(v["displayName"] for v in server.views.values()) == ["Another", "Distillation dynamics"]
+
+
+def test_a_dashboard_asks_for_what_the_projects_runs_have(server, account, recorded):
+    account(f"http://127.0.0.1:{server.server_port}", KEY)
+    known = dict.fromkeys(("id", "description", "notes", "group", "jobType", "commit", "sweepName"), "")
+    known |= {"config": "{}", "systemMetrics": "{}", "tags": [], "historyKeys": None, "state": "finished"}
+    summaries = [{"val/acc1": 50.0, "train/loss": 1.0}, {"dynamics/conflict/spectral/block_01": 0.5}]
+    for number, summary in enumerate(summaries):
+        name = f"run-{number}"
+        server.runs.append(known | {"name": name, "displayName": name, "summaryMetrics": json.dumps(summary)})
+    write_dashboard("a-team", "a-project")
+    (view,) = server.views.values()
+    written = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in written] == ["Accuracy", "Loss terms", "Gradient conflict"]
+    assert [len(section["panels"]) for section in written] == [2, 1, 2]  # the note is one
 
 
 def test_a_project_that_may_not_be_written_is_one_line(server, account):

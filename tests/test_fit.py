@@ -2,7 +2,6 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,7 +10,7 @@ import safetensors
 import timm
 import torch
 import yaml
-from conftest import ROOT, VIT, fit_once, program, refused
+from conftest import VIT, fit_once, program, refused, wandb_record
 
 from distill_dynamics import Backbone, Distiller
 from distill_dynamics.cli import fit_summary
@@ -27,6 +26,10 @@ def fit(config, *args):
 def rows(run_dir):
     with (run_dir / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def of_teacher(metrics):
+    return {name: float(value) for name, value in metrics.items() if "teacher/" in name and value != ""}
 
 
 def checkpoint(run_dir, name="last"):
@@ -238,12 +241,16 @@ def test_resume_finds_a_run_that_was_moved(experiment, tmp_path, no_report):
     (key,) = (key for key in saved["callbacks"] if "val/acc1" in key)
     saved["callbacks"][key]["best_model_score"] += 200  # no later epoch can be better
     torch.save(saved, moved / "checkpoints" / "last.ckpt")
-    fit(moved / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    fit(moved / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--wandb.mode", "offline")
     assert [row["epoch"] for row in rows(moved)] == ["0", "1", "2"]
     assert checkpoint(moved, "best")["epoch"] == 0
     assert Profile.load(moved / "dynamics" / "student_best.npz").epoch == 1
     assert (moved / "config_2.yaml").exists()  # max_epochs is not what it was
     assert not list((tmp_path / "runs").iterdir())
+    (folder,) = (moved / "wandb").glob("offline-run-*")
+    _, _, summary = wandb_record(folder)  # of a start that has not measured the teacher
+    assert len(of_teacher(summary)) > 10
+    assert of_teacher(summary) == of_teacher(rows(moved)[0])
 
 
 def test_a_run_that_is_complete_can_be_resumed_to_no_effect(copied, no_report):
@@ -306,31 +313,40 @@ def test_validate_test_and_predict(copied, tmp_path, capsys):
     assert sorted(copied.iterdir()) == before
 
 
-def test_offline_wandb_run_has_probe_metrics_on_their_epoch_axis(finished):
+def test_offline_wandb_run_has_each_metric_on_its_axis_and_the_teacher_in_its_summary(finished):
     settings = yaml.safe_load((finished / "config.yaml").read_text())["wandb"]
     assert settings["group"] == "tiny"  # the config's name, which its seeds share
     (folder,) = (finished / "wandb").glob("offline-run-*")
-    tool = shutil.which("wandb", path=str(ROOT.joinpath(sys.executable).parent))
-    printed = subprocess.run(
-        [tool, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
-    )
-    records = [json.loads(line) for line in printed.stdout.splitlines()]
-    axes = {
-        r["metric"]["name"]: r["metric"].get("step_metric") for r in records if "name" in r.get("metric", {})
-    }
-    history = [r["history"]["item"] for r in records if r["type"] == "history"]
-    for role, blocks in (("student", 2), ("teacher", 3)):
-        for measure in ("entropy", "magnitude"):
-            for block in range(1, blocks + 1):
-                name = f"dynamics/{role}/{measure}/block_{block:02d}"
-                assert axes[name] == "dynamics/epoch"
-                epochs = [item["dynamics/epoch"] for item in history if name in item]
-                assert epochs == ([0, 1, 2] if role == "student" else [0])
-    pictures = {
-        key.split("/")[1].split("._")[0] for item in history for key in item if key.endswith("._type")
-    }
-    assert {"entropy_evolution", "entropy_heatmap", "student_spectra", "teacher_spectra"} <= pictures
-    assert "val/acc1" in history[-2] or "val/acc1" in history[-1]
+    defined, history, summary = wandb_record(folder)
+    assert {len(times) for times in defined.values()} == {1}
+    axes = {name: metric.get("step_metric") for name, (metric,) in defined.items()}
+    hidden = {name for name, (metric,) in defined.items() if metric["options"].get("hidden")}
+    for measure in ("entropy", "magnitude"):
+        for block in (1, 2):
+            name = f"dynamics/student/{measure}/block_{block:02d}"
+            assert axes[name] == "dynamics/epoch"
+            assert name not in hidden
+            assert [item["dynamics/epoch"] for item in history if name in item] == [0, 1, 2]
+    for name in ("val/acc1", "val/acc5", "val/loss"):
+        assert axes[name] == "epoch"
+        assert [item["epoch"] for item in history if name in item] == [1, 2]
+    assert "train/loss" not in axes  # Lightning's own axis
+
+    assert "dynamics/student/signature/depth" not in hidden
+    assert {f"dynamics/student/signature/{name}" for name in ("depth_se", "massive_channel")} <= hidden
+    first, *_, last = rows(finished)
+    assert {"teacher/acc1", "dynamics/teacher/entropy/block_03"} <= of_teacher(first).keys()
+    assert of_teacher(summary) == of_teacher(first)
+    assert not any("teacher/" in key for item in history for key in item)
+    assert summary["val/acc1"] == float(last["val/acc1"])
+
+    keys = [key for item in history for key in item if key.endswith("._type")]
+    pictures = [key.split("/")[1].split("._")[0] for key in keys]
+    assert {"entropy_evolution", "entropy_heatmap", "student_spectra"} <= {*pictures}
+    assert pictures.count("entropy_evolution") == 4  # of each probe, and with the best student in it
+    assert pictures.count("teacher_spectra") == 1
+    widths = {item.get("dynamics/entropy_heatmap.width") for item in history} - {None}
+    assert widths == {920}  # 460 pixels of a panel, twice
 
 
 class KeepWeights(pl.Callback):
@@ -360,6 +376,7 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
     keep = {"class_path": "test_fit.KeepWeights", "init_args": {"folder": str(tmp_path)}}
     two = experiment("two", **changes, trainer__callbacks=[keep])
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
+    options += ["--wandb.mode", "offline"]
     command = program("fit", "--config", two, "--name", "two", *options)
     subprocess.run(**command, check=True, capture_output=True, timeout=300)
     before, after = (
@@ -392,6 +409,8 @@ def test_two_ranks_give_the_profiles_and_the_accuracy_of_one(experiment, tmp_pat
     assert a == pytest.approx(b, rel=1e-4)
     assert a.keys() == {"projector"}
     assert rows(runs / "one")[0]["teacher/acc1"] == rows(runs / "two")[0]["teacher/acc1"]
+    (folder,) = (runs / "two" / "wandb").glob("offline-run-*")  # of the first rank alone
+    assert of_teacher(wandb_record(folder)[2]) == of_teacher(rows(runs / "two")[0])
     # The two ranks' student, evaluated on one: what both measured together must be the same.
     student = Backbone("deit_tiny_patch16_224", checkpoint=runs / "two" / "checkpoints" / "last.ckpt").eval()
     from distill_dynamics.data import FashionMNISTSample

@@ -87,7 +87,7 @@ LOADED = {
 }
 """What may be loaded once every module of a room is: in a fresh interpreter, or in one that has torch."""
 
-EXTRAS = {"report.dashboard"}
+EXTRAS = {"report.dashboard", "report.panels"}
 """Modules that need an extra, or what a single command has use for."""
 
 EXCEPTIONS = {}

@@ -28,6 +28,7 @@ from distill_dynamics.cli.parser import OneLineParser
 from distill_dynamics.cli.predictions import PredictionRows, take_images, written_at_the_end
 from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
 from distill_dynamics.cli.save_config import SaveConfig
+from distill_dynamics.cli.sweep import sweep_group, sweep_name
 from distill_dynamics.cli.wandb_run import WANDB_TIMEOUT_S, Wandb, wandb_loggers
 from distill_dynamics.cluster.end_processes import EndOtherProcesses
 from distill_dynamics.cluster.preemption import Preemption
@@ -115,6 +116,8 @@ class DistillCLI(LightningCLI):
         """Find the checkpoint that is meant, before any work is done."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
+            if config.ckpt_path in (None, "auto"):
+                config.name = config.name or sweep_name(_stem(config))
             check_name(config.name)
         check_trainer(config.trainer)
         refuse_functions(config)
@@ -133,9 +136,9 @@ class DistillCLI(LightningCLI):
             watch_others(made, lambda error: None)
             return made
         config, settings = self.config.fit, self.config_init.fit
-        stem = Path(str(config.config[-1])).stem if config.config else "run"
+        stem = _stem(config)
         run_dir = self.run_dir = self._take_run_dir(config, stem)
-        config.wandb.group = settings.wandb.group = settings.wandb.group or stem
+        config.wandb.group = settings.wandb.group = settings.wandb.group or sweep_group(stem)
         config.name = run_dir.name
         loggers: list[Logger] = [RunLogger(run_dir)]
         loggers += [logger for logger in _as_list(settings.trainer.logger) if isinstance(logger, Logger)]
@@ -271,6 +274,11 @@ class DistillCLI(LightningCLI):
             self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": False})
         left_out = len(datamodule.unreadable.lines)
         print(f"{rows.count} predictions in {path}{f', {left_out} images left out' if left_out else ''}")
+
+
+def _stem(config: Any) -> str:
+    """The name of the config, of several the last's."""
+    return Path(str(config.config[-1])).stem if config.config else "run"
 
 
 def _callbacks_of(trainer: Trainer) -> list[Callback]:

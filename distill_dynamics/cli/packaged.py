@@ -35,7 +35,8 @@ _TAKE_A_CONFIG = ("--config", "-c", "--data")
 def _path(given: str, option: str) -> str:
     name, folder = given.removeprefix(PACKAGED), _folder()
     files = sorted(file.relative_to(folder) for file in folder.rglob("*.yaml"))
-    known = {file.with_suffix("").as_posix(): file for file in files}
+    # A sweep is W&B's to read.
+    known = {file.with_suffix("").as_posix(): file for file in files if file.parts[0] != "sweeps"}
     if name not in known:
         wrong = f"no such config{nearest(name, known, few=0)}" if name else "give a NAME after it"
         raise UserError(f"{option} {given}: {wrong} (known: {_listed(known)})")

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics.cli.environment import wandb_mode
+from distill_dynamics.cli.sweep import in_sweep
 from distill_dynamics.cluster.wandb_steps import next_step
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.runs import directory as run
@@ -115,5 +116,7 @@ def wandb_loggers(settings: Wandb, run_dir: Path) -> list[Logger]:
         mode=mode,
         settings=wandb.Settings(silent=mode == "offline", console="off", init_timeout=WANDB_TIMEOUT_S),
     )
-    logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns of it always
+    # Lightning passes the first always, and a sweep has the others of its own: W&B warns of each.
+    for name in ("anonymous", *(("project", "entity", "id") if in_sweep() else ())):
+        logger._wandb_init.pop(name, None)
     return [logger]

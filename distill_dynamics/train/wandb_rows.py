@@ -35,9 +35,10 @@ def log_wandb_row(logger: WandbLogger, row: dict[str, Any], step: int) -> None:
     """
     run = logger.experiment
     defined = _defined.setdefault(run, set())
-    for name in row.keys() - defined:
-        _define(run, name)
-    defined |= row.keys()
+    for name in row:
+        if name not in defined:
+            defined.add(name)
+            _define(run, name)
     once = {name: value for name, value in row.items() if name.startswith(KNOWN_ONCE)}
     run.summary.update(once)
     history = {name: value for name, value in row.items() if name not in once}

@@ -1,10 +1,8 @@
 import copy
 import csv
-import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 
@@ -14,7 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, VIT
+from conftest import ROOT, VIT, wandb_record
 
 from distill_dynamics import Backbone, Distiller, Term, UserError
 from distill_dynamics.callbacks import DynamicsProbe, GradientConflict
@@ -310,17 +308,10 @@ def test_a_run_ends_the_same_with_and_without_it_and_logs_where_the_probe_does(e
     assert not any("/conflict/" in column for column in rows(runs / "without")[0])
 
     (folder,) = (runs / "with" / "wandb").glob("offline-run-*")
-    tool = shutil.which("wandb", path=str(ROOT.joinpath(sys.executable).parent))
-    command = [tool, "leet", "inspect", "--json", folder]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    records = [json.loads(line) for line in printed.splitlines()]
+    defined, history, _ = wandb_record(folder)
     metric = "dynamics/conflict/projector/block_01"
-    axes = {
-        r["metric"]["name"]: r["metric"].get("step_metric") for r in records if "name" in r.get("metric", {})
-    }
-    assert axes[metric] == "dynamics/epoch"
-    items = [r["history"]["item"] for r in records if r["type"] == "history"]
-    assert [item["dynamics/epoch"] for item in items if metric in item] == [0, 2, 3]
+    assert [one["step_metric"] for one in defined[metric]] == ["dynamics/epoch"]
+    assert [item["dynamics/epoch"] for item in history if metric in item] == [0, 2, 3]
 
 
 class StopAfterAnEpoch(pl.Callback):
