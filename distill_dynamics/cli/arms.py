@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_dynamics import yaml_text
-from distill_dynamics.cli.checks import check_name, check_trainer, refuse_functions
+from distill_dynamics.cli.checks import check_name, check_trainer, refuse_functions, stem_of
 from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.fit import DistillCLI
 from distill_dynamics.cli.save_config import config_text
@@ -94,11 +93,6 @@ def arms_of(settings: Settings, words: Sequence[str], baselines: bool) -> tuple[
     if len(arms) == 1:
         raise UserError(f"--baselines: there is none to compare with: {'; '.join(left_out)}")
     return arms, left_out
-
-
-def stem_of(config: Any) -> str:
-    """What runs are called where no name is given."""
-    return Path(str(config.config[-1])).stem if config.config else "run"
 
 
 def _softkd(config: Any) -> tuple[str, list[str]]:

@@ -7,6 +7,7 @@ import os
 import pkgutil
 import typing
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -75,3 +76,8 @@ def check_trainer(trainer: Any) -> None:
     clip = trainer.gradient_clip_val
     if clip is not None and not 0 <= clip < float("inf"):
         raise UserError(f"trainer.gradient_clip_val: {clip} must be 0 or more, or null for no clipping")
+
+
+def stem_of(config: Any) -> str:
+    """What runs are called where no name is given."""
+    return Path(str(config.config[-1])).stem if config.config else "run"

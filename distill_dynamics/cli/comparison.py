@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill_dynamics.callbacks.console import duration
-from distill_dynamics.cli.arms import SUFFIXES, Arm, Settings, arms_of, stem_of
+from distill_dynamics.cli.arms import SUFFIXES, Arm, Settings, arms_of
+from distill_dynamics.cli.checks import stem_of
 from distill_dynamics.cli.child import Children
 from distill_dynamics.cli.comparison_checks import check_config, check_one_process, check_settings
 from distill_dynamics.cli.packaged import with_packaged

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distill_dynamics import callbacks, data, losses, models
 from distill_dynamics.callbacks import Console, DynamicsProbe, ProgressBar, RunRecord
 from distill_dynamics.callbacks.console import on_terminal, shows_bars
-from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions
+from distill_dynamics.cli.checks import check_name, check_trainer, import_all, refuse_functions, stem_of
 from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.errors import line_of
 from distill_dynamics.cli.fit_summary import end
@@ -117,7 +117,7 @@ class DistillCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             if config.ckpt_path in (None, "auto"):
-                config.name = config.name or sweep_name(_stem(config))
+                config.name = config.name or sweep_name(stem_of(config))
             check_name(config.name)
         check_trainer(config.trainer)
         refuse_functions(config)
@@ -136,7 +136,7 @@ class DistillCLI(LightningCLI):
             watch_others(made, lambda error: None)
             return made
         config, settings = self.config.fit, self.config_init.fit
-        stem = _stem(config)
+        stem = stem_of(config)
         run_dir = self.run_dir = self._take_run_dir(config, stem)
         config.wandb.group = settings.wandb.group = settings.wandb.group or sweep_group(stem)
         config.name = run_dir.name
@@ -274,11 +274,6 @@ class DistillCLI(LightningCLI):
             self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": False})
         left_out = len(datamodule.unreadable.lines)
         print(f"{rows.count} predictions in {path}{f', {left_out} images left out' if left_out else ''}")
-
-
-def _stem(config: Any) -> str:
-    """The name of the config, of several the last's."""
-    return Path(str(config.config[-1])).stem if config.config else "run"
 
 
 def _callbacks_of(trainer: Trainer) -> list[Callback]:
