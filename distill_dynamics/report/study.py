@@ -32,8 +32,7 @@ class Study:
         for method in self.methods:
             own = [run.name for run in method.runs]
             if len(own) > 1 and words.keys() >= {*own}:
-                title = f"{method.label} ({counted(len(own), 'run')})"
-                words = dict.fromkeys(title if name in own else name for name in words)
+                words = dict.fromkeys(method.label if name in own else name for name in words)
         return listed([*words])
 
     def first_of_each_method(self, runs: Sequence[Run]) -> list[Run]:

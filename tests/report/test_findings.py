@@ -178,7 +178,7 @@ def test_only_what_was_measured_alike_is_ranked_and_ties_are_no_order(tmp_path):
         return [text.split("depth): ")[-1] for text in found(*paths) if text.startswith("Distance")]
 
     a = folder("a")
-    assert distances(a, folder("b")) == ["0.21 bits in SoftKD (2 runs)."]
+    assert distances(a, folder("b")) == ["0.21 bits in SoftKD."]
     far = folder("far", student_best=made.profile(2, made.U + 0.5))
     (ranked,) = distances(a, far, folder("c"))
     assert ranked.startswith("least in a and c (0.21 bits), most in far (")
