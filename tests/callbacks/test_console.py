@@ -9,7 +9,7 @@ import torch
 from conftest import fit_once
 
 from distill_dynamics import Backbone
-from distill_dynamics.callbacks.console import _duration
+from distill_dynamics.callbacks.console import duration
 from distill_dynamics.cli.main import main
 from distill_dynamics.models.cost import cost
 from distill_dynamics.report.page import write_report
@@ -74,7 +74,7 @@ def test_a_continued_run_knows_its_best(fitted, capsys):
     [(-1, "0 s"), (0.2, "0 s"), (59.4, "59 s"), (90, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")],
 )
 def test_time_left_is_short(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 # --- what models cost ---------------------------------------------------------------------------------
