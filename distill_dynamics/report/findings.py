@@ -42,7 +42,7 @@ def _trainings(study: Study) -> list[str]:
         sentences.append("Each interval is of one contrast: of many, some leave 0 out by chance.")
     counts = {run.validation_images for method in finished for run in method.runs}
     if len(finished) > 1 and len(counts) == 1 and (images := counts.pop()):
-        variance = max(method.top1 / 100 * (1 - method.top1 / 100) for method in finished)
+        variance = max(0.0, *(method.top1 / 100 * (1 - method.top1 / 100) for method in finished))
         margin = 1.96 * 100 * math.sqrt(2 * variance / images)
         sentences.append(
             f"Two models may differ by up to {margin:.2f} points by the choice of the {images:,} validation "

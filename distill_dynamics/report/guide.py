@@ -92,8 +92,8 @@ def _training_steps(run: Run) -> Iterator[str]:
         yield "The best epoch is the last: more epochs (`--trainer.max_epochs`) may still raise top-1."
     images = run.validation_images
     if best and teacher and images:
-        share = teacher.top1 / 100
-        margin = 196 * math.sqrt(2 * share * (1 - share) / images)
+        variance = max(0.0, teacher.top1 / 100 * (1 - teacher.top1 / 100))
+        margin = 196 * math.sqrt(2 * variance / images)
         if abs(best.top1 - teacher.top1) <= margin:
             yield (
                 f"Student and teacher differ by no more than the choice of the {images:,} validation images "

@@ -93,6 +93,15 @@ def test_a_record_of_others_may_say_anything(tmp_path, wrong):
     circumstances_of([run])
 
 
+def test_an_accuracy_that_nobody_has_costs_no_page(tmp_path):
+    runs = [
+        made.write_run(tmp_path / name, made.metrics(900.0, teacher=-5.0), made.config(terms))
+        for name, terms in (("a", {}), ("b", {"s": made.term(last=1)}))
+    ]
+    for paths in (runs, runs[:1]):
+        assert made.write_page(tmp_path / "r.html", *paths, only=[]).exists()
+
+
 def test_the_cards_of_several_runs(tmp_path):
     last = {"s": made.term(last=1)}
     runs = made.seeds("soft", {}, 80.0, 81.0, **COSTS, **TIMES) | made.seeds(
