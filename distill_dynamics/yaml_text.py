@@ -11,27 +11,28 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 def load(text: str) -> Any:
     """The content of a YAML text, plain values alone. `yaml.YAMLError` for a text that is none."""
-    refuse_repeated(text)
-    return yaml.safe_load(text)
-
-
-def refuse_repeated(text: str) -> None:
-    """Raise `yaml.MarkedYAMLError`, with the line, if a key is given twice. Merge keys (`<<`) may be."""
     loader = yaml.SafeLoader(text)
     try:
-        nodes, seen = [loader.get_single_node()], set()
-        while nodes:
-            node = nodes.pop()
-            if id(node) in seen:  # an alias
-                continue
-            seen.add(id(node))
-            if isinstance(node, yaml.SequenceNode):
-                nodes += node.value
-            elif isinstance(node, yaml.MappingNode):
-                _refuse_repeated_in(node, loader)
-                nodes += [child for pair in node.value for child in pair]
+        node = loader.get_single_node()
+        _refuse_repeated(node, loader)
+        return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _refuse_repeated(node: yaml.Node | None, loader: yaml.SafeLoader) -> None:
+    """Raise `yaml.MarkedYAMLError`, with the line, if a key is given twice. Merge keys (`<<`) may be."""
+    nodes, seen = [node], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            _refuse_repeated_in(node, loader)
+            nodes += [child for pair in node.value for child in pair]
 
 
 def _refuse_repeated_in(node: yaml.MappingNode, loader: yaml.SafeLoader) -> None:

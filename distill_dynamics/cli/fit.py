@@ -62,6 +62,7 @@ class DistillCLI(LightningCLI):
         self._newest = False  # whether to go on from the newest checkpoint, not from one that was named
         self._record: RunRecord | None = None
         self._preemption = Preemption()
+        self._words: Sequence[str] = kwargs.get("args") or ()
         try:
             super().__init__(
                 model_class,
@@ -83,11 +84,18 @@ class DistillCLI(LightningCLI):
             self._explain(error)
             raise
 
-    def setup_parser(self, *args: Any) -> None:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for alone: a parser takes as long as reading a config does."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in self._words[:1] if name in every} or every
+
+    def setup_parser(self, add_subcommands: bool, main_kwargs: Any, subparser_kwargs: Any) -> None:
         """Lightning's parsers, their help told for this program."""
         import_all(callbacks, data, losses, models)
-        super().setup_parser(*args)
-        for option, text in COMPARISON.items():
+        for other in LightningCLI.subcommands().keys() - self.subcommands().keys():
+            main_kwargs.pop(other, None)
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        for option, text in COMPARISON.items() if "fit" in self._subcommand_parsers else ():
             value: dict[str, Any] = {"nargs": 0} if option == "--baselines" else {"metavar": "N"}
             self._subcommand_parsers["fit"].add_argument(option, action=NoKey, help=text, **value)
         describe(self._subcommand_parsers, self.hidden)
