@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from distill_dynamics.report.defaults import defaults_of
 from distill_dynamics.report.records import Run
 
 SOFTKD, PLAIN = "SoftKD", "no distillation"
@@ -47,7 +48,7 @@ class Method:
     name: str
     """As in the paper's Table 1: "SoftKD", "SpectralKD", "SpectralKD + ProjectorKD", "no distillation"."""
     options: str
-    """Arguments of the losses: "trainable: false"; terms are parted by ";"."""
+    """Arguments of the losses that are not the default: "trainable: false"; terms are parted by ";"."""
     layers: str
     """"F 2, L 1": the first two and the last student block."""
     weight: str
@@ -163,8 +164,11 @@ def _loss(term: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(given: dict[str, Any]) -> str:
-    arguments = (given.get("init_args") or {}).items()
-    return ", ".join(f"{name}: {json.dumps(value, default=str)}" for name, value in arguments)
+    """Those that are not what they are by default, "components: random"."""
+    usual = defaults_of(str(given["class_path"]))
+    arguments = [(k, v) for k, v in (given.get("init_args") or {}).items() if k not in usual or usual[k] != v]
+    texts = [v if isinstance(v, str) else json.dumps(v, default=str) for _, v in arguments]
+    return ", ".join(f"{name}: {text}" for (name, _), text in zip(arguments, texts, strict=True))
 
 
 def _weight(term: dict[str, Any]) -> str:
