@@ -198,6 +198,12 @@ def test_several_processes_of_a_launcher_are_refused(capsys, monkeypatch):
     assert "a launcher has started 2" in refused(capsys, "fit", "--config", "x.yaml", "--seeds", "2")
 
 
+def test_a_sweeps_run_is_one(capsys, monkeypatch):
+    """All runs of a comparison would be written to it."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert "sweep's run is one run" in refused(capsys, "fit", "--config", "x.yaml", "--baselines")
+
+
 HEADLESS = {**VIT, "depth": 2, "num_classes": 0}
 
 

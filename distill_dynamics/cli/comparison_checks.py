@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from distill_dynamics.cli.sweep import in_sweep
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.methods import differing
 from distill_dynamics.runs.read import Unreadable, read_yaml
@@ -18,7 +19,11 @@ LAST_SEED = 2**32 - 1
 
 
 def check_one_process() -> None:
-    """UserError where a launcher has started several."""
+    """UserError where a launcher has started several, or a W&B sweep this one as a run of its own."""
+    if in_sweep():
+        raise UserError(
+            "--baselines and --seeds: a W&B sweep's run is one run; let it go through seeds itself"
+        )
     slurm = int(os.environ.get("SLURM_NTASKS", 1)) if SLURMEnvironment.detect() else 1
     if (processes := max(slurm, int(os.environ.get("WORLD_SIZE", 1)))) > 1:
         raise UserError(
