@@ -66,6 +66,8 @@ def _compares(words: Sequence[str]) -> bool:
 
 
 def _run(words: Sequence[str], args: list[str] | None) -> None:
+    if not sys.flags.safe_path and "" not in sys.path:
+        sys.path.append("")  # a user's own losses lie where the command is run: a script does not look there
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
