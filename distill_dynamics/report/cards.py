@@ -93,7 +93,11 @@ def _against(study: Study, method: Method) -> list[str]:
     return []
 
 
-_FASTER = {"gflop": "fewer operations", "ms_1": "faster for one image"}
+_ROLES = ("student", "teacher")
+_LESS = {
+    "gflop": ("fewer operations", "more operations"),
+    "ms_1": ("faster for one image", "slower for one image"),
+}
 
 
 def _compression(runs: Sequence[Run]) -> Iterator[Card]:
@@ -105,14 +109,15 @@ def _compression(runs: Sequence[Run]) -> Iterator[Card]:
             for start in starts
             if (student := _cost(start, "student", key)) and (teacher := _cost(start, "teacher", key))
         ]
-        for key in ("parameters", *_FASTER)
+        for key in ("parameters", *_LESS)
     }
-    if ratios["parameters"]:
-        details = [f"{_between(ratios[key])} × {what}" for key, what in _FASTER.items() if ratios[key]]
+    if sizes := ratios["parameters"]:
+        details = [_compared(ratios[key], *words) for key, words in _LESS.items() if ratios[key]]
         if len(runs) == 1:
-            sizes = [_cost(starts[0], who, "parameters") / 1e6 for who in ("student", "teacher")]
-            details.insert(0, f"{number(sizes[0], 2)} M of {number(sizes[1], 2)} M parameters")
-        yield Card("Compression", f"{_between(ratios['parameters'])} ×", details)
+            own, whole = (number(_cost(starts[0], who, "parameters") / 1e6, 2) for who in _ROLES)
+            of = "of" if sizes[0] >= 1 else "beside the teacher's"
+            details.insert(0, f"{own} M {of} {whole} M parameters")
+        yield Card("Compression", f"{_between(sizes)} ×" if max(sizes) >= 1.05 else "none", details)
     elif len(runs) == 1 and (size := _cost(starts[0], "student", "parameters")):
         time = _cost(starts[0], "student", "ms_1")
         details = ["parameters", *([f"{time:.3g} ms an image"] if time else [])]
@@ -124,6 +129,16 @@ def _cost(start: dict[str, Any], who: str, key: str) -> float:
     facts = start.get(f"{who}_cost")
     value = facts.get(key) if isinstance(facts, dict) else None
     return float(value) if isinstance(value, int | float) and 0 < value < 1e18 else 0.0
+
+
+def _compared(ratios: Sequence[float], less: str, more: str) -> str:
+    """Such as "1.1 to 2.1 × faster", and "1.2 × slower" where the student costs more than its teacher."""
+    low, high = min(ratios), max(ratios)
+    if high < 0.95:
+        return f"{_between([1 / ratio for ratio in ratios])} × {more}"
+    if low < 0.95:
+        return f"{1 / low:.1f} × {more} to {high:.1f} × {less}"
+    return f"{_between(ratios)} × {less}"
 
 
 def _between(values: Sequence[float]) -> str:
@@ -138,7 +153,8 @@ def _time(runs: Sequence[Run]) -> Iterator[Card]:
     if len(runs) == 1:
         details = [f"training and probing, {counted(runs[0].epochs, 'epoch')}", *_where(runs[0])]
     else:
-        details = [f"in all, of {counted(len(times), 'run')}"]
+        known = f"{len(times)} of " if len(times) < len(runs) else ""
+        details = [f"in all, of {known}{counted(len(runs), 'run')}"]
     yield Card("Time", in_words(total), details)
 
 

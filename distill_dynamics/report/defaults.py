@@ -20,9 +20,11 @@ def defaults_of(class_path: str) -> dict[str, Any]:
     From the text of its file: to import a loss is to import torch, which a page does not need.
     """
     package, _, name = class_path.rpartition(".")
-    if package.split(".")[0] != _ROOT.name:
+    root, *folders = package.split(".")
+    # A config may be a stranger's: nothing in it is a path of this machine.
+    if root != _ROOT.name or len(class_path) > 200 or not all(map(str.isidentifier, [*folders, name])):
         return {}
-    place = _ROOT.joinpath(*package.split(".")[1:])
+    place = _ROOT.joinpath(*folders)
     for file in [place.with_suffix(".py"), *sorted(place.glob("*.py"))]:
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         if f"class {name}(" in text or f"class {name}:" in text:

@@ -117,7 +117,7 @@ def _term_steps(run: Run) -> Iterator[str]:
         floor, losses = run.loss_floors.get(name), [row.get(f"train/loss_{name}") for row in run.metrics]
         known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
         only_last = term.get("last") == 1 and not term.get("first") and not term.get("pairs")
-        if floor and known and only_last:
+        if floor and known and only_last and "PCATarget" not in str(term.get("loss")):
             yield (
                 f"Term {name} ends at {known[-1]:.3g}, and no linear map from the student goes below "
                 f"{floor:.3g}: `PCATarget` (`pca_target.yaml`) asks for a target that the student can hold."
@@ -150,11 +150,12 @@ def _scale_step(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _seeds(study: Study) -> Iterator[str]:
-    single = [method.label for method in study.methods if len(method.by_seed()) == 1]
+    single = [method.label for method in study.finished if len(method.by_seed()) == 1]
     if single:
+        who = listed(single) if len(single) <= 3 else f"{len(single)} methods"
         yield (
-            f"{listed(single)}: one seed does not tell a difference from the spread over seeds; repeat with "
-            "`--seed_everything 1`, `2`."
+            f"{who}: one seed does not tell a difference from the spread over seeds; `fit` with `--seeds 3` "
+            "trains three."
         )
     unsure = [c.method.label for c in study.contrasts if c.verdict == "not beyond chance"]
     if unsure:

@@ -66,7 +66,8 @@ function saveText(name, type, text) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-const NUMBER = /^[+-]?[0-9.]+(e[+-]?[0-9]+)?( \u00b1 [0-9.]+)?$/;
+const ONE = "[+-]?[0-9.]+(e[+-]?[0-9]+)?"; // alone, with its error, as an interval, or with its interval
+const NUMBER = new RegExp(`^${ONE}( \u00b1 ${ONE}| to ${ONE}| \\(${ONE} to ${ONE}\\))?$`);
 
 function cell(text) {
   // A spreadsheet runs what begins so as a formula.
@@ -154,7 +155,8 @@ function sorted(rows, column, direction) {
   const text = (row) => row.cells[column].textContent.trim();
   const isEmpty = (row) => ["", "\u2013"].includes(text(row));
   const full = rows.filter((row) => !isEmpty(row));
-  const numeric = full.some((row) => valueOf(text(row)) !== null);
+  // A row's name may begin with a digit and be no number.
+  const numeric = full[column ? "some" : "every"]((row) => valueOf(text(row)) !== null);
   const last = numeric ? (row) => valueOf(text(row)) === null : isEmpty;
   const order = numeric
     ? (a, b) => valueOf(text(a)) - valueOf(text(b))

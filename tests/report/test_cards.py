@@ -66,6 +66,27 @@ def test_a_student_at_or_above_its_teacher(tmp_path, top1, gap):
     assert "Time" not in known
 
 
+def test_a_student_larger_than_its_teacher_is_no_compression(tmp_path):
+    turned = {"student_cost": COSTS["teacher_cost"], "teacher_cost": COSTS["student_cost"]}
+    larger = made.write_run(tmp_path / "larger", starts=[made.start(**turned)])
+    assert found(larger)["Compression"] == (
+        "none",
+        [
+            "0.90 M beside the teacher's 0.20 M parameters",
+            "4.0 × more operations",
+            "1.5 × slower for one image",
+        ],
+    )
+    smaller = made.write_run(tmp_path / "smaller", starts=[made.start(**COSTS)])
+    assert found(larger, smaller)["Compression"] == (
+        "0.2 to 4.5 ×",
+        [
+            "4.0 × more operations to 4.0 × fewer operations",
+            "1.5 × slower for one image to 1.5 × faster for one image",
+        ],
+    )
+
+
 def test_what_is_not_known_has_no_card(tmp_path):
     assert found(made.write_run(tmp_path / "begun", [], {}, [])) == {}
     alone = made.write_run(tmp_path / "alone", made.metrics(70.0, teacher=None), starts=[made.start()])
@@ -117,7 +138,7 @@ def test_the_cards_of_several_runs(tmp_path):
     assert known["Teacher"] == ("90.00 %", ["top-1"])
     assert known["Gap"][0] == "7.25 points"
     assert known["Compression"][0] == "4.5 ×"
-    assert known["Time"] == ("2 h 34 min", ["in all, of 2 runs"])
+    assert known["Time"] == ("2 h 34 min", ["in all, of 2 of 4 runs"])
 
 
 def test_no_card_says_who_is_best_on_different_data(tmp_path):
@@ -256,6 +277,7 @@ def test_what_next_of_several(tmp_path):
         next_steps(made.study(tmp_path, **runs, **made.seeds("p", {"p": made.term("FitNet")}, 80.0)))
     )
     assert "FitNet: one seed does not tell" in text
+    assert "`--seeds 3`" in text
     assert "SpectralKD L 1: these seeds do not tell a difference from the baseline" in text
 
 

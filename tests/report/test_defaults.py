@@ -38,6 +38,13 @@ def test_another_ones_class_has_none_and_torch_is_not_loaded():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_path_of_a_stranger_reads_no_file_and_raises_nothing(tmp_path):
+    (tmp_path / "broken.py").write_text("class X(:\n")
+    (tmp_path / "mine.py").write_text("class X:\n    def __init__(self, secret=1): ...\n")
+    for module in (f"{tmp_path}/broken", f"{tmp_path}/mine", "a" * 5000, "\0", "", ".."):
+        assert defaults_of(f"distill_dynamics.{module}.X") == {}
+
+
 def test_a_method_names_what_is_not_the_default():
     given = {"rank": None, "whiten": False, "components": "random", "rotate": True}
     loss = {"class_path": "distill_dynamics.losses.PCATarget", "init_args": given}
