@@ -200,7 +200,7 @@ def _draw(
         ax.set_title(panel.title, fontsize=9)
         ax.set_ylabel(panel.y)
         ax.set_xlabel("Epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))  # one epoch, one tick
     return figure, axes, legend
 
 

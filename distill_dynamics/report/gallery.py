@@ -235,12 +235,14 @@ def _signature(
 def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[Picture]:
     logged = {run.label: run.metrics for run in runs if metric_names(run.metrics)}
     if logged:
+        floors = {run.label: run.loss_floors for run in runs}
+        drawn = any(floor > 0 for of in floors.values() for floor in of.values())
+        dashed = ", dashed what no linear map from the student can go below," if drawn else ""
         yield Picture(
             "training_curves",
             "Training",
-            "Each loss term, dashed what no linear map from the student can go below, and top-1 on the "
-            "validation set beside the teacher's.",
-            figures.training_curves(logged, styles, {run.label: run.loss_floors for run in runs}),
+            f"Each loss term{dashed} and top-1 on the validation set beside the teacher's.",
+            figures.training_curves(logged, styles, floors),
         )
     if gates := {run.label: run.gates for run in runs if run.gates}:
         yield Picture(

@@ -56,6 +56,14 @@ def test_a_weight_has_the_panel_behind_its_loss_from_0():
     render(figure)
 
 
+def test_one_epoch_has_one_tick():
+    figure = figures.training_curves({"r": ROWS[:2]})
+    render(figure)
+    for ax in figure.axes:
+        low, high = ax.get_xlim()
+        assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_gates_are_drawn_by_the_teachers_block():
     gates = {"a": {"x": [(2, 4, 0.1), (1, 2, 0.9)]}, "b": {"x": [(1, 2, 1.0)], "y": [(1, 1, 0.5)]}}
     figure = figures.gates_by_block(gates)
