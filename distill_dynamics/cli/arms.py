@@ -59,6 +59,10 @@ class Settings(DistillCLI):
         """What other words give, as config.yaml would have it."""
         config = self.parser.parse_args(words).fit
         set_num_classes(config)
+        return self.saved(config)
+
+    def saved(self, config: Any) -> dict[str, Any]:
+        """As config.yaml would have it."""
         return yaml_text.load(config_text(self._parser("fit"), config))
 
 
@@ -67,12 +71,12 @@ def arms_of(settings: Settings, words: Sequence[str], baselines: bool) -> tuple[
 
     UserError where no baseline makes sense.
     """
-    own = settings.given(words)
+    config = settings.config.fit
+    own = settings.saved(config)
     method = describe(own)[0]
     arms, left_out = [Arm(OWN, method, "the config as it is", [], own)], list[str]()
     if not baselines:
         return arms, left_out
-    config = settings.config.fit
     classes = _classes(config.model.student)
     if classes == 0:
         raise UserError(
