@@ -156,7 +156,9 @@ def _train(fits: Sequence[Fit], left: Sequence[Fit]) -> None:
             if children.asked and (status or rest):  # the last may have come to its end all the same
                 status = 130 if children.asked == signal.SIGINT else EXIT_STATUS
             if status:
-                print(f"stopped at {place}; the same command goes on there", file=sys.stderr, flush=True)
+                first = "mend this first, then " if status == 2 and not children.asked else ""
+                again = f"stopped at {place}; {first}the same command goes on there"
+                print(again, file=sys.stderr, flush=True)
                 raise SystemExit(status)
             each = (time.monotonic() - began) / (trained + 1)
             left_s = f"; {duration(rest * each)} left at {duration(each)} a run" if rest else ""

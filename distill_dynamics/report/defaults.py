@@ -33,15 +33,16 @@ def defaults_of(class_path: str) -> dict[str, Any]:
 
 
 def _defaults(text: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for node in ast.walk(ast.parse(text)):
-        if not (isinstance(node, ast.ClassDef) and node.name == name):
-            continue
-        for function in node.body:
-            if isinstance(function, ast.FunctionDef) and function.name == "__init__":
-                given = function.args
-                names = [argument.arg for argument in given.args][-len(given.defaults) or None :]
-                for parameter, default in zip(names, given.defaults, strict=False):
-                    with suppress(ValueError):
-                        found[parameter] = ast.literal_eval(default)
-    return found
+    classes = {node.name: node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)}
+    made = classes[name]
+    for function in made.body:
+        if isinstance(function, ast.FunctionDef) and function.name == "__init__":
+            found: dict[str, Any] = {}
+            given = function.args
+            names = [argument.arg for argument in given.args][-len(given.defaults) or None :]
+            for parameter, default in zip(names, given.defaults, strict=False):
+                with suppress(ValueError):
+                    found[parameter] = ast.literal_eval(default)
+            return found
+    bases = [base.id for base in made.bases if isinstance(base, ast.Name) and base.id in classes]
+    return _defaults(text, bases[0]) if bases else {}

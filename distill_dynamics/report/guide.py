@@ -83,7 +83,7 @@ def next_steps(study: Study) -> list[str]:
 def _training_steps(run: Run) -> Iterator[str]:
     if not run.finished and run.starts:
         folder = f"{run.config.get('runs_dir') or 'runs'}/{run.path.name}"
-        again = f"`fit --config {folder}/config.yaml --ckpt_path last`"
+        again = f"`distill_dynamics fit --config {folder}/config.yaml --ckpt_path last`"
         yield f"It has not come to its end: {again} goes on."
         return
     known = accuracies(run.metrics)
@@ -145,8 +145,12 @@ def _scale_step(runs: Sequence[Run]) -> Iterator[str]:
     known = [profile for profile in profiles if has_shape(profile) and profile.range_mode == "global"]
     one_range = len({run.range for run in runs}) == 1
     if one_range and any(signature(profile).magnitude_agrees for profile in known):
-        way = "probe.value_range scaled" if runs[0].kind == "fit" else "value_range global layer scaled"
-        yield f"Is the U more than the layers' scale? Measure again with `--{way}`."
+        way = (
+            "`fit` anew with `--probe.value_range scaled`"
+            if runs[0].kind == "fit"
+            else "`analyze` with `--value_range global layer scaled`"
+        )
+        yield f"Is a curve's U more than the layers' scale? {way} measures it without the scale."
 
 
 def _seeds(study: Study) -> Iterator[str]:

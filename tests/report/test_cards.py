@@ -246,7 +246,7 @@ def test_what_next_follows_from_what_a_run_shows(tmp_path):
         tmp_path / "level", made.metrics(10.0, 89.0, 88.0)
     )
     assert "Student and teacher" not in one  # ten points apart
-    assert "`fit --config runs/open/config.yaml --ckpt_path last`" in steps(
+    assert "`distill_dynamics fit --config runs/open/config.yaml --ckpt_path last`" in steps(
         tmp_path / "open", made.metrics(70.0), None, [made.start(ended=None)]
     )
     plain = made.config(teacher=None)
