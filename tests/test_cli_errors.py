@@ -336,6 +336,7 @@ def test_print_config_can_be_fed_back(capsys, given):
         assert config["trainer"]["max_epochs"] == 1
 
 
+@pytest.mark.slow
 def test_fit_says_nothing_on_stderr():
     teacher = {
         "name": "cait_xxs24_224",

@@ -159,6 +159,7 @@ def test_a_model_without_a_head_has_no_logits(tmp_path, capsys):
     assert line == "error: ONNX: test_resnet has no head (num_classes: 0), so no logits to be written\n"
 
 
+@pytest.mark.slow
 def test_images_that_the_file_does_not_take_are_a_line(run, tmp_path, capsys):
     """A net of convolutions takes images of any size, and its ONNX file those of one."""
     net = Backbone("test_resnet", timm_kwargs={"in_chans": 1, "num_classes": 10})

@@ -124,8 +124,8 @@ class DistillCLI(LightningCLI):
         """Find the checkpoint that is meant, before any work is done."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
-            if config.ckpt_path in (None, "auto"):
-                config.name = config.name or sweep_name(stem_of(config))
+            if config.name is None and config.ckpt_path in (None, "auto"):
+                config.name = sweep_name(stem_of(config))
             check_name(config.name)
         check_trainer(config.trainer)
         refuse_functions(config)

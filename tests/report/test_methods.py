@@ -119,7 +119,7 @@ def test_labels_say_no_more_than_tells_methods_apart(tmp_path):
         str(trained): (made.config({"t": made.term("ProjectorKD", last=1, trainable=trained)}), [1.0])
         for trained in (True, False)
     }
-    assert labels("5") == ["ProjectorKD [trainable: true] L 1", "ProjectorKD [trainable: false] L 1"]
+    assert labels("5") == ["ProjectorKD L 1", "ProjectorKD [trainable: false] L 1"]
 
 
 def contrasts(tmp_path, **runs):
