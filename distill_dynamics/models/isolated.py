@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill_dynamics.models.exact_float32 import exact_float32
+
 
 @contextmanager
 def isolated(model: Any) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast, no compilation; then flags and random states as before.
+    """Eval mode, float32 without shortcuts, no gradients, no autocast, no compilation; then all as before.
 
     `model` is a module, or anything else with `parameters()`, whose devices' random states are kept.
     """
@@ -24,6 +26,7 @@ def isolated(model: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([d.index for d in devices if d.type == "cuda"]))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(exact_float32())
         for kind in {"cpu"} | {device.type for device in devices}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         if "torch._dynamo" in sys.modules:  # its import takes seconds; without it nothing is compiled

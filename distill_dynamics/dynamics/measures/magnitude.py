@@ -22,12 +22,12 @@ def image_magnitudes(x: Tensor) -> Tensor:
     peak, channel = sizes.amax((2, 3)).max(1)
     sizes = sizes.flatten(1)
     mean = sizes.mean(1)
+    middle = (sizes.shape[1] - 1) // 2
     if x.device.type == "cpu":  # numpy selects a tenth as long as torch.median, which agrees to the bit
-        middle = (sizes.shape[1] - 1) // 2
         sizes.numpy().partition(middle, axis=1)
         median = sizes[:, middle]
     else:
-        median = sizes.median(1).values
+        median = sizes.sort(1).values[:, middle]  # torch.median has no deterministic form on a GPU
     return torch.stack([mean, median, peak, channel.to(peak)], dim=1)
 
 
