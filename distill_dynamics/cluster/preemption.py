@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill_dynamics.cluster.wandb_end import close_wandb
 from distill_dynamics.runs import lease
-from distill_dynamics.signals import STOP, Preempted
+from distill_dynamics.signals import STOP, Preempted, compilers_ignore_signals
 from distill_dynamics.train.checkpoints import PREEMPTED, last_checkpoint
 from distill_dynamics.train.distiller import Distiller
 
@@ -45,9 +45,10 @@ class Preemption(Checkpoint):
     that Lightning started itself with 0: any other it takes for a crash of theirs).
 
     It stops after the step in which the signal comes, of several ranks after the next one. A signal in the
-    last step of an epoch, in validation or at a probe waits for the epoch to be saved; one before
-    the first step waits for the teacher to be measured; one after the last epoch changes nothing. A signal
-    that comes more than 5 s after the first ends the process at once, unless the checkpoint is written.
+    last step of an epoch, in validation or at a probe waits for the epoch to be saved; one before the first
+    step waits for the teacher to be measured, one in a step that compiles for the compiler; one after the last
+    epoch changes nothing. A signal that comes more than 5 s after the first ends the process at once, unless
+    the checkpoint is written.
 
     Ranks agree over a process group of their own, on the CPU: each posts at the end of a step whether it was
     asked to stop, and reads the answer at the end of the next: no rank waits. (Lightning's own handler
@@ -66,9 +67,10 @@ class Preemption(Checkpoint):
         self._group: Any = None
         self._posted: tuple[Tensor, Any] | None = None
         self._before: dict[int, Any] = {}
+        self._compilers = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
-        """Listen; workers that load images are started after this and inherit it."""
+        """Listen; what the run starts after this, to load images or to compile, does not."""
         if stage != "fit" or threading.current_thread() is not threading.main_thread():
             return
         connector: Any = trainer._signal_connector
@@ -76,6 +78,7 @@ class Preemption(Checkpoint):
         assert hasattr(connector, "register_signal_handlers")
         assert hasattr(loop, "_broadcast_sigterm_tensor")
         connector.register_signal_handlers = loop._broadcast_sigterm_tensor = lambda: None
+        self._compilers.enter_context(compilers_ignore_signals())
         self._listen()
 
     def _listen(self) -> None:
@@ -158,6 +161,7 @@ class Preemption(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: Distiller, exception: BaseException) -> None:
         """Say how to go on, and close W&B. Other errors: put the handlers back."""
+        self._compilers.close()
         if not isinstance(exception, Preempted):
             self._put_back()
             return
@@ -180,6 +184,7 @@ class Preemption(Checkpoint):
         self._put_back()
 
     def _put_back(self) -> None:
+        self._compilers.close()
         while self._before:
             signal.signal(*self._before.popitem())
 
