@@ -1,8 +1,9 @@
 """Signals that ask a job to stop, and the processes that load images or compile, which are not to mind them.
 
 A scheduler may send them to every process of a job, as SLURM does. The training process is to finish its step
-and save; torch takes the death of a worker or a compiler for a crash and would tear it down. So workers end at
-their parent's word only, and compilers when they are done. (W&B's own process minds SIGTERM, and not SIGUSR1.)
+and save; torch takes the death of a worker or a compiler for a crash and would tear it down. So workers end
+at their parent's word only, and compilers when they are done. (W&B's own process minds SIGTERM, and not
+SIGUSR1.)
 """
 
 import os

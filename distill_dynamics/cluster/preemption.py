@@ -46,7 +46,7 @@ class Preemption(Checkpoint):
 
     It stops after the step in which the signal comes, of several ranks after the next one. A signal in the
     last step of an epoch, in validation or at a probe waits for the epoch to be saved; one before the first
-    step waits for the teacher to be measured, one in a step that compiles for the compiler; one after the last
+    step waits for the teacher to be measured, one in a step that compiles waits for that; one after the last
     epoch changes nothing. A signal that comes more than 5 s after the first ends the process at once, unless
     the checkpoint is written.
 

@@ -103,7 +103,7 @@ class Optimisation:
         # Those whose rate is a function of where training is, and so may change on the way.
         self._pure = self.scheduler is None or isinstance(self.scheduler, WarmupCosine | ProgressCosine)
         self._state = {} if self.scheduler is None else dict(self.scheduler.state_dict())
-        self.settings = settings_of(self.optimizer, self._options, self.scheduler)
+        self.settings = settings_of(self.optimizer, self._options, self.scheduler, str(trainer.precision))
         """Plain values, for the checkpoint."""
         self._saved = saved
         self._check_schedule()

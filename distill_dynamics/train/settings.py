@@ -1,4 +1,4 @@
-"""The settings of an optimiser and its schedule, beside those of the checkpoint that a run goes on from."""
+"""The settings of an optimiser, its schedule and its precision, beside those of a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(
-    optimizer: Optimizer, options: list[dict[str, Any]], scheduler: LRScheduler | None
+    optimizer: Optimizer, options: list[dict[str, Any]], scheduler: LRScheduler | None, precision: str
 ) -> dict[str, Any]:
     """Plain values that a checkpoint can hold; `options` are those of the groups before any step."""
     return {
+        "precision": precision,
         "optimizer": type(optimizer).__name__,
         "groups": [_plain(group) for group in options],
         "scheduler": type(scheduler).__name__,
@@ -76,6 +77,9 @@ def check_settings(then: Mapping[str, Any], now: Mapping[str, Any], schedule_can
 def changes(then: Mapping[str, Any], now: Mapping[str, Any], schedule_can_change: bool) -> list[str]:
     """What is set otherwise than in the checkpoint, such as "lr 0.002, now 0.001"."""
     found: dict[str, None] = {}
+    was = then.get("precision", "not recorded")  # by an earlier version
+    if was != now["precision"]:
+        found[f"precision {was}, now {now['precision']}"] = None
     for was, here in zip(then["groups"], now["groups"], strict=False):
         for name in differing(was, here):
             acts = schedule_can_change or name != "lr"

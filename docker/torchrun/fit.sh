@@ -14,7 +14,8 @@
 # Everything after the script's name goes to `fit`; --name is needed, so that a restart finds its run. The folder it
 # is run in, with `runs/` and the data, must be the same on all hosts (a shared file system). To change where hosts
 # do not know each other's names: `export PET_LOCAL_ADDR=` this host's address. And where they have several
-# networks: `export NCCL_SOCKET_IFNAME=` (on CPUs GLOO_SOCKET_IFNAME) the interface to use.
+# networks: `export NCCL_SOCKET_IFNAME=eth0 GLOO_SOCKET_IFNAME=eth0`, the interface to use: on GPUs gradients go by
+# NCCL and the ranks' word to stop by Gloo, on CPUs all by Gloo.
 #
 # A host that went down joins again by the same line: the others wait for it, ten minutes. So does the whole job,
 # whatever ended it. For that to happen by itself, a systemd unit with Restart=on-failure, or

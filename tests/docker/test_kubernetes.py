@@ -1,6 +1,8 @@
 """The manifests: against the published API models of Kubernetes and Kubeflow Trainer, and the CLI."""
 
 import re
+import shlex
+import string
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from kubeflow_trainer_api import models
 from torch.distributed.launcher.api import LaunchConfig
 
 from distill_dynamics.cli.main import main
+from distill_dynamics.runs.lease import BEAT_S, DEAD_S
 
 MODELS = {
     "Job": models.IoK8sApiBatchV1Job,
@@ -93,6 +96,27 @@ def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
         int(size.removesuffix("Gi")) * 2**30 for size in (shm["sizeLimit"], run["limits"]["memory"])
     )
     assert ahead < room < memory  # what is in it counts as the container's memory
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
+def test_a_pod_whose_run_stands_still_is_ended(name):
+    _, pod, run, _ = pod_and_trainer(name)
+    (container,) = pod["containers"]
+    (run_name,) = [word.partition("=")[2] for word in run["args"] if word.startswith("--name=")]
+    environment = {}
+    if name == "trainjob.yaml":
+        environment = {v["name"]: v["value"] for v in manifests(name)[1]["spec"]["trainer"]["env"]}
+    looks = int(re.findall(r"^sleep (\d+)$", (ROOT / "docker" / "alive.sh").read_text(), re.MULTILINE)[0])
+    assert 2 * BEAT_S < looks < DEAD_S
+    for probe, least, most in (("startupProbe", 1200, 3600), ("livenessProbe", 60, 300)):
+        found = container[probe]
+        command = shlex.split(found["exec"]["command"][-1]) if environment else found["exec"]["command"]
+        script, folder = (string.Template(word).substitute(environment) for word in command)
+        assert f"COPY docker/entrypoint.sh docker{script} /" in (ROOT / "docker/Dockerfile").read_text()
+        assert folder == f"runs/{run_name}"
+        assert found["timeoutSeconds"] > looks + 2
+        assert least <= found["periodSeconds"] * found["failureThreshold"] <= most
+        assert found["terminationGracePeriodSeconds"] < 30
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])

@@ -108,8 +108,8 @@ def test_a_stored_top_k_and_the_rest_sum_to_one():
 @pytest.mark.parametrize("world", [1, 4])
 def test_the_rate_is_scaled_by_the_global_batch_once(world):
     trainer = types.SimpleNamespace(
-        world_size=world, accumulate_grad_batches=2, precision_plugin=None, max_epochs=3, max_steps=-1,
-        datamodule=types.SimpleNamespace(batch_size=8),
+        world_size=world, accumulate_grad_batches=2, precision=None, precision_plugin=None, max_epochs=3,
+        max_steps=-1, datamodule=types.SimpleNamespace(batch_size=8),
     )  # fmt: skip
     distiller = Distiller(student(), scheduler=None, lr_images=64)
     object.__setattr__(distiller, "_trainer", trainer)

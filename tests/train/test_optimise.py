@@ -134,6 +134,20 @@ def test_changed_settings_act_in_a_run_that_goes_on(tmp_path, capsys, schedule):
     assert "weight_decay 0.05, now 0.5" in line
 
 
+def test_a_run_that_goes_on_in_another_precision_says_so(tmp_path, capsys):
+    path = tmp_path / "x.ckpt"
+    fit(tmp_path, distiller(), Steps(5, path))
+    fit(tmp_path, distiller(), ckpt_path=path)
+    assert "precision" not in capsys.readouterr().err
+    fit(tmp_path, distiller(), ckpt_path=path, precision="bf16-mixed")
+    assert "checkpoint: precision 32-true, now bf16-mixed\n" in capsys.readouterr().err
+    earlier = torch.load(path, weights_only=True)
+    del earlier["distill_dynamics"]["settings"]["precision"]  # as before it was recorded
+    torch.save(earlier, path)
+    fit(tmp_path, distiller(), ckpt_path=path)
+    assert "checkpoint: precision not recorded, now 32-true\n" in capsys.readouterr().err
+
+
 def test_a_schedule_that_is_another_acts_where_the_rate_follows_from_the_place(tmp_path, capsys):
     path = tmp_path / "x.ckpt"
     long = lambda optimizer: WarmupCosine(optimizer, warmup_epochs=2, warmup_lr=0.0)  # noqa: E731
@@ -217,7 +231,7 @@ def test_a_schedule_that_cannot_work_is_one_line_before_the_first_step(tmp_path,
 def test_a_warm_up_of_half_the_training_is_warned_of(make, epochs, warned):
     trainer = types.SimpleNamespace(
         max_epochs=epochs, max_steps=-1, num_training_batches=7, accumulate_grad_batches=1,
-        precision_plugin=None, limit_val_batches=1.0,
+        precision=None, precision_plugin=None, limit_val_batches=1.0,
     )  # fmt: skip
     groups = [{"params": [nn.Parameter(torch.zeros(()))]}]
     rates = Optimisation(adam(lr=LR), groups, 1.0, make, trainer).rates()
