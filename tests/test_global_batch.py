@@ -1,8 +1,8 @@
 import json
-import types
 
 import pytest
 import torch
+from standins import trainer_on_cpu
 from test_fit import checkpoint, fit, rows
 
 from distill_dynamics import UserError
@@ -54,7 +54,7 @@ def steps_of(world, batch_size):
     data = FashionMNISTSample(batch_size=batch_size, global_batch=16, seed=3)
     by_step = {}
     for rank in range(world):
-        data.trainer = types.SimpleNamespace(global_rank=rank, world_size=world, accumulate_grad_batches=1)
+        data.trainer = trainer_on_cpu(rank, world, accumulate_grad_batches=1)
         data.setup("fit")
         accumulated = data.trainer.accumulate_grad_batches
         loader = data.train_dataloader()

@@ -1,7 +1,5 @@
 """The published recipe, as configs/imagenet gives it, against timm's and torchvision's own objects."""
 
-import types
-
 import numpy as np
 import pytest
 import timm
@@ -9,6 +7,7 @@ import timm.optim
 import timm.scheduler
 import torch
 from PIL import Image
+from standins import trainer_on_cpu
 from test_configs import CONFIGS, PUBLISHED, build, configs
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -201,7 +200,7 @@ def test_repeated_augmentation_deals_out_views_as_timm_does(recipe, world):
     assert (images, data.repeats) == (1000, 3)
     ours, theirs = {}, {}
     for rank in range(world):
-        data.trainer = types.SimpleNamespace(global_rank=rank, world_size=world, accumulate_grad_batches=1)
+        data.trainer = trainer_on_cpu(rank, world, accumulate_grad_batches=1)
         data.setup("fit")
         sampler = data.train_dataloader().sampler
         sampler.set_epoch(7)

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.data.listing import ENDINGS, images_in
-from distill_dynamics.data.loading import IGNORED
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.sources import FileSource
 from distill_dynamics.errors import UserError

@@ -18,9 +18,10 @@ from torch import Tensor
 from torchvision.transforms import Compose
 from tqdm import tqdm
 
+from distill_dynamics.data.batches import Unreadable
 from distill_dynamics.data.fashion_mnist import FashionMNISTSample
 from distill_dynamics.data.listing import ENDINGS, images_in
-from distill_dynamics.data.loading import Unreadable, in_batches
+from distill_dynamics.data.loading import in_batches
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.probe import draw_probe
 from distill_dynamics.data.sources import FileSource, Source, UnreadableImage

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms import Compose
 
+from distill_dynamics.data.batches import IGNORED, Batch, Unreadable
+from distill_dynamics.data.erasing import Canvas, erase
 from distill_dynamics.data.keyed import NO_IMAGE, Key, View, kept_generators, seed_generators
-from distill_dynamics.data.loading import IGNORED, Batch, Unreadable
 from distill_dynamics.data.sources import Source, UnreadableImage
 from distill_dynamics.data.transforms import ReducedCrop, normalise
 from distill_dynamics.errors import UserError
@@ -24,7 +25,7 @@ Answers = Callable[[Sequence[View]], dict[str, Tensor]]
 
 
 class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
-    """A source under a transform; draws a list of keys at once, so that a batch is normalised in one step."""
+    """A source under a transform; draws a list of keys at once, as pixels that `normalised` finishes."""
 
     def __init__(
         self,
@@ -46,8 +47,9 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
         """Pixels uint8 [C,H,W] and target. Raises UnreadableImage."""
         raise NotImplementedError
 
-    def _finish(self, images: Tensor, keys: Sequence[K]) -> None:
-        """What remains to be done to normalised images, in place."""
+    def _erased(self, shape: torch.Size, keys: Sequence[K]) -> dict[str, Any]:
+        """Those fields of a `Batch` that say what is erased of images of a shape [C,H,W]."""
+        return {}
 
     def _extras(self, keys: Sequence[K]) -> dict[str, Tensor]:
         """What else is known of the images, [B, ...] each."""
@@ -63,18 +65,31 @@ class Images(Dataset[tuple[Tensor, Tensor]], Generic[K]):
                 except UnreadableImage as error:
                     unreadable.append(str(error))
             if not drawn:
-                return Batch(unreadable=unreadable)
+                return Batch(unreadable=unreadable, asked=len(keys))
             read, pixels, targets = zip(*drawn, strict=True)
-            images = normalise(torch.stack(pixels), self.mean, self.std)
-            self._finish(images, read)
-            return Batch(images, torch.tensor(targets), self._extras(read), unreadable)
+            return Batch(
+                torch.stack(pixels),
+                torch.tensor(targets),
+                self._extras(read),
+                unreadable,
+                asked=len(keys),
+                **self._erased(pixels[0].shape, read),
+            )
         except UserError as error:
             return Batch(error=error)
+
+    def normalised(self, batch: Batch) -> Tensor:
+        """A batch's images, float32 [B,C,H,W], made from its pixels where these are."""
+        return erase(normalise(batch.pixels, self.mean, self.std), batch.boxes, batch.noise)
+
+    def none_read(self, batch: Batch) -> Batch:
+        """What is given in the place of a whole batch of which no image can be read."""
+        return batch
 
     def __getitem__(self, key: K) -> tuple[Tensor, Tensor]:
         batch = self.__getitems__([key])
         self.unreadable.check(batch)
-        return batch.images[0], batch.targets[0]
+        return self.normalised(batch)[0], batch.targets[0]
 
 
 class TrainImages(Images[Key | View]):
@@ -87,8 +102,8 @@ class TrainImages(Images[Key | View]):
 
     Args:
         args: of `Images`.
-        finish: random erasing. It has random numbers of its own, as it comes after the whole batch was
-            normalised.
+        finish: random erasing, which is drawn here and done by `normalised`. It has random numbers of its
+            own, as it comes after the whole batch was normalised.
         seed: of all views.
         views: how many fixed views an image has; None: a new one each time.
         repeats: R.
@@ -128,11 +143,14 @@ class TrainImages(Images[Key | View]):
         seed_generators(*numbers)
         return self.to_pixels(image), int(self.source.targets[key.image])
 
-    def _finish(self, images: Tensor, keys: Sequence[Key | View]) -> None:
-        if self.finish.transforms:
-            for image, key in zip(images, keys, strict=True):
-                seed_generators(self.seed, *self._fixed(key), 1)
-                image.copy_(self.finish(image))
+    def _erased(self, shape: torch.Size, keys: Sequence[Key | View]) -> dict[str, Any]:
+        if not self.finish.transforms:
+            return {}
+        canvas = Canvas(shape)
+        for canvas.image, key in enumerate(keys):
+            seed_generators(self.seed, *self._fixed(key), 1)
+            self.finish(canvas)
+        return {"boxes": canvas.boxes, "noise": canvas.noise}
 
     def _extras(self, keys: Sequence[Key | View]) -> dict[str, Tensor]:
         extras = {"index": torch.tensor([key.image for key in keys])} if self.indexed else {}
@@ -148,10 +166,7 @@ class TrainImages(Images[Key | View]):
 
 
 class EvalImages(Images[int]):
-    """Images without randomness, by index; `NO_IMAGE` gives `blank` (uint8 [C,H,W]), the target `IGNORED`.
-
-    So does a batch of which no image can be read, as ranks of fewer batches would keep others waiting.
-    """
+    """Images without randomness, by index; `NO_IMAGE` gives `blank` (uint8 [C,H,W]), the target `IGNORED`."""
 
     def __init__(self, *args: Any, blank: Tensor):
         super().__init__(*args)
@@ -162,8 +177,6 @@ class EvalImages(Images[int]):
             return self.blank, IGNORED
         return self.to_pixels(self.source.image(key)), int(self.source.targets[key])
 
-    def __getitems__(self, keys: Sequence[int]) -> Batch:
-        batch = super().__getitems__(keys)
-        if batch.error is None and not len(batch.targets):
-            return super().__getitems__([NO_IMAGE])._replace(unreadable=batch.unreadable)
-        return batch
+    def none_read(self, batch: Batch) -> Batch:
+        """Padding: other ranks may have more batches, and would wait."""
+        return super().__getitems__([NO_IMAGE])._replace(unreadable=batch.unreadable)

@@ -118,13 +118,15 @@ class KeyedSampler(DistributedSampler[Key]):
 class EvalSampler(DistributedSampler[int]):
     """Every image exactly once: rank r gets r, r + world, ...; short ranks get `NO_IMAGE` at the end.
 
-    So every rank has the same number of batches, and nothing is counted twice.
+    So every rank has the same number of batches, and nothing is counted twice. The first `seen` of this
+    rank's are left out; the length is that of all.
     """
 
     def __init__(self, size: int, *, rank: int = 0, world: int = 1):
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.size = size
+        self.seen = 0
 
     def __iter__(self) -> Iterator[int]:
-        for image in range(self.rank, self.total_size, self.num_replicas):
+        for image in range(self.rank + self.seen * self.num_replicas, self.total_size, self.num_replicas):
             yield image if image < self.size else NO_IMAGE

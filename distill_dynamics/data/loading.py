@@ -1,102 +1,136 @@
-"""DataLoaders whose data sets make a whole batch at once, and what happens to images that cannot be read."""
+"""DataLoaders whose data sets make a whole batch, or a part of one, at once."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distill_dynamics.data.keyed import KeyedSampler
+from distill_dynamics.data.ahead import made_ahead
+from distill_dynamics.data.batches import IGNORED, Batch, joined
+from distill_dynamics.data.keyed import EvalSampler, KeyedSampler
 from distill_dynamics.errors import UserError
-from distill_dynamics.signals import block_stop_signals
+from distill_dynamics.signals import block_stop_signals, worker_ignore_signals
 
 if TYPE_CHECKING:
     from distill_dynamics.data.images import Images
 
+LEAST = 8
+"""Images that a worker makes at once, if a batch has so many: a part costs the main process a message."""
 
-IGNORED = -100
-"""The target of a padding item: not to be counted (torch's `ignore_index`)."""
-
-
-class Batch(NamedTuple):
-    """A batch as a worker draws it. Errors travel in it: torch makes a page of one that a worker raises."""
-
-    images: Tensor = torch.empty(0)
-    """float32 [B,C,H,W]"""
-    targets: Tensor = torch.empty(0, dtype=torch.int64)
-    """[B]"""
-    extras: dict[str, Tensor] | None = None
-    """What else is known of the images, [B, ...] each: their "index", a teacher's answers."""
-    unreadable: Sequence[str] = ()
-    """One line for each image that cannot be read and is missing."""
-    error: UserError | None = None
-    """What keeps the whole batch from being drawn."""
-
-
-class Unreadable:
-    """What happens to image files that cannot be read: an error, or, with `skip`, a list of them."""
-
-    def __init__(self, skip: bool = False):
-        self.skip = skip
-        self.lines: dict[str, None] = {}  # a set that keeps its order
-
-    def check(self, batch: Batch) -> None:
-        """`report` of a batch's images. Raises UserError also where the batch could not be drawn at all."""
-        if batch.error is not None:  # a new one: the old, in its own traceback, would keep the workers alive
-            raise UserError(*batch.error.args)
-        self.report(batch.unreadable, len(batch.targets))
-
-    def report(self, lines: Sequence[str], left: int) -> None:
-        """Takes note of the unreadable files of a batch of which `left` images are left.
-
-        Raises UserError naming a file when they are not to be skipped, or when nothing is left.
-        """
-        for line in lines:
-            if not self.skip:
-                raise UserError(
-                    f"unreadable image {line} "
-                    "(data.skip_unreadable: true leaves such images out and counts them)"
-                )
-            if left == 0:
-                raise UserError(f"none of the images asked for can be read, as {line}")
-            if line not in self.lines:
-                self.lines[line] = None
-                if len(self.lines) <= 3:
-                    warnings.warn(f"left out unreadable image {line}", stacklevel=2)
-                if len(self.lines) == 3:
-                    warnings.warn("further unreadable images are only counted", stacklevel=2)
+_CPU = torch.device("cpu")
 
 
 class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """A DataLoader over `Images` that yields (images, targets), and extras as a third part if there are some.
+    """A DataLoader over `Images`: yields (images, targets), and extras as a third part if there are some.
+
+    Images are float32 [B,C,H,W], normalised and erased, on `device`. Workers draw the pixels, each a part of
+    every batch, so that an epoch's first batch does not wait for one of them to make all of it. The rest is
+    done on the device: on CUDA a batch ahead, beside the step that is under way. Pixels, order and errors are
+    those of one process.
 
     Unreadable files are reported here, in the main process, so that the user sees one line and not a worker's
     traceback. Over a `KeyedSampler` it can be saved and continued in the middle of an epoch: what was seen is
     not drawn again.
+
+    Args:
+        dataset: `Images`.
+        device: that batches are to be on.
+        kept: over an `EvalSampler`, batches that were drawn already and are not drawn again; those that are
+            drawn are added to it.
+        settings: of DataLoader.
     """
 
     dataset: "Images"
     _position = (0, 0)  # the epoch that is under way, and how many of its batches were given out
+
+    def __init__(
+        self,
+        dataset: "Images",
+        *,
+        device: torch.device = _CPU,
+        kept: list[Batch] | None = None,
+        **settings: Any,
+    ):
+        self.device, self.kept = device, kept  # Lightning makes the loader anew from its attributes
+        ours: dict[str, Any] = {
+            "collate_fn": as_drawn,
+            "worker_init_fn": worker_ignore_signals,
+            "pin_memory": device.type == "cuda",
+            # Its own, or every epoch would draw the workers' seeds from the global generator.
+            "generator": torch.Generator(),
+        }
+        if settings.get("num_workers"):
+            # Where all is kept, workers have nothing to do later. 8 parts each are about 8 batches.
+            ours |= {"persistent_workers": kept is None, "prefetch_factor": 8}
+        super().__init__(dataset, **ours | settings)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)  # type: ignore[arg-type]
+
+    @property
+    def _index_sampler(self) -> "_Parts":
+        """torch's name for what a worker is given at once."""
+        return _Parts(self.batch_sampler, self.num_workers)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
         if isinstance(self.sampler, KeyedSampler):
             epoch, seen = self.sampler.seen
             now = self.sampler.epoch
             self._position = (now, seen // (self.batch_size or 1) if epoch == now else 0)
-        with block_stop_signals():
-            batches = super().__iter__()
-        counted, unreadable = False, ""
-        for batch in batches:
-            self.dataset.unreadable.check(batch)
-            unreadable = unreadable or next(iter(batch.unreadable), "")
-            counted = counted or bool((batch.targets != IGNORED).any())
+        for batch in made_ahead(self._checked(), self._made, self.device):
             self._position = (self._position[0], self._position[1] + 1)
-            pair = batch.images, batch.targets
-            yield (*pair, batch.extras) if batch.extras else pair
+            yield batch
+
+    def _checked(self) -> Iterator[Sequence[Batch]]:
+        """The parts of each batch, as they were drawn. Raises UserError for what cannot be read."""
+        counted, unreadable = False, ""
+        for parts in self._drawn():
+            lines = [line for part in parts for line in part.unreadable]
+            targets = torch.cat([part.targets for part in parts])
+            self.dataset.unreadable.check(Batch(targets=targets, unreadable=lines, error=parts[-1].error))
+            unreadable = unreadable or next(iter(lines), "")
+            counted = counted or bool((targets != IGNORED).any())
+            yield parts
         if unreadable and not counted:
             raise UserError(f"no image can be read, as {unreadable}")
+
+    def _drawn(self) -> Iterator[Sequence[Batch]]:
+        """The parts of each batch, in order; a batch with an error ends with it."""
+        kept = None
+        if isinstance(self.sampler, EvalSampler):
+            kept = self.kept
+            yield from ([batch] for batch in kept or ())
+            self.sampler.seen = len(kept or ()) * (self.batch_size or 1)
+            if kept and len(kept) == len(self):
+                return
+        for parts in self._from_workers():
+            if not parts[-1].error and not any(len(part.targets) for part in parts):
+                parts = [self.dataset.none_read(joined(parts))]
+            if kept is not None:
+                parts = [joined(parts).copied()]
+                kept += parts
+            yield parts
+
+    def _from_workers(self) -> Iterator[list[Batch]]:
+        with block_stop_signals():
+            drawn = super().__iter__()
+        parts: list[Batch] = []
+        asked = 0
+        for part in drawn:
+            parts.append(part)
+            asked += part.asked
+            if part.error or asked == self.batch_sampler.batch_size:  # type: ignore[union-attr]
+                yield parts
+                parts, asked = [], 0
+        if parts:  # the last batch may be smaller
+            yield parts
+
+    def _made(self, parts: Sequence[Batch]) -> tuple[Any, ...]:
+        batch = joined([part.to(self.device) for part in parts])
+        pair = self.dataset.normalised(batch), batch.targets
+        return (*pair, batch.extras) if batch.extras else pair
 
     def state_dict(self) -> dict[str, int]:
         """The epoch that is under way and how many of its batches were given out."""
@@ -107,6 +141,19 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
         """Begin that epoch, when it comes, after the batches that were given out; Lightning calls this."""
         if isinstance(self.sampler, KeyedSampler):
             self.sampler.seen = (state_dict["epoch"], state_dict["batches"] * (self.batch_size or 1))
+
+
+class _Parts:
+    """Lists of keys, cut so that each worker makes a part of every batch."""
+
+    def __init__(self, batches: Iterable[list[Any]], workers: int):
+        self.batches, self.workers = batches, workers
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for keys in self.batches:
+            size = max(LEAST, -(-len(keys) // self.workers)) if self.workers else len(keys)
+            for first in range(0, len(keys), size):
+                yield keys[first : first + size]
 
 
 def as_drawn(batch: Any) -> Any:

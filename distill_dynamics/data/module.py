@@ -10,21 +10,23 @@ import lightning.pytorch as pl
 import torch
 from torchvision.transforms import Compose
 
+from distill_dynamics.data.batches import Batch, Unreadable
 from distill_dynamics.data.global_batch import share_over_devices
 from distill_dynamics.data.images import Answers, EvalImages, Images, TrainImages
 from distill_dynamics.data.keyed import EvalSampler, KeyedSampler, View
-from distill_dynamics.data.loading import ImageLoader, Unreadable, as_drawn
+from distill_dynamics.data.loading import ImageLoader
 from distill_dynamics.data.probe import ProbeSet, probe_set
-from distill_dynamics.data.sources import Source, fingerprint
+from distill_dynamics.data.sources import ArraySource, Source, fingerprint
 from distill_dynamics.data.transforms import eval_transform, train_transforms
 from distill_dynamics.errors import UserError
-from distill_dynamics.signals import worker_ignore_signals
 
 Split = Literal["train", "val"]
 
 
 class ImageData(pl.LightningDataModule):
     """Batches (images [B,C,H,W] float32, normalised by `mean` and `std`; targets [B] int64).
+
+    They come on the trainer's device; without a trainer, to a script that goes through a loader, on the CPU.
 
     A subclass writes `load` and the attributes `classes` and `in_chans`; ImageFolder, the one for data
     of one's own, is among them. Validation, test and prediction use the same split. Training order and
@@ -61,6 +63,10 @@ class ImageData(pl.LightningDataModule):
             order.
         crop_pct: evaluation resizes the shorter side to `image_size / crop_pct` and crops the centre.
         interpolation: of that resizing and of augmentation: bilinear, bicubic, ...
+        keep_val_gb: while fitting, each process keeps its share of the validation images in memory once they
+            were decoded, as bytes after resizing and cropping, if it is at most so many 10^9 bytes: later
+            validations read and decode nothing. ImageNet's 50,000 of 224 pixels are 7.5, shared out over
+            the devices. 0 keeps none. Data sets that lie in memory are not kept twice.
         seed: of order and (but for fixed views) augmentation; None takes the run's (Lightning's
             `seed_everything`), or 0.
     """
@@ -86,6 +92,7 @@ class ImageData(pl.LightningDataModule):
         view_seed: int = 0,
         crop_pct: float = 1.0,
         interpolation: str = "bicubic",
+        keep_val_gb: float = 2.0,
         seed: int | None = None,
     ):
         super().__init__()
@@ -104,6 +111,8 @@ class ImageData(pl.LightningDataModule):
         self.answers: Answers | None = None
         self.crop_pct = crop_pct
         self.interpolation = interpolation
+        self.keep_val_gb = keep_val_gb
+        self._kept_val: list[Batch] = []
         self.seed = seed
         self.sources: dict[Split, Source] = {}
         self.unreadable = Unreadable()
@@ -118,7 +127,8 @@ class ImageData(pl.LightningDataModule):
         if min(self.std) <= 0:
             raise UserError(f"data.std: {self.std} must be positive")
         at_least_1 = ("image_size", "batch_size", "global_batch", "eval_batch_size", "repeats", "views")
-        for name, least in {**dict.fromkeys(at_least_1, 1), "num_workers": 0, "crop_padding": 0}.items():
+        at_least_0 = ("num_workers", "crop_padding", "keep_val_gb")
+        for name, least in (dict.fromkeys(at_least_0, 0) | dict.fromkeys(at_least_1, 1)).items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"data.{name}: {value} must be at least {least}")
         if not 0 < self.crop_pct <= 1:
@@ -208,18 +218,9 @@ class ImageData(pl.LightningDataModule):
         return {} if trainer is None else {"rank": trainer.global_rank, "world": trainer.world_size}
 
     def _loader(self, dataset: Images, **settings: Any) -> ImageLoader:
-        if self.num_workers > 0:
-            settings |= {"persistent_workers": True, "prefetch_factor": 4}
-        return ImageLoader(
-            dataset,
-            num_workers=self.num_workers,
-            collate_fn=as_drawn,
-            worker_init_fn=worker_ignore_signals,
-            pin_memory=torch.cuda.is_available(),
-            # Its own, or every epoch would draw the workers' seeds from the global generator.
-            generator=torch.Generator(),
-            **settings,
-        )
+        """Batches on the trainer's device; on the CPU without one."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        return ImageLoader(dataset, device=device, num_workers=self.num_workers, **settings)
 
     def train_dataloader(self) -> ImageLoader:
         """Augmented views in the order of (seed, epoch). Raises UserError if they do not fill one batch."""
@@ -278,7 +279,10 @@ class ImageData(pl.LightningDataModule):
             source, self._eval_transform(), self.mean, self.std, self.unreadable, blank=blank
         )
         sampler = EvalSampler(len(source.targets), **self._share())
-        return self._loader(dataset, sampler=sampler, batch_size=self.eval_batch_size)
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        fits = len(sampler) * blank.numel() <= self.keep_val_gb * 1e9
+        kept = self._kept_val if fitting and fits and not isinstance(source, ArraySource) else None
+        return self._loader(dataset, sampler=sampler, batch_size=self.eval_batch_size, kept=kept)
 
     def test_dataloader(self) -> ImageLoader:
         """The validation split."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from distill_dynamics.data.loading import Unreadable
+from distill_dynamics.data.batches import Unreadable
 from distill_dynamics.data.sources import Source, UnreadableImage
 from distill_dynamics.data.transforms import normalise
 from distill_dynamics.errors import UserError

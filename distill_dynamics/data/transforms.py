@@ -9,6 +9,7 @@ import difflib
 import inspect
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -84,9 +85,21 @@ class ReducedCrop:
         return f"ReducedCrop({self.crop!r})"
 
 
+@lru_cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """255, [C,1,1] means and [C,1,1] deviations on a device: a step is not to wait for them."""
+    of_channel = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    return torch.tensor(255.0, device=device), *of_channel
+
+
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [B,C,H,W] → float32 [B,C,H,W], (pixels/255 - mean) / std for each channel."""
-    return functional.normalize(pixels.to(torch.float32).div_(255), list(mean), list(std), inplace=True)
+    """uint8 [B,C,H,W] → float32 [B,C,H,W], (pixels/255 - mean) / std for each channel.
+
+    To the last bit the same on every device: all divisors are tensors, as by a plain number CUDA would
+    multiply by its reciprocal.
+    """
+    whole, means, deviations = _constants(tuple(mean), tuple(std), pixels.device)
+    return pixels.to(torch.float32).div_(whole).sub_(means).div_(deviations)
 
 
 def check_augment(augment: Mapping[str, Any]) -> None:

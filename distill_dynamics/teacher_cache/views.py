@@ -128,7 +128,7 @@ class Views:
         batch = loader.dataset.__getitems__(list(loader.sampler))
         seconds = time.perf_counter() - began
         loader.dataset.unreadable.check(batch)
-        return Sample(self.on_device(batch.images), seconds / len(order))
+        return Sample(self.on_device(loader.dataset.normalised(batch)), seconds / len(order))
 
 
 class ViewsOf(Sequence[View]):

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from distill_dynamics.data.loading import IGNORED
+from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.teacher import Teacher

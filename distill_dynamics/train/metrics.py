@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from distill_dynamics.data.loading import IGNORED
+from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.teacher import Teacher
 
 

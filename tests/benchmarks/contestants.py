@@ -241,7 +241,8 @@ class _Kept(Dataset[tuple[Any, ...]]):
     def __init__(self, drawn: Any, batch: int):
         self.drawn = drawn
         self.keys = [[Key(0, 4 * i + n, 0) for i in range(batch)] for n in range(4)]
-        self.batches = [drawn.__getitems__(keys)[:2] for keys in self.keys]
+        batches = [drawn.__getitems__(keys) for keys in self.keys]
+        self.batches = [(drawn.normalised(batch), batch.targets) for batch in batches]
 
     def __len__(self) -> int:
         return 10**6

@@ -1,11 +1,11 @@
 import pickle
 import random
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from standins import trainer_on_cpu
 from torchvision.transforms.functional import to_tensor
 
 from distill_dynamics.data import ImageData
@@ -47,7 +47,7 @@ class Toy(ImageData):
 
 def toy(rank=0, world=1, **kwargs):
     data = Toy(**kwargs)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    data.trainer = trainer_on_cpu(rank, world)
     data.setup("fit")
     return data
 

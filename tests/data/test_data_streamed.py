@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from standins import trainer_on_cpu
 from test_data_image_folder import error_of, write_images
 from timm.data.distributed_sampler import RepeatAugSampler
 
@@ -32,7 +33,7 @@ def folders(tmp_path_factory):
 
 def streamed(folder, rank=0, world=1, nodes=1, **settings):
     data = StreamedImageFolder(str(folder), **SMALL | settings)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, num_nodes=nodes)
+    data.trainer = trainer_on_cpu(rank, world, num_nodes=nodes)
     data.setup("fit")
     return data
 
