@@ -41,8 +41,8 @@ def channel_entropy(x: Tensor, value_range: tuple[float, float], bins: int = 100
         raise ValueError(f"bins must be at least 1, not {bins}")
     if x.ndim != 4:
         raise ValueError(f"expected x [B, C, H, W], got {list(x.shape)}")
-    if x.numel() and x.max().isnan():
-        raise ValueError("x has NaN, which is in no bin")
+    if x.device.type != "cpu" and x.numel() and x.max().isnan():
+        raise ValueError(_NAN)
 
     batch, channels, height, width = x.shape
     x = x.flatten(2)
@@ -51,17 +51,20 @@ def channel_entropy(x: Tensor, value_range: tuple[float, float], bins: int = 100
     term = (term / torch.tensor(2.0, dtype=torch.float64).log()).float().to(x.device)
 
     entropy = torch.empty(batch, height * width, device=x.device)
-    positions = max(1, (CHUNK if x.device.type == "cpu" else GPU_CHUNK) // max(channels, bins))
+    positions = max(1, (CHUNK if x.device.type == "cpu" else GPU_CHUNK) // max(channels, bins + 2))
     images = max(1, positions // max(1, height * width))
     for out_images, x_images in zip(entropy.split(images), x.split(images), strict=True):
         for out, values in zip(out_images.split(positions, 1), x_images.split(positions, 2), strict=True):
-            index = _bins_of(values, low, high, bins)
-            count_of = len(index), bins, index.shape[2]
+            index = _cells_of(values, low, high, bins)
+            # A cell on either side of the bins for what is beyond them.
+            count_of = len(index), bins + 2, index.shape[2]
             rows, columns = (torch.arange(n, dtype=torch.int32, device=x.device) for n in count_of[::2])
-            index.add_(bins * rows[:, None, None]).mul_(len(columns)).add_(columns)
+            index.mul_(len(columns)).add_((math.prod(count_of[1:]) * rows)[:, None, None] + columns)
             # Of int32, which it counts in a fifth of the time that scatter_add_ takes.
             count = torch.bincount(index.flatten(), minlength=math.prod(count_of)).view(count_of)
-            out.copy_(term.take(count).sum(1))
+            count[:, 1] += count[:, 0]
+            count[:, bins] += count[:, bins + 1]
+            out.copy_(term.take(count[:, 1:-1]).sum(1))
     return entropy.view(batch, height, width)
 
 
@@ -70,35 +73,44 @@ def image_entropies(x: Tensor, value_range: tuple[float, float], bins: int = 100
     return channel_entropy(x, value_range, bins).mean((1, 2))
 
 
-def _bins_of(x: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """x [B, C, P] → [B, C, P] int32: the bin of each value, from 0.
+_NAN = "x has NaN, which is in no bin"
+
+
+def _cells_of(x: Tensor, low: float, high: float, bins: int) -> Tensor:
+    """x [B, C, P] → [B, C, P] int32: the bin of each value, from 1; 0 or bins + 1 beyond the range.
 
     In float32 at first, and again in float64 for each position with a value that rounding may have carried
     over an edge: of 384 channels in 100 bins, one position in forty. On a GPU all is done in float64 at
-    once, as the detour would be more kernels and a wait (untested there).
+    once, as the detour would be more kernels and a wait (untested there). Raises ValueError for NaN on a CPU.
     """
-    if low == high:
-        return x.new_zeros(x.shape, dtype=torch.int32)
     if x.device.type != "cpu":
         return _exactly(x, low, high, bins)
-    scale = bins / (high - low)
+    scale = bins / (high - low) if low < high else math.inf
     # Four roundings, each of at most 2^-24 of the largest number that occurs; a fifth for float64 input.
     doubt = 5 * 2**-24 * scale * max(high - low, abs(low), abs(high))
-    if doubt > 0.1 or not 1e-30 < scale < 1e30:
-        return _exactly(x, low, high, bins)
-    one_more = torch.tensor(1 - low * scale, dtype=torch.float32, device=x.device)  # then floor is int()
+    if not doubt <= 0.1 or not 1e-30 < scale < 1e30:
+        return _checked(x, low, high, bins)
+    one_more = torch.tensor(1 - low * scale, dtype=torch.float32)  # then floor is int()
     t = torch.add(one_more, x.float(), alpha=scale)
     t.clamp_(0.5, bins + 1.5)  # beyond the range: in no doubt, but next to its ends
-    index = t.int().clamp_(1, bins).sub_(1)
+    index = t.int()
     t.frac_()
-    doubtful = (t.amin(1) < doubt) | (t.amax(1) > 1 - doubt)
+    doubtful = ~((t.amin(1) >= doubt) & (t.amax(1) <= 1 - doubt))  # so is NaN
     image, position = doubtful.nonzero(as_tuple=True)
     if 8 * len(image) > doubtful.numel():  # zeros after a ReLU are at an edge, all of them
-        return _exactly(x, low, high, bins)
-    index[image, :, position] = _exactly(x[image, :, position], low, high, bins)
+        return _checked(x, low, high, bins)
+    index[image, :, position] = _checked(x[image, :, position], low, high, bins)
     return index
 
 
+def _checked(x: Tensor, low: float, high: float, bins: int) -> Tensor:
+    if x.numel() and x.max().isnan():
+        raise ValueError(_NAN)
+    return _exactly(x, low, high, bins)
+
+
 def _exactly(x: Tensor, low: float, high: float, bins: int) -> Tensor:
+    if low == high:
+        return torch.ones_like(x, dtype=torch.int32)
     precise = torch.float32 if x.device.type == "mps" else torch.float64
-    return (x.to(precise) - low).div_(high - low).mul_(bins).clamp_(0, bins - 1).int()
+    return (x.to(precise) - low).div_(high - low).mul_(bins).clamp_(0, bins - 1).int().add_(1)
