@@ -22,6 +22,7 @@ from distill_dynamics.callbacks.finite import FiniteLoss
 from distill_dynamics.callbacks.validate_at_end import ValidateAtEnd
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.compiled import check_compiler, compile_blocks
 from distill_dynamics.models.features import read
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.sharding import shard
@@ -70,8 +71,8 @@ class Distiller(EvaluatedStudent):
             monitor. null is a constant rate.
         lr_images: the linear rule: the optimiser's rate is for this many images a step, and is
             scaled to the global batch (batch × devices × accumulated batches); null takes it as it is.
-        compile: compile student and teacher (`torch.compile`'s defaults); the first steps are slow. Probes
-            stay uncompiled and checkpoints keep their names. With dropout the numbers drawn are others
+        compile: compile student and teacher block by block; the first steps are slow. Probes stay
+            uncompiled and checkpoints keep their names. With dropout the numbers drawn are others
             than without, though still a function of (seed, step, rank). Untested on GPU.
         teacher_precision: what the teacher computes in, as Lightning names it: "32-true", "16-mixed" or
             "bf16-mixed"; null is the trainer's precision. Its weights stay float32. Untested on GPU.
@@ -123,7 +124,8 @@ class Distiller(EvaluatedStudent):
             if model is not None and channels_last:
                 model.to(memory_format=torch.channels_last)
             if model is not None and compile:
-                model.compile()  # not torch.compile(model), which renames the keys of checkpoints
+                compile_blocks(model)
+        self._compiled = compile
         self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
         given = with_standard(terms or {}, alpha, temperature, label_smoothing, student)
         self.terms = nn.ModuleDict({name: BoundTerm(name, t, student, teacher) for name, t in given.items()})
@@ -202,6 +204,8 @@ class Distiller(EvaluatedStudent):
             check_length(self.trainer)
         data = datamodule(self.trainer)
         check_data(self, data, stage)
+        if self._compiled:
+            check_compiler(self.trainer.strategy.root_device)
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         if stage == "fit" and "index" in self.reads_of_batch():
             data.indexed = True
