@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from distill_dynamics.errors import UserError
@@ -54,24 +56,33 @@ class EMA(Callback):
     def setup(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
         """Copy the student, once; a checkpoint's average is loaded into the copy after this."""
         if self.average is None or stage == "fit":
-            self.average = AveragedModel(pl_module.student, multi_avg_fn=self._blend, use_buffers=True)
+            self.average = AveragedModel(pl_module.student)
             self.average.requires_grad_(False).eval()
             self._accuracy = accuracies(pl_module.student.num_classes)["acc1"]
 
     @torch.no_grad()
-    def _blend(self, averaged: Any, current: Any, count: Any) -> None:
-        # torch's own blends whole numbers too and cuts off the fraction: at 0.9 an index of 3 becomes 2.
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - self._decay_now)
-        else:
-            torch._foreach_copy_(averaged, current)
+    def _take_in(self, student: nn.Module) -> None:
+        # Not AveragedModel.update_parameters: it has a GPU wait for the count of steps, and blends whole
+        # numbers, whose fraction it cuts off: at 0.9 an index of 3 becomes 2.
+        average = self._average()
+        first = average.n_averaged == 0
+        blended: tuple[list[Tensor], list[Tensor]] = [], []
+        for mean, value in zip(_state(average.module), _state(student), strict=True):
+            if first or not mean.is_floating_point():
+                mean.copy_(value)
+            else:
+                blended[0].append(mean)
+                blended[1].append(value)
+        if blended[0]:
+            torch._foreach_lerp_(*blended, 1 - self._decay_now)
+        average.n_averaged += 1
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Begin with the weights as they are, unless a checkpoint brought an average."""
         self._step = trainer.global_step
-        average = self._on(pl_module)
-        if average.n_averaged == 0:
-            average.update_parameters(pl_module.student)
+        self._average().module.to(pl_module.device)
+        if self._average().n_averaged == 0:
+            self._take_in(pl_module.student)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Distiller, batch: Any, batch_idx: int
@@ -85,7 +96,11 @@ class EMA(Callback):
         """Take the new weights in, if the optimiser has made a step."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step
-            self._on(pl_module).update_parameters(pl_module.student)
+            self._take_in(pl_module.student)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Distiller) -> None:
+        """Have the average where the student is."""
+        self._average().module.to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -97,7 +112,7 @@ class EMA(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the average's hits among images that the raw weights have just been measured on."""
-        average = self._on(pl_module)
+        average = self._average()
         if average.n_averaged > 0 and not trainer.sanity_checking:
             images, targets = batch
             with trainer.precision_plugin.forward_context():
@@ -106,7 +121,7 @@ class EMA(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Publish `val/acc1_ema`, of all ranks' images; in `fit` the epoch's row takes it up."""
-        if self._on(pl_module).n_averaged > 0 and not trainer.sanity_checking:
+        if self._average().n_averaged > 0 and not trainer.sanity_checking:
             value = self._accuracy.compute()
             self._accuracy.reset()
             pl_module.log("val/acc1_ema", value, logger=trainer.state.fn != "fit")
@@ -120,8 +135,11 @@ class EMA(Callback):
         if self.average is not None:
             self.average.load_state_dict(state_dict)
 
-    def _on(self, pl_module: Distiller) -> AveragedModel:
+    def _average(self) -> AveragedModel:
         assert self.average is not None  # made by setup
-        # Its counter stays on the CPU: update_parameters reads it twice a step, and would wait for a GPU.
-        self.average.module.to(pl_module.device)
         return self.average
+
+
+def _state(module: nn.Module) -> Iterator[Tensor]:
+    """What is averaged; the count of steps is none of it, and stays on the CPU."""
+    return chain(module.parameters(), module.buffers())

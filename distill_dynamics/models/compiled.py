@@ -24,7 +24,7 @@ def compile_blocks(backbone: Backbone) -> None:
     """
     import torch._dynamo.config as dynamo  # takes seconds
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)  # type: ignore[attr-defined]
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
     for module in blocks(backbone) or [backbone]:
         module.compile(dynamic=False)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -35,7 +36,7 @@ class EvaluatedStudent(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
         self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # else it asks a GPU, and leaves NaN out
 
     def forward(self, images: Tensor) -> Tensor:
         """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W].
@@ -83,6 +84,8 @@ class EvaluatedStudent(LightningModule):
 
     def _publish(self, split: str) -> None:
         values = {**self.val_metrics.compute(), "loss": self.val_loss.compute()}
+        if not values["loss"].isfinite():
+            rank_zero_warn(f"{split}/loss is {values['loss']:g}: the student's logits are not all finite")
         self.val_metrics.reset()
         self.val_loss.reset()
         fitting = self.trainer.state.fn == "fit"
