@@ -54,10 +54,10 @@ writable "${TMPDIR:-/tmp}" || say "$who cannot write to ${TMPDIR:-/tmp}, which t
 writable "${HOME:-/}" || say "$who cannot write to HOME=${HOME:-}: downloaded weights are not kept;" \
     "set HOME to a folder that is writable"
 
-# --- shared memory: the data workers hand their batches over in it (256 images of 224 px are 154 MB)
+# --- shared memory: the data workers hand their batches over in it (256 images of 224 px are 39 MB)
 shm=$(df -k --output=size /dev/shm 2>/dev/null | tail -n 1) || shm=0
 [ "${shm:-0}" -ge 1048576 ] || say "/dev/shm has $((${shm:-0} / 1024)) MiB, and data workers stop with a bus error" \
-    "where it is full: docker run --shm-size 64g (Kubernetes: an emptyDir with medium Memory on /dev/shm)"
+    "where it is full: docker run --shm-size 16g (Kubernetes: an emptyDir with medium Memory on /dev/shm)"
 
 # --- GPUs: none is a note (the run is then on the CPU), unless the command line asks for them
 case $accelerator in

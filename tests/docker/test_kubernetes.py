@@ -87,9 +87,10 @@ def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     claims = {claim["metadata"]["name"] for claim in manifests("storage.yaml")}
     assert {volumes[name]["persistentVolumeClaim"]["claimName"] for name in ("imagenet", "runs")} == claims
-    # float32 batches, four of them ahead in each worker
+    # eight parts of batches ahead in each worker, as bytes with the noise of erasing, in training and validation
     batch = min(data["batch_size"], data["global_batch"] // (gpus * nodes))
-    ahead = gpus * data["num_workers"] * 4 * batch * 3 * data["image_size"] ** 2 * 4
+    part = -(-batch // data["num_workers"]) * 180_000
+    ahead = 2 * gpus * data["num_workers"] * 8 * part
     shm = volumes["shm"]["emptyDir"]
     assert shm["medium"] == "Memory"
     room, memory = (
