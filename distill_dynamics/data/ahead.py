@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from distill_dynamics.errors import UserError
+
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
@@ -18,7 +20,8 @@ def made_ahead(
 ) -> Iterator[tuple[Any, ...]]:
     """`make(item)` of each item, tensors and dicts of them; on CUDA one item ahead, on a stream of its own.
 
-    What is yielded is ready for the stream that is current where it is asked for.
+    What is yielded is ready for the stream that is current where it is asked for. A UserError about an item
+    is raised when that item is asked for, not before.
     """
     if device.type != "cuda":
         yield from map(make, items)
@@ -33,12 +36,17 @@ def made_ahead(
                 tensor.record_stream(current)  # or its memory might be filled anew before the step is done
         return made
 
-    before = None
-    for item in items:
-        with torch.cuda.stream(stream):
-            ahead = make(item), stream.record_event()
-        if before is not None:
-            yield received(*before)
-        before = ahead
+    before, error = None, None
+    try:
+        for item in items:
+            with torch.cuda.stream(stream):
+                ahead = make(item), stream.record_event()
+            if before is not None:
+                yield received(*before)
+            before = ahead
+    except UserError as raised:
+        error = raised
     if before is not None:
         yield received(*before)
+    if error is not None:
+        raise error

@@ -108,7 +108,7 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
         for parts in self._from_workers():
             if not parts[-1].error and not any(len(part.targets) for part in parts):
                 parts = [self.dataset.none_read(joined(parts))]
-            if kept is not None:
+            if kept is not None and not parts[-1].error:
                 parts = [joined(parts).copied()]
                 kept += parts
             yield parts

@@ -1,4 +1,4 @@
-"""How fast batches come: the recipe on JPEG files beside timm's own loader, and the first batch of an epoch."""
+"""How fast batches come: the recipe on JPEG files beside timm's loader, and an epoch's first batch."""
 
 import tempfile
 import time
@@ -19,7 +19,7 @@ BATCH, WORKERS = 32, 4
 
 def timms(folder: Path, batch: int, workers: int) -> object:
     """timm's loader as its training script makes it: bytes from the workers, normalised and erased after."""
-    loader = create_loader(
+    return create_loader(
         ImageDataset(str(folder / "train")),
         (3, 224, 224),
         batch,
@@ -30,7 +30,6 @@ def timms(folder: Path, batch: int, workers: int) -> object:
         persistent_workers=workers > 0,
         **RECIPE,
     )
-    return loader
 
 
 def ours(folder: Path, batch: int, workers: int) -> object:

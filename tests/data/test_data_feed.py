@@ -227,8 +227,16 @@ def test_on_cuda_a_batch_is_made_before_the_one_before_it_is_used(monkeypatch):
         told.append(f"make {n}")
         return Part(f"images {n}"), {"index": Part(f"index {n}")}
 
-    for images, _ in ahead.made_ahead([1, 2], make, torch.device("cuda")):
-        told.append(f"step with {images}")
+    def items():
+        yield from [1, 2]
+        raise UserError("no third")
+
+    def steps():
+        for images, _ in ahead.made_ahead(items(), make, torch.device("cuda")):
+            told.append(f"step with {images}")
+
+    with pytest.raises(UserError, match="no third"):
+        steps()
     assert told == [
         "beside", "make 1", "again",
         "beside", "make 2", "again",

@@ -87,7 +87,7 @@ def test_the_command_is_one_that_fit_understands(name, capsys, monkeypatch):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     claims = {claim["metadata"]["name"] for claim in manifests("storage.yaml")}
     assert {volumes[name]["persistentVolumeClaim"]["claimName"] for name in ("imagenet", "runs")} == claims
-    # eight parts of batches ahead in each worker, as bytes with the noise of erasing, in training and validation
+    # eight parts of batches ahead in each worker: bytes and the noise of erasing, in training and validation
     batch = min(data["batch_size"], data["global_batch"] // (gpus * nodes))
     part = -(-batch // data["num_workers"]) * 180_000
     ahead = 2 * gpus * data["num_workers"] * 8 * part
