@@ -171,6 +171,21 @@ def test_validation_decodes_once_while_fitting(folder, tmp_path, monkeypatch, gb
         assert all(torch.equal(first, other) for other in others)
 
 
+def test_each_rank_keeps_its_share(folder):
+    """13 and 12 of the 25 images, and one that pads."""
+    whole = torch.cat([images for images, _ in data_of(folder).val_dataloader()])
+    kept = 0
+    for rank in (0, 1):
+        data = data_of(folder, eval_batch_size=4)
+        data.trainer = trainer_on_cpu(rank, world=2)
+        first, again = (list(data.val_dataloader()) for _ in range(2))
+        assert same(first, again)
+        images, targets = (torch.cat(part) for part in zip(*again, strict=True))
+        assert torch.equal(images[targets != IGNORED], whole[rank::2])
+        kept += sum(len(batch.targets) for batch in data.val_dataloader().kept)
+    assert kept == 26
+
+
 def test_nothing_is_kept_where_nothing_is_fitted(folder):
     data = data_of(folder)
     assert data.val_dataloader().kept is None  # a script's
