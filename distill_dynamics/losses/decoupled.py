@@ -4,13 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32
-
-
-def other_classes(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logits [B, K] without each image's own class: [B, K - 1], in the classes' order."""
-    own = F.one_hot(targets, logits.shape[1]).bool()
-    return logits[~own].view(len(logits), -1)
+from distill_dynamics.losses.maps import at_least_float32, without_own
 
 
 def decoupled_kd(
@@ -34,7 +28,7 @@ def decoupled_kd(
     parts = []
     for logits in (student_logits, teacher_logits.detach()):
         logits = at_least_float32(logits) / temperature
-        others = other_classes(logits, targets)
+        others = without_own(logits, targets)
         of_target = logits.gather(1, targets[:, None])
         pair = torch.cat([of_target, others.logsumexp(1, keepdim=True)], dim=1)
         parts.append((pair.log_softmax(1), others.log_softmax(1)))

@@ -1,4 +1,4 @@
-"""What the losses share: enough precision, two maps of the same images, one grid."""
+"""What the losses share: enough precision, rows without an entry, two maps of the same images, one grid."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -27,6 +27,13 @@ def without_autocast(
             return function(first, *args, **kwargs)
 
     return inner
+
+
+def without_own(x: Tensor, own: Tensor) -> Tensor:
+    """[B, K] without one entry of each row, own [B]: [B, K - 1], in order."""
+    # Not by a mask: to know how many entries that leaves, the host would wait for a GPU.
+    place = torch.arange(x.shape[1] - 1, device=x.device)
+    return x.gather(1, place + (place >= own[:, None]))
 
 
 def match_grids(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.decoupled import other_classes
-from distill_dynamics.losses.maps import at_least_float32
+from distill_dynamics.losses.maps import at_least_float32, without_own
 
 
 def normalised_kd(
@@ -26,7 +25,7 @@ def normalised_kd(
     weight = teacher_logits.softmax(1).gather(1, own)
     of_target = -(weight * student_logits.log_softmax(1).gather(1, own)).mean()
     student_others, teacher_others = (
-        other_classes(logits / temperature, targets) for logits in (student_logits, teacher_logits)
+        without_own(logits / temperature, targets) for logits in (student_logits, teacher_logits)
     )
     of_others = F.cross_entropy(student_others, teacher_others.softmax(1))
     return of_target + gamma * temperature**2 * of_others

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, without_autocast
+from distill_dynamics.losses.maps import at_least_float32, without_autocast, without_own
 from distill_dynamics.losses.ranks import global_batch
 
 
@@ -32,7 +32,7 @@ def _distances(x: Tensor) -> Tensor:
     squares = (x[:, None] - x[None]).square().sum(2)
     apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     distances = squares.clamp(min=1e-12).sqrt() * apart
-    return distances / distances[distances > 0].mean()
+    return distances / without_own(distances, torch.arange(len(x), device=x.device)).mean()
 
 
 def _cosines(x: Tensor) -> Tensor:
