@@ -13,7 +13,6 @@ from torch import Tensor
 
 from distill_dynamics import figures
 from distill_dynamics.callbacks.probe_clock import AtProbes, wandb_images
-from distill_dynamics.callbacks.record import best_checkpoint, read_best
 from distill_dynamics.data import ProbeSet
 from distill_dynamics.dynamics import Profile, profile_model
 from distill_dynamics.dynamics.profiler import RangeMode, compare_models
@@ -23,6 +22,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.sharding import is_sharded
 from distill_dynamics.runs.profiles import RunProfiles, load_profiles, until_epoch
+from distill_dynamics.train.checkpoints import best_checkpoint, read_best
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.run_logger import log_row

@@ -21,7 +21,7 @@ from distill_dynamics.runs import lease
 from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import begin_from
+from distill_dynamics.train.checkpoints import begin_from, best_checkpoint, read_best
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.run_logger import RunLogger, log_row
@@ -240,24 +240,3 @@ def _gates(distiller: Distiller) -> dict[str, Any]:
 
 def _position_text(position: tuple[int, int] | None) -> str:
     return "the start" if position is None else f"epoch {position[0] + 1}, step {position[1]}"
-
-
-def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """The callback that keeps the checkpoint with the best top-1, None if nothing was validated yet."""
-    for callback in trainer.checkpoint_callbacks:
-        if (
-            isinstance(callback, ModelCheckpoint)
-            and callback.monitor == "val/acc1"
-            and callback.best_model_path
-        ):
-            return callback
-    return None
-
-
-def read_best(best: ModelCheckpoint) -> tuple[int, float]:
-    """After how many epochs the best checkpoint was written, and its top-1.
-
-    As the file has it: the callback remembers another, where the run was killed before the next `last.ckpt`.
-    """
-    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    return saved["epoch"] + 1, saved["callbacks"][best.state_key]["best_model_score"].item()

@@ -109,6 +109,27 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
     return None
 
 
+def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that keeps the checkpoint with the best top-1, None if nothing was validated yet."""
+    for callback in trainer.checkpoint_callbacks:
+        if (
+            isinstance(callback, ModelCheckpoint)
+            and callback.monitor == "val/acc1"
+            and callback.best_model_path
+        ):
+            return callback
+    return None
+
+
+def read_best(best: ModelCheckpoint) -> tuple[int, float]:
+    """After how many epochs the best checkpoint was written, and its top-1.
+
+    As the file has it: the callback remembers another, where the run was killed before the next `last.ckpt`.
+    """
+    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    return saved["epoch"] + 1, saved["callbacks"][best.state_key]["best_model_score"].item()
+
+
 def begin_from(trainer: Trainer) -> None:
     """Make the checkpoint that a run goes on from its `last.ckpt`, where it is an older one or another's.
 

@@ -87,7 +87,9 @@ def _on_gpu(args: Any) -> bool:
 def _place(name: str) -> str:
     """An operator and the line that asked for it; in a backward pass there is none of ours."""
     ours = [f for f in traceback.extract_stack() if "/distill_dynamics/" in f.filename]
-    return f"{name} at {ours[-1].filename.split('/distill_dynamics/')[-1]}:{ours[-1].lineno}" if ours else name
+    if not ours:
+        return name
+    return f"{name} at {ours[-1].filename.split('/distill_dynamics/')[-1]}:{ours[-1].lineno}"
 
 
 def moved(module: nn.Module, device: torch.device) -> nn.Module:
