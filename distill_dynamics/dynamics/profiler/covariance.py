@@ -5,6 +5,7 @@ Letters: B images, P positions of one image, C channels, G groups of images, T t
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -57,7 +58,7 @@ class TokenCovariance:
                 group = image % self.groups + (self.groups * half(image) if self.halves else 0)
                 members.setdefault(group, []).append(j)
             for group, images in members.items():
-                taken.setdefault(group, []).append(x[images].flatten(2).transpose(1, 2))
+                taken.setdefault(group, []).append(_rows(x, images).flatten(2).transpose(1, 2))
             first += len(x) * step
         for group, of_group in taken.items():
             tokens = precise(torch.cat(of_group).flatten(0, 1))
@@ -148,6 +149,12 @@ class TokenCovariance:
         self.tokens = state["tokens"]
         self.mean[state["present"]] = state["mean"]
         self.scatter[state["present"]] = state["scatter"]
+
+
+def _rows(x: Tensor, rows: list[int]) -> Tensor:
+    """x[rows] for rows that rise; a view where they are evenly spaced, as those of a group mostly are."""
+    steps = {after - before for before, after in pairwise(rows)} or {1}
+    return x[rows] if len(steps) > 1 else x[rows[0] : rows[-1] + 1 : steps.pop()]
 
 
 def precise(x: Tensor) -> Tensor:
