@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from distill_dynamics.cli.main import main
 
@@ -46,6 +47,20 @@ def no_report(monkeypatch):
     """Neither `analyze` nor `fit` draws its report, which is most of the time that a tiny one takes."""
     for place in ("analysis.analyze", "cli.fit_summary"):
         monkeypatch.setattr(f"distill_dynamics.{place}.write_report", lambda *args: None)
+
+
+IMAGE = "distill_dynamics.callbacks.probe_clock._image"
+
+
+def blank(figure) -> Image.Image:
+    """In the place of IMAGE where no test looks at what W&B gets to see: drawing takes most of a probe."""
+    return Image.new("RGB", (1, 1))
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """W&B gets pictures by their names, with nothing in them."""
+    monkeypatch.setattr(IMAGE, blank)
 
 
 def tiny_config(**changes) -> dict:

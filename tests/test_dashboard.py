@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import wandb
 import yaml
-from conftest import ROOT, tiny_config, wandb_record
+from conftest import IMAGE, ROOT, blank, tiny_config, wandb_record
 
 from distill_dynamics import UserError
 from distill_dynamics.cli.main import main
@@ -149,6 +149,7 @@ def recorded(tmp_path_factory):
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill_dynamics.cli.fit_summary.write_report", lambda *args: None)
+        patch.setattr(IMAGE, blank)
         for name, changes in {"full": full, "alone": alone}.items():
             content = {**tiny_config(**shape, **changes), "runs_dir": str(folder)}
             path = folder / f"{name}.yaml"

@@ -10,9 +10,10 @@ import safetensors
 import timm
 import torch
 import yaml
-from conftest import VIT, fit_once, program, refused, wandb_record
+from conftest import VIT, blank, fit_once, program, refused, wandb_record
 
 from distill_dynamics import Backbone, Distiller
+from distill_dynamics.callbacks import probe_clock
 from distill_dynamics.cli import fit_summary
 from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import Profile
@@ -233,7 +234,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert [start["from_epoch"] for start in starts] == [0, epoch]
 
 
-def test_resume_finds_a_run_that_was_moved(experiment, tmp_path, no_report):
+def test_resume_finds_a_run_that_was_moved(experiment, tmp_path, no_report, blank_pictures):
     fit(experiment(), "--name", "r", "--trainer.max_epochs", "1")
     moved = tmp_path / "elsewhere"
     shutil.move(tmp_path / "runs" / "r", moved)
@@ -360,6 +361,7 @@ class KeepWeights(pl.Callback):
 
     def on_train_start(self, trainer, module):
         self.save(trainer, module, "before")
+        probe_clock._image = blank
 
     def on_train_end(self, trainer, module):
         self.save(trainer, module, "after")

@@ -279,7 +279,9 @@ def test_a_measurement_leaves_everything_as_it_was(tmp_path):
     assert any(a[4])
 
 
-def test_a_run_ends_the_same_with_and_without_it_and_logs_where_the_probe_does(experiment, tmp_path):
+def test_a_run_ends_the_same_with_and_without_it_and_logs_where_the_probe_does(
+    experiment, tmp_path, blank_pictures
+):
     callbacks = [{"class_path": CALLBACK, "init_args": {"n_images": 16}}]
     changes = {"trainer__max_epochs": 3, "probe__every_n_epochs": 2}
     fit(
