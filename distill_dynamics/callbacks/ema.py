@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.features import LOGITS, read
 from distill_dynamics.schedule import Schedule, sampled
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import accuracies
@@ -116,7 +117,9 @@ class EMA(Callback):
         if average.n_averaged > 0 and not trainer.sanity_checking:
             images, targets = batch
             with trainer.precision_plugin.forward_context():
-                logits = average(pl_module.for_student(images)).logits
+                shown = pl_module.for_student(images)
+                student: Any = average.module
+                logits = read(student, shown, {LOGITS})[LOGITS]
             self._accuracy.to(pl_module.device).update(logits, targets)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distill_dynamics.errors import UserError
 from distill_dynamics.models import hub
 from distill_dynamics.models.attention import patch_to_patch, seen_attention
+from distill_dynamics.models.eval_forms import use_eval_forms
 from distill_dynamics.models.eval_transform import EvalTransform, check_normalisation, per_channel
 from distill_dynamics.models.features import Features
 from distill_dynamics.models.layers import resolve_layers
@@ -87,6 +88,8 @@ class Backbone(nn.Module):
         super().__init__()
         source = make(name, pretrained, checkpoint, plain(timm_kwargs or {}))
         self.model = source.model
+        use_eval_forms(self.model)
+        self.largest_tensors: dict[Any, int] = {}  # of `parts.largest_tensor`
         self.name, self.timm_kwargs = source.name, source.timm_kwargs
         self.has_weights = pretrained or checkpoint is not None
         self.source = "timm's published weights" if pretrained else os.fspath(checkpoint or "")

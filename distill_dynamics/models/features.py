@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from distill_dynamics.models.parts import in_parts
 
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
@@ -18,6 +21,8 @@ BY_IMAGE = ("logits", "pooled", "dist_logits")
 
 Read = tuple[str, int | None]
 """A word and a block, from 1: ("map", 12); without a block for what a model gives once: ("logits", None)."""
+
+LOGITS: Read = ("logits", None)
 
 
 class _LogitsAndMaps(NamedTuple):
@@ -41,7 +46,15 @@ class Features(_LogitsAndMaps):
 
 
 def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:
-    """Everything in `reads` from one forward pass of a batch normalised for this backbone."""
+    """Everything in `reads` from one forward pass of a batch normalised for this backbone.
+
+    Without gradients a CPU does it `in_parts`.
+    """
+    found = [_read(backbone, part, reads) for part in in_parts(backbone, images)]
+    return found[0] if len(found) == 1 else {one: torch.cat([part[one] for part in found]) for one in reads}
+
+
+def _read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:
     blocks = {word: sorted(block for w, block in reads if w == word and block) for word in BY_BLOCK}
     features = backbone(
         images,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.models.features import Read, TeacherOutputs, Wanted, read
+from distill_dynamics.models.features import LOGITS, Read, TeacherOutputs, Wanted, read
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.sharding import is_sharded
 
@@ -64,7 +64,7 @@ class Teacher:
 
     def logits(self, batch: Tensor) -> Tensor:
         """[B, K] of a batch as the DataModule gives it."""
-        return self.read(batch, {("logits", None)})["logits", None]
+        return self.read(batch, {LOGITS})[LOGITS]
 
     def __call__(
         self, batch: Tensor, wanted: Sequence[Wanted], stored: Mapping[str, Tensor] | None = None

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.features import LOGITS, read
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.train.metrics import accuracies
@@ -43,7 +44,7 @@ class EvaluatedStudent(LightningModule):
 
         Without a Trainer there is no DataModule: images are then normalised for the student.
         """
-        return self.student(self.for_student(images)).logits
+        return read(self.student, self.for_student(images), {LOGITS})[LOGITS]
 
     def for_student(self, images: Tensor) -> Tensor:
         """A batch as the DataModule gives it, normalised and laid out as the student takes it."""

@@ -1,0 +1,64 @@
+"""Batches that go through a model in parts, which a CPU does faster.
+
+Letter: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from distill_dynamics.models.isolated import isolated
+
+if TYPE_CHECKING:
+    from distill_dynamics.models.backbone import Backbone
+
+PART = 5 * 2**20
+"""Bytes of a part's largest tensor. Larger ones do not stay in a processor's cache, and the memory of the
+largest is asked of the system again for every layer."""
+
+
+def in_parts(backbone: Backbone, images: Tensor) -> Sequence[Tensor]:
+    """Images [B, ...] as one batch, or on a CPU without gradients in parts of much the same size.
+
+    How many follows from shapes alone, so that the same images always go in the same parts: a product of
+    matrices of another size may differ in its last bit.
+    """
+    from distill_dynamics.models.sharding import is_sharded  # which imports `Backbone`, and that this
+
+    learns = torch.is_grad_enabled() or backbone.training  # batch norm's statistics are of a whole batch
+    if images.device.type != "cpu" or learns or len(images) <= 2:
+        return [images]
+    if is_sharded(backbone):  # its ranks gather weights together, so each has to take as many passes
+        return [images]
+    at_once = max(2, PART // largest_tensor(backbone, images))
+    return images.tensor_split(-(-len(images) // at_once))
+
+
+def largest_tensor(backbone: Backbone, images: Tensor) -> int:
+    """Bytes of the largest tensor that a forward pass of one of the images makes; measured once a shape."""
+    known, kind = backbone.largest_tensors, (images.shape[1:], images.dtype)
+    if kind not in known:
+        with isolated(backbone), _Largest() as largest:
+            backbone(images[:1])
+        known[kind] = largest.bytes
+    return known[kind]
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is no view of what was there."""
+
+    bytes = 1
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return made
