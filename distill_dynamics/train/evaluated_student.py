@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.features import LOGITS, read
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.teacher import Teacher
-from distill_dynamics.train.metrics import accuracies
+from distill_dynamics.train.metrics import WeightedMean, accuracies
 
 
 class EvaluatedStudent(LightningModule):
@@ -37,7 +36,7 @@ class EvaluatedStudent(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
         self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
-        self.val_loss = MeanMetric(nan_strategy="disable")  # else it asks a GPU, and leaves NaN out
+        self.val_loss = WeightedMean()
 
     def forward(self, images: Tensor) -> Tensor:
         """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W].

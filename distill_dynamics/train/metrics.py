@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
-from torchmetrics import MetricCollection
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
@@ -16,6 +18,30 @@ from distill_dynamics.models.teacher import Teacher
 def datamodule(trainer: Trainer) -> Any:
     """The DataModule of a run; Lightning's Trainer has it without declaring it."""
     return getattr(trainer, "datamodule", None)
+
+
+class WeightedMean(Metric):
+    """Σ value · weight / Σ weight, NaN and all.
+
+    torchmetrics' MeanMetric has a GPU wait to leave NaN out; told not to, it takes every weight for 1.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.tensor(0.0), "sum")
+
+    def update(self, value: Tensor, weight: Tensor) -> None:
+        """Take in a batch."""
+        self.total += value * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """Of all batches and ranks."""
+        return self.total / self.weight
 
 
 def accuracies(classes: int) -> MetricCollection:
