@@ -110,7 +110,7 @@ def test_losses_and_probes_are_float32_under_mixed_precision(experiment, tmp_pat
     ],
 )
 def test_the_teacher_may_have_a_precision_of_its_own(
-    experiment, tmp_path, monkeypatch, no_report, trainers, teachers, dtypes
+    experiment, tmp_path, monkeypatch, no_report, capsys, trainers, teachers, dtypes
 ):
     seen, of_term = set(), BoundTerm.forward
 
@@ -125,6 +125,7 @@ def test_the_teacher_may_have_a_precision_of_its_own(
     settings = plain(trainer__precision=trainers, probe__every_n_epochs=0, trainer__max_epochs=1)
     fit(experiment("own", **settings, model__teacher_precision=teachers), "--name", "own")
     assert seen == {dtypes}
+    assert ("beside float32" in capsys.readouterr().out) == (teachers != "32-true")
     fit(experiment("same", **settings), "--name", "same")
     own, same = (rows(tmp_path / "runs" / name) for name in ("own", "same"))
     assert float(own[0]["teacher/acc1"]) == pytest.approx(float(same[0]["teacher/acc1"]), abs=2)

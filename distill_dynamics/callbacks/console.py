@@ -20,6 +20,7 @@ from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.tables import aligned, cost_rows
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.precision_error import precision_error
 from distill_dynamics.train.terms import BoundTerm
 
 REFRESH_S = 0.2
@@ -79,6 +80,11 @@ class Console(Callback):
         if pl_module.teacher is not None:
             rows.append(("teacher", _model(pl_module.teacher.backbone)))
             rows.append(("", accuracy_line(pl_module.teacher.backbone, pl_module.teacher.accuracy, data)))
+            reads = {(wanted.word, wanted.block) for wanted in pl_module.wanted}
+            if pl_module.teacher_cache is None and (
+                line := precision_error(pl_module.teacher, trainer, reads)
+            ):
+                rows.append(("", line))
         rows.append(("student", _model(pl_module.student)))
         rows.append(
             (

@@ -15,6 +15,7 @@ from distill_dynamics.train.cached import made_by, readers_of
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
+from distill_dynamics.train.precision_error import precision_error
 from distill_dynamics.train.reference_images import depend_on, drawn_once
 
 
@@ -70,6 +71,9 @@ class CacheTeacher(Distiller):
             verify(views)
             return
         builder = CacheBuilder(views, self.top_k)
+        reads = {(wanted.word, wanted.block) for wanted in self.wanted}
+        if trainer.is_global_zero and (line := precision_error(self.teacher, trainer, reads, self.top_k)):
+            print(f"\n  teacher in {line}")
         # The first rank alone looks at the folder and decides; what it decides is told to the others.
         stored = broadcast(builder.begun() if trainer.is_global_zero else None)
         if stored is None:
