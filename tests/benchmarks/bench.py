@@ -14,7 +14,7 @@ from pathlib import Path
 
 from table import machine, plain, write
 
-BENCHMARKS = ("step", "cache", "probe", "conflict", "memory", "ranks", "analyze", "help", "methods", "feed")
+BENCHMARKS = ("step", "teacher", "cache", "probe", "conflict", "memory", "ranks", "analyze", "help", "methods", "feed")
 
 
 def main() -> None:
