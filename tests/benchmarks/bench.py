@@ -14,7 +14,10 @@ from pathlib import Path
 
 from table import machine, plain, write
 
-BENCHMARKS = ("step", "teacher", "cache", "probe", "conflict", "memory", "ranks", "analyze", "help", "methods", "feed")
+BENCHMARKS = (
+    *("step", "teacher", "cache", "probe", "conflict", "memory", "ranks"),
+    *("analyze", "help", "methods", "feed"),
+)
 
 
 def main() -> None:
