@@ -63,8 +63,12 @@ class EvalTalkingHeads(TalkingHeadAttn):
         return self.proj(answer.transpose(1, 2).flatten(2))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        attention = _mix_heads(self.proj_l, q @ k).softmax(dim=-1)
-        return _mix_heads(self.proj_w, attention.to(v.dtype)) @ v  # under autocast softmax is float32
+        with torch.autocast(q.device.type, enabled=False):
+            scores = q @ k
+            if scores.device.type == "cpu" and scores.element_size() < 4:
+                scores = scores.float()  # a CPU's products of so few rows are slower in half precision
+            attention = _mix_heads(self.proj_l, scores).softmax(dim=-1)
+            return _mix_heads(self.proj_w, attention).to(v.dtype) @ v
 
 
 def _mix_heads(linear: nn.Linear, attention: Tensor) -> Tensor:
