@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contestants import SIZES, config, this_tool, write
+from contestants import config, this_tool, write
+from sizes import SIZES
 from table import Row, row
 from turns import take_turns
 

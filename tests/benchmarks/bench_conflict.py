@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import torch
-from contestants import LR, SIZES, Size
+from peers import LR
+from sizes import SIZES, Size
 from table import Row, row
 from turns import by_turns
 

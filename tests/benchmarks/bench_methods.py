@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import yaml
-from contestants import LR, SIZES, Size
+from peers import LR
+from sizes import SIZES, Size
 from table import Row, row
 from turns import by_turns
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from functools import partial
 
-from contestants import ENDS, SIZES, by_hand, config, this_tool, timm_task, torchdistill
+from contestants import ENDS, config, this_tool
+from peers import by_hand, timm_task, torchdistill
+from sizes import SIZES
 from table import Row, row
 from turns import take_turns
 

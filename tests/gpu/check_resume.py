@@ -49,7 +49,8 @@ def _weights(here: Here, preemption: Any, **settings: Any) -> tuple[torch.Tensor
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         path = Path(folder, "cut", "checkpoints", "preempted.ckpt")
-        trainer(here, run_dir=Path(folder, "cut"), **settings).fit(cut, datamodule=_data(), ckpt_path=path)
+        resumed = trainer(here, run_dir=Path(folder, "cut"), **settings)
+        resumed.fit(cut, datamodule=_data(), ckpt_path=path, weights_only=True)  # as the command has it
     torch.use_deterministic_algorithms(False)
     both = [torch.cat([w.detach().cpu().flatten() for w in d.student.parameters()]) for d in (cut, whole)]
     return both[0], both[1]
