@@ -73,4 +73,22 @@ def check_channels(student_map: Tensor, teacher_map: Tensor, declared: tuple[int
 
 
 def _pool_to(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    return x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid)
+    if x.shape[2:] == grid:
+        return x
+    if refuses_pooling(x):
+        return pool_last(pool_last(x, grid[1]).transpose(2, 3), grid[0]).transpose(2, 3)
+    return F.adaptive_avg_pool2d(x, grid)
+
+
+def refuses_pooling(x: Tensor) -> bool:
+    """Whether torch would refuse adaptive pooling's gradient: on a GPU it has no deterministic form."""
+    return x.requires_grad and torch.are_deterministic_algorithms_enabled()
+
+
+@without_autocast
+def pool_last(x: Tensor, size: int) -> Tensor:
+    """Adaptive averages along the last dimension, [..., N] to [..., size], as a product."""
+    with torch.no_grad():
+        each = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        windows = F.adaptive_avg_pool1d(each[None], size)[0]
+    return x @ windows

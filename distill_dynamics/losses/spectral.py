@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_dynamics.losses.maps import at_least_float32, check_channels, match_grids
+from distill_dynamics.losses.maps import (
+    at_least_float32,
+    check_channels,
+    match_grids,
+    pool_last,
+    refuses_pooling,
+)
 
 
 def spectral_kd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -55,7 +61,8 @@ def _pool_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] == channels:
         return x
     tokens = x.flatten(2).transpose(1, 2)
-    return F.adaptive_avg_pool1d(tokens, channels).transpose(1, 2).unflatten(2, x.shape[2:])
+    pool = pool_last if refuses_pooling(x) else F.adaptive_avg_pool1d
+    return pool(tokens, channels).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class SpectralKD(nn.Module):
