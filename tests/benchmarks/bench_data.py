@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 import timm
 import torch
-from PIL import Image
+from feeds import drawn, write_images
 from timm.data import IMAGENET_DEFAULT_STD
 
 from distill_dynamics.data import ImageFolder, StreamedImageFolder
@@ -33,42 +33,6 @@ SIZES = {"500 x 375": (500, 375, 256), "1600 x 1200": (1600, 1200, 64)}
 ROUNDS, BATCH = 5, 32
 NODE = 24_000
 """Images a second that eight GPUs are to be fed with."""
-
-
-def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise whose amplitude falls with frequency as a photograph's does, and with its bytes a pixel."""
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = 1
-    channels = []
-    for strength in (55, 20, 20):  # brightness, and two colours that change less
-        noise = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.2
-        noise[0, 0] = 0
-        field = np.fft.irfft2(noise, (height, width))
-        channels.append(128 + strength * field / field.std())
-    pixels = np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels, "YCbCr").convert("RGB")
-
-
-def write_images(folder: Path, width: int, height: int, count: int) -> float:
-    """`count` training and 2 validation images, odd and even ones a class each; mean size of a file in KB."""
-    rng = np.random.default_rng(0)
-    sizes = []
-    for number in range(count + 2):
-        path = folder / ("train" if number < count else "val") / str(number % 2) / f"{number:05d}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photo(rng, width, height).save(path, quality=90)
-        sizes.append(path.stat().st_size / 1000)
-    return statistics.mean(sizes)
-
-
-def drawn(loader: ImageLoader) -> Callable[[], None]:
-    """Draws an epoch, which is as many images for every contestant."""
-
-    def draw() -> None:
-        for _ in loader:
-            pass
-
-    return draw
 
 
 def spent(draw: Callable[[], object]) -> dict[str, float]:

@@ -6,37 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from bench_data import drawn, write_images
+from feeds import drawn, ours, timms, write_images
 from table import Row, row
-from timm.data import ImageDataset, create_loader
 from turns import by_turns
 
-from distill_dynamics.data import ImageFolder
-from distill_dynamics.data.image_folder import RECIPE
-
 BATCH, WORKERS = 32, 4
-
-
-def timms(folder: Path, batch: int, workers: int) -> object:
-    """timm's loader as its training script makes it: bytes from the workers, normalised and erased after."""
-    return create_loader(
-        ImageDataset(str(folder / "train")),
-        (3, 224, 224),
-        batch,
-        is_training=True,
-        interpolation="bicubic",
-        num_workers=workers,
-        device=torch.device("cpu"),
-        persistent_workers=workers > 0,
-        **RECIPE,
-    )
-
-
-def ours(folder: Path, batch: int, workers: int) -> object:
-    """The same files and transforms."""
-    data = ImageFolder(str(folder), batch_size=batch, num_workers=workers, seed=0)
-    data.setup("fit")
-    return data.train_dataloader()
 
 
 def edges(loader: object) -> tuple[float, float]:
