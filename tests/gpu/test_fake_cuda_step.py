@@ -14,9 +14,14 @@ from distill_dynamics import Backbone, Distiller, Term, losses
 from distill_dynamics.callbacks import EMA
 from distill_dynamics.callbacks.epoch_rows import EpochRows
 from distill_dynamics.callbacks.finite import FiniteLoss
+from distill_dynamics.dynamics.measures.cka import linear_cka
+from distill_dynamics.dynamics.measures.entropy import image_entropies
+from distill_dynamics.dynamics.measures.magnitude import image_magnitudes
+from distill_dynamics.dynamics.measures.spectrum import image_spectra
 from distill_dynamics.losses import ProjectorKD, SoftKD, SpectralKD
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.schedule import Cosine, Linear
+from distill_dynamics.train.metrics import accuracies
 from distill_dynamics.train.optimise import decay_groups
 from distill_dynamics.train.reads import BY_BLOCK, words_of
 
@@ -161,3 +166,35 @@ def test_a_tensor_that_was_left_behind_is_found():
 def test_a_callback_that_asks_for_the_loss_is_found():
     with pytest.raises(Exception, match=r"data-dependent|_local_scalar_dense|is_nonzero"):
         steps({"kd": Term(SoftKD)}, callbacks=[AsksNumbers()])
+
+
+@in_a_child
+def test_counting_hits_waits_for_nothing():
+    """In validation; a mask of what is padding would wait in every batch."""
+    metrics = accuracies(10)
+    with fake_cuda(), Watch() as seen:
+        moved(metrics, CUDA)
+        for _ in range(2):
+            logits = torch.empty(BATCH, 10, device=CUDA)
+            metrics.update(logits, torch.empty(BATCH, dtype=torch.int64, device=CUDA))
+        metrics.compute()
+    assert seen.waits == []
+    assert seen.copies == []
+
+
+@pytest.mark.parametrize(
+    "measure", [image_magnitudes, image_spectra, lambda x: linear_cka(x[0, 0], x[0, 1], x[1, 0])]
+)
+@in_a_child
+def test_measures_have_deterministic_forms(measure):
+    """Those of activations; what is made of covariances is computed on the host, in float64."""
+    with fake_cuda(), Watch() as seen:
+        measure(torch.empty(4, 8, 8, 8, device=CUDA))
+    assert seen.indeterminate == []
+
+
+def test_entropy_has_a_deterministic_form():
+    """On the host, as it counts numbers, of which a fake device has none; both count alike."""
+    with Watch() as seen:
+        image_entropies(torch.randn(4, 8, 8, 8), (-1.0, 1.0))
+    assert seen.indeterminate == []
