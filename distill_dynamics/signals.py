@@ -43,10 +43,10 @@ def compilers_ignore_signals() -> Iterator[None]:
         yield
         return
 
-    def block(_: object) -> None:
+    def block(*_: object) -> None:  # older versions of torch say nothing of what is compiled
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
 
-    def unblock(_: object) -> None:
+    def unblock(*_: object) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
     dynamo.callback_handler.register_start_callback(block)

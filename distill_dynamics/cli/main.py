@@ -23,6 +23,7 @@ from distill_dynamics.runs import lease
 
 NOISE = (
     ".*does not have many workers",
+    "Consider setting `persistent_workers=True`",  # validation images that are kept need none later
     ".*is smaller than the logging interval",  # our rows are epochs
     ".*but have no logger configured",  # outside fit the metrics are printed
     "predict returned None",  # cache-teacher writes what it has

@@ -49,4 +49,7 @@ def made_ahead(
     if before is not None:
         yield received(*before)
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # in its own traceback, it would keep the workers alive

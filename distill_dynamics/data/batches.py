@@ -40,8 +40,9 @@ class Batch(NamedTuple):
     """What they are filled with (`Canvas.noise`)."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Itself with its tensors on a device; no wait where they come from pinned memory."""
-        there = partial(Tensor.to, device=device, non_blocking=True)
+        """Itself with its tensors on a device; no wait for CUDA where they come from pinned memory."""
+        # Others are waited for: what came to Apple's GPUs without was not always whole (pytorch 83015).
+        there = partial(Tensor.to, device=device, non_blocking=device.type == "cuda")
         return self._replace(
             pixels=there(self.pixels),
             targets=there(self.targets),

@@ -164,6 +164,7 @@ class ImageData(pl.LightningDataModule):
             self.batch_size, self._accumulated = share_over_devices(
                 self.trainer, self.global_batch, self._most_at_once, self._accumulated
             )
+        self._kept_val = []  # an earlier fit's may be other batches, or another rank's
         splits: tuple[Split, ...] = ("train", "val") if stage in (None, "fit") else ("val",)
         for split in splits:
             if split not in self.sources:

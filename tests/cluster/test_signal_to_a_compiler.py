@@ -38,6 +38,18 @@ def test_what_a_compiler_starts_does_not_hear_the_signals_that_stop_a_run():
     assert seen == [[True, True], [False, False]]
 
 
+def test_older_versions_of_torch_do_not_say_what_is_compiled():
+    """2.6 calls back without arguments."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with compilers_ignore_signals():
+        handler = torch._dynamo.callback_handler
+        handler.start_callbacks[-1]()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        handler.end_callbacks[-1]()
+        assert blocked == before | set(STOP)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_signal_that_reaches_a_compiler_too_stops_the_run_and_does_not_break_it(experiment, tmp_path):

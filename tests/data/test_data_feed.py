@@ -1,7 +1,5 @@
 """How batches come from workers to a device: in parts, as bytes, with erasing drawn before and done after."""
 
-from contextlib import contextmanager
-
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -13,9 +11,9 @@ from torch.utils.data import get_worker_info
 from torchvision import transforms
 
 from distill_dynamics import Backbone, Distiller
-from distill_dynamics.data import ImageFolder, ahead
+from distill_dynamics.data import ImageFolder
 from distill_dynamics.data.batches import IGNORED, Batch, joined
-from distill_dynamics.data.erasing import Canvas, erase
+from distill_dynamics.data.erasing import Box, Canvas, erase
 from distill_dynamics.data.keyed import seed_generators
 from distill_dynamics.data.sources import FileSource
 from distill_dynamics.data.transforms import normalise
@@ -76,7 +74,7 @@ def test_erasing_is_timms(mode):
 def test_a_gpu_makes_the_same_bits():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     noise = torch.randn(3 * 4 * 5)
-    boxes = [(1, 2, 3, 4, 5)]
+    boxes = [Box(1, 2, 3, 4, 5)]
     there = erase(normalise(pixels.cuda(), MEAN, STD), boxes, noise.cuda())
     assert torch.equal(there.cpu(), erase(normalise(pixels, MEAN, STD), boxes, noise))
 
@@ -186,6 +184,21 @@ def test_each_rank_keeps_its_share(folder):
     assert kept == 26
 
 
+def test_another_fit_has_its_own_share_and_batches(folder):
+    """One process, one DataModule, two trainers: of one rank, then of two."""
+    whole = torch.cat([images for images, _ in data_of(folder).val_dataloader()])
+    data = data_of(folder, eval_batch_size=10)
+    data.trainer = trainer_on_cpu()
+    assert [len(targets) for _, targets in data.val_dataloader()] == [10, 10, 5]
+    data.eval_batch_size = 7
+    data.trainer = trainer_on_cpu(0, world=2)
+    data.setup("fit")
+    for _ in range(2):
+        images, targets = zip(*data.val_dataloader(), strict=True)
+        assert [len(some) for some in targets] == [7, 6]
+        assert torch.equal(torch.cat(images), whole[::2])
+
+
 def test_nothing_is_kept_where_nothing_is_fitted(folder):
     data = data_of(folder)
     assert data.val_dataloader().kept is None  # a script's
@@ -206,55 +219,9 @@ def test_memory_is_pinned_for_a_gpu_that_is_used(folder, monkeypatch):
     assert loader.device == torch.device("cuda", 1)
 
 
-def test_on_cuda_a_batch_is_made_before_the_one_before_it_is_used(monkeypatch):
-    """With a stand-in for CUDA that writes down what happens in which stream."""
+@pytest.mark.parametrize(("device", "waits"), [("cuda", False), ("mps", True), ("cpu", True)])
+def test_copies_are_waited_for_but_on_cuda(monkeypatch, device, waits):
     told = []
-
-    class Stream:
-        made = 0
-
-        def record_event(self):
-            self.made += 1
-            return f"event {self.made}"
-
-        def wait_event(self, event):
-            told.append(f"wait for {event}")
-
-    class Part(str):
-        def record_stream(self, stream):
-            assert stream is current
-            told.append(f"{self} is in use")
-
-    side, current = Stream(), Stream()
-
-    @contextmanager
-    def within(stream):
-        assert stream is side
-        told.append("beside")
-        yield
-        told.append("again")
-
-    monkeypatch.setattr(ahead, "_side_stream", lambda device: side)
-    monkeypatch.setattr(torch.cuda, "stream", within)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-
-    def make(n):
-        told.append(f"make {n}")
-        return Part(f"images {n}"), {"index": Part(f"index {n}")}
-
-    def items():
-        yield from [1, 2]
-        raise UserError("no third")
-
-    def steps():
-        for images, _ in ahead.made_ahead(items(), make, torch.device("cuda")):
-            told.append(f"step with {images}")
-
-    with pytest.raises(UserError, match="no third"):
-        steps()
-    assert told == [
-        "beside", "make 1", "again",
-        "beside", "make 2", "again",
-        "wait for event 1", "images 1 is in use", "index 1 is in use", "step with images 1",
-        "wait for event 2", "images 2 is in use", "index 2 is in use", "step with images 2",
-    ]  # fmt: skip
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, **how: told.append(how) or self)
+    Batch(torch.zeros(1), torch.zeros(1), {"index": torch.zeros(1)}).to(torch.device(device))
+    assert told == [{"device": torch.device(device), "non_blocking": not waits}] * 4

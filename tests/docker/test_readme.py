@@ -10,6 +10,9 @@ from conftest import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill_dynamics import Backbone
+from distill_dynamics.models.eval_forms import EvalTalkingHeads
+
 README = (ROOT / "docker" / "README.md").read_text()
 BASE = (ROOT / "configs" / "imagenet" / "base.yaml").read_text()
 IMAGES, BATCH, GPUS, IMAGES_PER_CORE, PRICE = 1_281_167, 256, 8, 200, 39.33
@@ -43,6 +46,9 @@ def test_an_image_costs_what_both_places_say():
     assert f"{image * 1e9 * IMAGES * 300:.1e}".replace("+", "") in BASE
     traffic, computing = 167e9 / TRAFFIC, BATCH * teacher * 1e9 / HALF
     assert f"moves 167 GB, {traffic * 1e3:.0f} ms, and computes for {computing * 1e3:.0f} ms" in README
+    with torch.device("meta"):  # "here they are mixed where they lie"
+        attention = Backbone(models["teacher"]["name"]).model.blocks[0].attn
+    assert type(attention) is EvalTalkingHeads
     # No row may be faster than arithmetic alone: the first in float32, the last without the teacher.
     bounds = [numbers(row[1])[0] for row in rows()]
     assert bounds[0] < FULL / (image * 1e9)
@@ -63,8 +69,10 @@ def test_hours_cores_and_cost_follow_from_what_is_expected():
         assert numbers(short) == pytest.approx(hours, abs=0.051)
         assert numbers(long) == pytest.approx([hour * 5 / 3 for hour in hours], abs=0.051)
         assert numbers(cost) == pytest.approx([hour * PRICE for hour in hours], abs=0.51)
-    slowest, fastest = (round(4300 * IMAGES / (GPUS * rate) / 3600) for rate in numbers(rows()[1][2]))
-    assert f"epochs: {fastest} to {slowest} h in bf16" in README
+    (shipped,) = (row for row in rows() if row[0].startswith("as shipped"))
+    assert yaml.safe_load(BASE)["trainer"]["precision"].startswith(shipped[0].partition(": ")[2])
+    slowest, fastest = (round(4300 * IMAGES / (GPUS * rate) / 3600) for rate in numbers(shipped[2]))
+    assert f"epochs: {fastest} to {slowest} h as shipped" in README
 
 
 def test_gradients_take_as_long_as_it_says():
