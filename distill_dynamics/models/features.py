@@ -51,7 +51,10 @@ def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Re
     Without gradients a CPU does it `in_parts`.
     """
     found = [_read(backbone, part, reads) for part in in_parts(backbone, images)]
-    return found[0] if len(found) == 1 else {one: torch.cat([part[one] for part in found]) for one in reads}
+    if len(found) == 1:
+        return found[0]
+    # Taken out, so that memory holds one thing twice, and not all of them.
+    return {one: torch.cat([part.pop(one) for part in found]) for one in [*found[0]]}
 
 
 def _read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:

@@ -29,7 +29,7 @@ def test_an_interval_and_what_it_says_of_a_target(ratios, target, at_least, inte
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["step", "cache", "probe", "conflict", "memory", "analyze", "help", "methods", "feed"]
+    "name", ["step", "teacher", "cache", "probe", "conflict", "memory", "analyze", "help", "methods", "feed"]
 )
 def test_a_small_variant_runs(name, tmp_path):
     command = [sys.executable, HERE / "bench.py", "--small", "--only", name, "--out", tmp_path]
