@@ -18,9 +18,9 @@ from distill_dynamics.models.isolated import isolated
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
 
-PART = 5 * 2**20
-"""Bytes of a part's largest tensor. Larger ones do not stay in a processor's cache, and the memory of the
-largest is asked of the system again for every layer."""
+PART = 10 * 2**20
+"""Bytes of a part's largest tensor: much larger ones do not stay in a processor's cache, and beyond 32 MiB
+glibc asks the system for their memory anew in every layer, page by page."""
 
 
 def in_parts(backbone: Backbone, images: Tensor) -> Sequence[Tensor]:
