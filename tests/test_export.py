@@ -19,6 +19,7 @@ from distill_dynamics import Backbone
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.models.hub import label_names
+from distill_dynamics.models.onnx_files import write_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 onnx = pytest.importorskip("onnx")
@@ -117,6 +118,28 @@ def test_answers_that_differ_from_torchs_are_not_written(run, tmp_path, capsys, 
     line = refused(capsys, "export", run, "--out", tmp_path / "out", "--onnx")
     assert "away from torch's" in line
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_that_does_not_take_any_number_of_images_is_one_line(run, tmp_path, capsys, monkeypatch):
+    def answer(images):
+        raise onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument("Got: 1 Expected: 2")
+
+    monkeypatch.setattr("distill_dynamics.models.onnx_files.answers_of", lambda path: answer)
+    line = refused(capsys, "export", run, "--out", tmp_path / "out", "--onnx")
+    assert "does not take 1 images: Got: 1 Expected: 2" in line
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_cait_is_exported_for_any_number_of_images(tmp_path):
+    size = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2}  # whose heads our own form mixes
+    backbone = Backbone("cait_xxs24_224", timm_kwargs=size).eval()
+    write_onnx(backbone, tmp_path / "model.onnx", None)
+    images = torch.randn(3, 3, 32, 32)
+    model = timm.create_model("cait_xxs24_224", **size).eval()
+    model.load_state_dict(backbone.model.state_dict())
+    (found,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(found, model(images).detach().numpy(), atol=1e-4)
 
 
 def test_a_run_that_was_killed_has_its_best_checkpoint(run, tmp_path):

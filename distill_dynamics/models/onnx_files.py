@@ -66,7 +66,13 @@ def write_onnx(backbone: Backbone, path: Path, label_names: Sequence[str] | None
         _describe(path, backbone, label_names)
         answer = answers_of(path)
         for count in (1, 2, 5):
-            wanted, found = backbone.model(images[:count]), answer(images[:count])
+            wanted = backbone.model(images[:count])
+            try:
+                found = answer(images[:count])
+            except Exception as error:  # onnxruntime has classes of its own
+                raise UserError(
+                    f"ONNX: the file of {backbone.name} does not take {count} images: {first_line(error)}"
+                ) from error
             apart = ((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
             if not apart <= TOLERANCE:
                 raise UserError(
