@@ -16,7 +16,7 @@ from timm.layers import GELU, DropPath, Mlp
 from timm.models.cait import LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
-PART = 2**20
+PART = 4 * 2**20
 """Bytes of the attention that a CPU works on at once: its steps find it in the processor's cache."""
 
 _NAIVE = 400
