@@ -39,6 +39,12 @@ def test_both_are_counted_where_the_first_batch_has_equal_counts():
     assert metrics.compute() == {"acc1": 50.0, "acc5": 100.0}
 
 
+def test_of_one_class_all_are_hits():
+    metrics = accuracies(1)
+    metrics.update(torch.randn(3, 1), torch.tensor([0, IGNORED, 0]))
+    assert metrics.compute() == {"acc1": 100.0, "acc5": 100.0}
+
+
 def test_padding_alone_is_zero():
     metrics = accuracies(10)
     metrics.update(torch.randn(3, 10), torch.full((3,), IGNORED))
