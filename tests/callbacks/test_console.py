@@ -95,6 +95,16 @@ def test_operations_are_those_of_a_vit_counted_by_hand():
     assert found["ms_32"] > 0 < found["ms_1"]
 
 
+def test_a_cait_that_is_trained_is_counted_too():
+    size = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 24, "depth": 2, "num_classes": 10}
+    backbone = Backbone("cait_xxs24_224", timm_kwargs=size)
+    backbone.model.pos_embed.requires_grad_(False)
+    trained = cost(backbone, 28)
+    assert [n for n, p in backbone.named_parameters() if not p.requires_grad] == ["model.pos_embed"]
+    assert trained["ms_1"] > 0
+    assert trained["gflop"] == cost(backbone.requires_grad_(False), 28)["gflop"] > 0
+
+
 def test_measuring_changes_nothing():
     backbone = Backbone("test_resnet", timm_kwargs={"drop_rate": 0.5}).train()
     before, state = {k: v.clone() for k, v in backbone.state_dict().items()}, torch.get_rng_state()

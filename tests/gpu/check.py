@@ -66,7 +66,7 @@ def run(sections: Sequence[str], device: str, small: bool, budget: float, out: P
                 keep(section, row)
         except Exception as error:
             traceback.print_exc()
-            keep(section, Row(f"{type(error).__name__}: {str(error).splitlines()[0][:90]}", "failed"))
+            keep(section, Row(f"{type(error).__name__}: {str(error).partition(chr(10))[0][:90]}", "failed"))
         keep(section, Row("took", time.monotonic() - since, "s"))
     keep("all", Row("took", time.monotonic() - began, "s", at_most=budget))
     return sum(row.verdict == "LOOK" for row in known)
