@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch.distributed
 from here import Here, Row
-from uncommanded import fit, quickstart, sample
+from trainings import fit, quickstart, sample
 
 
 def rows(here: Here) -> Iterator[Row]:

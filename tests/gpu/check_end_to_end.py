@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from here import Here, Row
 from PIL import Image
-from uncommanded import fit
+from trainings import fit
 
 from distill_dynamics import Backbone, Distiller, Term
 from distill_dynamics.callbacks import DynamicsProbe

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from here import Here, Row, relative
-from uncommanded import AtStep, quickstart, sample, trainer
+from trainings import AtStep, quickstart, sample, trainer
 
 from distill_dynamics.signals import STOP, Preempted
 

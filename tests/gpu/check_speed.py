@@ -20,7 +20,7 @@ import torch
 from here import Here, Row
 from peers import BETA, DECAY, LR, by_hand, timm_task, torchdistill
 from sizes import SIZES, Made, Size
-from uncommanded import AtStep, fit, trainer
+from trainings import AtStep, fit, trainer
 
 from distill_dynamics import Backbone, Distiller, Term
 from distill_dynamics.losses import SpectralKD

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from here import Here, Row
-from uncommanded import fit, quickstart, sample
+from trainings import fit, quickstart, sample
 
 from distill_dynamics.models.exact_float32 import exact_float32
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from here import Here, Row
-from uncommanded import AtStep, fit, quickstart, sample
+from trainings import AtStep, fit, quickstart, sample
 
 from distill_dynamics.callbacks import EMA
 from distill_dynamics.schedule import Cosine
