@@ -89,7 +89,7 @@ class Backbone(nn.Module):
         source = make(name, pretrained, checkpoint, plain(timm_kwargs or {}))
         self.model = source.model
         use_eval_forms(self.model)
-        self.largest_tensors: dict[Any, int] = {}  # of `parts.largest_tensor`
+        self.largest_tensors: dict[Any, int] = {}  # of `parts.in_parts`
         self.name, self.timm_kwargs = source.name, source.timm_kwargs
         self.has_weights = pretrained or checkpoint is not None
         self.source = "timm's published weights" if pretrained else os.fspath(checkpoint or "")

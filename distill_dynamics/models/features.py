@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W grid, K classes, P prefix tokens, N = H W patc
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -50,14 +51,15 @@ def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Re
 
     Without gradients a CPU does it `in_parts`.
     """
-    found = [_read(backbone, part, reads) for part in in_parts(backbone, images)]
+    work = partial(_read, backbone, reads)
+    found = [work(part) for part in in_parts(backbone, images, work, frozenset(reads))]
     if len(found) == 1:
         return found[0]
     # Taken out, so that memory holds one thing twice, and not all of them.
     return {one: torch.cat([part.pop(one) for part in found]) for one in [*found[0]]}
 
 
-def _read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:
+def _read(backbone: Backbone, reads: Collection[Read], images: Tensor) -> dict[Read, Tensor]:
     blocks = {word: sorted(block for w, block in reads if w == word and block) for word in BY_BLOCK}
     features = backbone(
         images,

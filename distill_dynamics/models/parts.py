@@ -5,7 +5,7 @@ Letter: B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +23,14 @@ PART = 10 * 2**20
 glibc asks the system for their memory anew in every layer, page by page."""
 
 
-def in_parts(backbone: Backbone, images: Tensor) -> Sequence[Tensor]:
+def in_parts(
+    backbone: Backbone, images: Tensor, work: Callable[[Tensor], Any], name: Hashable
+) -> Sequence[Tensor]:
     """Images [B, ...] as one batch, or on a CPU without gradients in parts of much the same size.
 
     How many follows from shapes alone, so that the same images always go in the same parts: a product of
-    matrices of another size may differ in its last bit.
+    matrices of another size may differ in its last bit. The first time that `work`, known by its `name`, is
+    to be done on images of a shape, it is done on one of them to see how large its tensors are.
     """
     from distill_dynamics.models.sharding import is_sharded  # which imports `Backbone`, and that this
 
@@ -36,18 +39,19 @@ def in_parts(backbone: Backbone, images: Tensor) -> Sequence[Tensor]:
         return [images]
     if is_sharded(backbone):  # its ranks gather weights together, so each has to take as many passes
         return [images]
-    at_once = max(2, PART // largest_tensor(backbone, images))
+    known, kind = backbone.largest_tensors, (name, images.shape[1:], images.dtype)
+    if kind not in known:
+        with isolated(backbone):
+            known[kind] = largest_tensor(work, images[:1])
+    at_once = max(2, PART // known[kind])
     return images.tensor_split(-(-len(images) // at_once))
 
 
-def largest_tensor(backbone: Backbone, images: Tensor) -> int:
-    """Bytes of the largest tensor that a forward pass of one of the images makes; measured once a shape."""
-    known, kind = backbone.largest_tensors, (images.shape[1:], images.dtype)
-    if kind not in known:
-        with isolated(backbone), _Largest() as largest:
-            backbone(images[:1])
-        known[kind] = largest.bytes
-    return known[kind]
+def largest_tensor(work: Callable[[Tensor], Any], images: Tensor) -> int:
+    """Bytes of the largest tensor that `work` on images makes."""
+    with _Largest() as largest:
+        work(images)
+    return largest.bytes
 
 
 class _Largest(TorchDispatchMode):

@@ -20,7 +20,7 @@ def backbone():
 @torch.no_grad()
 def test_the_largest_tensor_is_that_of_the_wide_layer(backbone):
     hidden = 17 * 4 * 24 * 4  # tokens, width, bytes
-    assert parts.largest_tensor(backbone, torch.zeros(5, 3, 32, 32)) == hidden
+    assert parts.largest_tensor(backbone, torch.zeros(1, 3, 32, 32)) == hidden
     stem = Backbone("resnet18", timm_kwargs={"num_classes": 10}).eval()
     assert parts.largest_tensor(stem, torch.zeros(1, 3, 64, 64)) == 64 * 32 * 32 * 4
 
@@ -28,14 +28,14 @@ def test_the_largest_tensor_is_that_of_the_wide_layer(backbone):
 @torch.no_grad()
 def test_parts_are_of_much_the_same_size_and_follow_from_shapes(backbone, monkeypatch):
     images = torch.zeros(16, 3, 32, 32)
-    assert [len(part) for part in parts.in_parts(backbone, images)] == [16]
+    assert [len(part) for part in parts.in_parts(backbone, images, backbone, "whole")] == [16]
     for at_once, sizes in ((5, [4, 4, 4, 4]), (7, [6, 5, 5]), (1, [2] * 8), (16, [16])):
         monkeypatch.setattr(parts, "PART", at_once * 17 * 4 * 24 * 4)
-        assert [len(part) for part in parts.in_parts(backbone, images)] == sizes
+        assert [len(part) for part in parts.in_parts(backbone, images, backbone, "whole")] == sizes
     with torch.enable_grad():
-        assert len(parts.in_parts(backbone, images)) == 1
+        assert len(parts.in_parts(backbone, images, backbone, "whole")) == 1
     backbone.train()
-    assert len(parts.in_parts(backbone, images)) == 1
+    assert len(parts.in_parts(backbone, images, backbone, "whole")) == 1
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ def test_nothing_is_computed_that_no_term_reads(monkeypatch):
         block.register_forward_hook(lambda *args, i=i: ran.append(i + 1))
     distiller = Distiller(student, teacher, {"s": Term(SpectralKD, pairs=[(4, 2)])}, alpha=0.0)
     parts = distiller.losses(images(), {"targets": torch.arange(3), "progress": 0.0, "index": None})
-    assert ran == [1, 2]
+    assert set(ran) == {1, 2}  # of one image first: how large its tensors are
+    assert ran[-2:] == [1, 2]
     assert parts.keys() == {"ce", "s"}
 
 
