@@ -80,10 +80,8 @@ class Console(Callback):
         if pl_module.teacher is not None:
             rows.append(("teacher", _model(pl_module.teacher.backbone)))
             rows.append(("", accuracy_line(pl_module.teacher.backbone, pl_module.teacher.accuracy, data)))
-            reads = {(wanted.word, wanted.block) for wanted in pl_module.wanted}
-            if pl_module.teacher_cache is None and (
-                line := precision_error(pl_module.teacher, trainer, reads)
-            ):
+            reads = pl_module.teacher_reads() if pl_module.teacher_cache is None else ()
+            if line := precision_error(pl_module.teacher, trainer, reads):
                 rows.append(("", line))
         rows.append(("student", _model(pl_module.student)))
         rows.append(

@@ -71,7 +71,7 @@ class CacheTeacher(Distiller):
             verify(views)
             return
         builder = CacheBuilder(views, self.top_k)
-        reads = {(wanted.word, wanted.block) for wanted in self.wanted}
+        reads = self.teacher_reads()
         if trainer.is_global_zero and (line := precision_error(self.teacher, trainer, reads, self.top_k)):
             print(f"\n  teacher in {line}")
         # The first rank alone looks at the folder and decides; what it decides is told to the others.

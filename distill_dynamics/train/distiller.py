@@ -133,12 +133,13 @@ class Distiller(EvaluatedStudent):
             raise UserError("model.terms: no term is left, so there is nothing to train by")
         bound: list[Any] = [*self.terms.values()]
         self.student_reads, self.wanted = of_student(bound), of_teacher(bound)
-        if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self._teacher_reads()]):
+        if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self.teacher_reads()]):
             raise UserError("model.compile: a compiled model does not show its attention, which a term reads")
         self.latest: Step  # once there was one
         self._saved_settings: dict[str, Any] | None = None  # of the checkpoint that training goes on from
 
-    def _teacher_reads(self) -> set[tuple[str, int | None]]:
+    def teacher_reads(self) -> set[tuple[str, int | None]]:
+        """What the terms read of the teacher, words and blocks."""
         return {(w.word, w.block) for w in self.wanted}
 
     def configure_callbacks(self) -> list[Callback]:
@@ -236,7 +237,7 @@ class Distiller(EvaluatedStudent):
         if teacher is None:
             return
         if (
-            any(word in ("logits", "dist_logits") for word, _ in self._teacher_reads())
+            any(word in ("logits", "dist_logits") for word, _ in self.teacher_reads())
             and not teacher.accuracy
         ):
             answering = self.training_teacher

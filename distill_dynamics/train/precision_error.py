@@ -1,7 +1,4 @@
-"""What half precision changes in a teacher's answers, beside the same teacher in float32.
-
-Legend of letters: N images, K classes.
-"""
+"""What half precision changes in a teacher's answers, beside the same teacher in float32."""
 
 from __future__ import annotations
 
