@@ -25,20 +25,18 @@ from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.compiled import check_compiler, compile_blocks
 from distill_dynamics.models.features import read
 from distill_dynamics.models.normalise import Renormalise
-from distill_dynamics.models.sharding import shard
 from distill_dynamics.models.teacher import Precision, Teacher
 from distill_dynamics.schedule import ProgressCosine, Schedule
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.budget import scale
-from distill_dynamics.train.cached import cached_teacher
 from distill_dynamics.train.checks import check_arguments, check_data, check_length
 from distill_dynamics.train.dry_run import dry_run
-from distill_dynamics.train.evaluated_student import EvaluatedStudent
 from distill_dynamics.train.fit_gates import fit_gates
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.loss_floors import loss_floors
-from distill_dynamics.train.metrics import datamodule, measure
-from distill_dynamics.train.optimise import Optimisation, decay_groups
+from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.optimised_student import OptimisedStudent
+from distill_dynamics.train.prepare_teacher import measure_teacher, prepare_teacher
 from distill_dynamics.train.progress import progress_at
 from distill_dynamics.train.reference_images import drawn_once
 from distill_dynamics.train.run_facts import facts_to_save, take_facts
@@ -48,7 +46,7 @@ from distill_dynamics.train.step import Step, keyed_draws
 from distill_dynamics.train.terms import BoundTerm, Term, TermValue, of_student, of_teacher, with_standard
 
 
-class Distiller(EvaluatedStudent):
+class Distiller(OptimisedStudent):
     """Trains a student from a teacher; with no teacher it is plain supervised training.
 
     The loss is Σ β·(a term's mean over its pairs); every term is logged by name and unweighted. α writes two
@@ -118,6 +116,7 @@ class Distiller(EvaluatedStudent):
         )  # fmt: skip
         taught = Teacher(teacher, teacher_precision, channels_last, shard_teacher) if teacher else None
         super().__init__(student, taught, channels_last)
+        self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
         self.teacher_cache = teacher_cache
         self.training_teacher: Teacher | CachedTeacher | None = taught  # what is asked in training
         for model in (student, teacher):
@@ -126,7 +125,6 @@ class Distiller(EvaluatedStudent):
             if model is not None and compile:
                 compile_blocks(model)
         self._compiled = compile
-        self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
         given = with_standard(terms or {}, alpha, temperature, label_smoothing, student)
         self.terms = nn.ModuleDict({name: BoundTerm(name, t, student, teacher) for name, t in given.items()})
         if not self.terms:
@@ -136,7 +134,6 @@ class Distiller(EvaluatedStudent):
         if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self.teacher_reads()]):
             raise UserError("model.compile: a compiled model does not show its attention, which a term reads")
         self.latest: Step  # once there was one
-        self._saved_settings: dict[str, Any] | None = None  # of the checkpoint that training goes on from
 
     def teacher_reads(self) -> set[tuple[str, int | None]]:
         """What the terms read of the teacher, words and blocks."""
@@ -212,20 +209,11 @@ class Distiller(EvaluatedStudent):
             data.indexed = True
         dry_run(self, data, stage, self.trainer.strategy)
         self.renormalise = Renormalise(data.mean, data.std, self.student.mean, self.student.std)
-        if self.teacher is None:
-            return
-        self.teacher.take_images_of(data)
-        if stage == "fit" and self.teacher_cache is not None:
-            cached = cached_teacher(self, self.teacher, self.teacher_cache)
-            self.training_teacher = cached
-            data.answers = cached.cache.answers(cached.fields) if cached.fields else None
-        if stage == "fit" and self.teacher.sharded:
-            shard(self.teacher.backbone, self.trainer.strategy.root_device, self.trainer.world_size)
+        prepare_teacher(self, data, stage)
 
     def on_fit_start(self) -> None:
         """Measure the teacher and let losses fit what they fit, at the first start of a run."""
-        self._measured_now = False
-        begins, reference = self._saved_settings is None, drawn_once(datamodule(self.trainer))
+        begins, reference = self.saved_settings is None, drawn_once(datamodule(self.trainer))
         if begins and not isinstance(self.training_teacher, CachedTeacher):
             fit_losses(self, reference)
         if begins:
@@ -233,58 +221,17 @@ class Distiller(EvaluatedStudent):
         for term in self.terms.values():
             term.begin()
         self.loss_floors = loss_floors(self, reference) if begins else {}
-        teacher = self.teacher
-        if teacher is None:
-            return
-        if (
-            any(word in ("logits", "dist_logits") for word, _ in self.teacher_reads())
-            and not teacher.accuracy
-        ):
-            answering = self.training_teacher
-            known = answering.accuracy if isinstance(answering, CachedTeacher) else None
-            teacher.accuracy = known or measure(teacher, self.trainer, self.student.num_classes)
-            self._measured_now = True
+        self._measured = measure_teacher(self)
 
     def on_train_start(self) -> None:
         """Write the teacher's accuracy down."""
         self.optimisation.resume()
         if (rates := self.optimisation.rates()) and rates.warning:
             rank_zero_warn(rates.warning)
-        if self._measured_now and self.teacher is not None:
-            row = {f"teacher/{name}": value for name, value in self.teacher.accuracy.items()}
-            log_row(self.trainer.loggers, self.current_epoch, row, self.trainer.global_step)
+        if self._measured:
+            log_row(self.trainer.loggers, self.current_epoch, self._measured, self.trainer.global_step)
 
-    def on_train_epoch_start(self) -> None:
-        """Set this epoch's learning rate."""
-        self.optimisation.begin_epoch()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set this step's learning rate, where the schedule has one for each."""
-        self.optimisation.begin_step(batch_idx)
-
-    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Leave the schedule alone: `Optimisation` steps it."""
-
-    # --- optimiser and checkpoints ----------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, or what the config puts in their place; the linear rule of the rate.
-
-        Raises UserError for a schedule that does not fit the trainer, and for an optimiser or a schedule that
-        does not follow from that of the checkpoint the run goes on from.
-        """
-        groups = decay_groups(self, {f"student.{name}" for name in self.student.no_weight_decay()})
-        factor = 1.0 if self.lr_images is None else self.global_batch / self.lr_images
-        self.optimisation = Optimisation(
-            self.make_optimizer, groups, factor, self.make_scheduler, self.trainer, self._saved_settings
-        )
-        return self.optimisation.for_lightning()
-
-    @property
-    def global_batch(self) -> int:
-        """Images a step of the optimiser: batch × devices × accumulated batches."""
-        trainer = self.trainer
-        return datamodule(trainer).batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    # --- checkpoints ------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what builds the student again, and the teacher's accuracy. UserError for NaN."""
@@ -297,4 +244,4 @@ class Distiller(EvaluatedStudent):
         """Take from the checkpoint what `fit` measured at its beginning."""
         take_facts(self, checkpoint)
         if self.trainer.state.fn == "fit":
-            self._saved_settings = saved_settings(checkpoint)
+            self.saved_settings = saved_settings(checkpoint)
