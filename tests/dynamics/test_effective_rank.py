@@ -5,6 +5,7 @@ import torch
 
 from distill_dynamics.dynamics import profile_model
 from distill_dynamics.dynamics.measures.effective_rank import effective_rank
+from distill_dynamics.dynamics.profiler.each import each
 
 
 @pytest.mark.parametrize("channels", [1, 7, 64])
@@ -120,3 +121,14 @@ def test_the_jackknife_is_near_the_spread_over_other_images():
     values, errors = zip(*(measured(tokens(32, 12, seed=seed)) for seed in range(40)), strict=True)
     spread = np.std(values, ddof=1)
     assert 0.7 < np.mean(errors) / spread < 1.4
+
+
+def test_the_threads_of_torch_are_put_back_after_an_error() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            each(lambda x: 1 // x, [1, 0])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill_dynamics.dynamics.profile import FloatArray, Profile
 from distill_dynamics.dynamics.profiler.covariance import TokenCovariance
+from distill_dynamics.dynamics.profiler.each import each
 from distill_dynamics.dynamics.profiler.moments import Moments
 from distill_dynamics.dynamics.profiler.passes import BINNED, PLAIN, FeatureModel, ForwardPasses
 from distill_dynamics.dynamics.profiler.ranges import ValueRange, bin_edges, given_range
@@ -217,7 +218,7 @@ def _of_the_set(
     """Statistics of all images at once by name, [L] each, and the standard errors of those that have one."""
     listed = [one for one in STATISTICS if one.kind == "set"]
     functions = [one.load() for one in listed]
-    measured = np.stack([covariance.measure(functions) for covariance in covariances])
+    measured = np.stack(each(lambda covariance: covariance.measure(functions), covariances))
     values, errors = (
         {one.name: measured[:, row, column] for row, one in enumerate(listed)} for column in (0, 1)
     )
@@ -228,5 +229,5 @@ def _of_halves(covariances: Sequence[TokenCovariance], width: int) -> dict[str, 
     """Statistics of two halves of the images at a student's width by name, [L] each."""
     listed = [one for one in STATISTICS if one.kind == "halves"]
     functions = [one.load() for one in listed]
-    measured = np.array([covariance.measure_halves(functions, width) for covariance in covariances])
+    measured = np.array(each(lambda covariance: covariance.measure_halves(functions, width), covariances))
     return {one.name: measured[:, row] for row, one in enumerate(listed)}
