@@ -85,7 +85,7 @@ def slow_form(weights, factors, images):
 
 def test_the_weights_are_those_of_timms_model(monkeypatch):
     monkeypatch.syspath_prepend(STUDY)
-    real_vit = importlib.import_module("real_vit")
+    real_vit = importlib.import_module("real_vit_weights")
     weights, factors = made_up()
     shape = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     model = timm.create_model(real_vit.MODEL, img_size=SIDE * PATCH, num_classes=0, **shape).eval()
