@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from distill_dynamics.losses.similarity_preserving import SP
     from distill_dynamics.losses.spectral import SpectralKD, spectral_kd
     from distill_dynamics.losses.standardised import StandardisedKD
-    from distill_dynamics.losses.token import TokenKD
+    from distill_dynamics.losses.token import ClassTokenKD, PooledKD, TokenKD
     from distill_dynamics.losses.transformed import WTTM
 
 _HOMES = {
     "AttentionKD": "attention",
     "AttentionTransfer": "attention_transfer",
     "CKA": "cka",
+    "ClassTokenKD": "token",
     "CrossEntropy": "cross_entropy",
     "DIST": "relations",
     "DKD": "decoupled",
@@ -50,6 +51,7 @@ _HOMES = {
     "PCATarget": "pca_target",
     "PHISTarget": "phis_target",
     "PKD": "pearson",
+    "PooledKD": "token",
     "ProjectorKD": "projector",
     "RKD": "relational",
     "SP": "similarity_preserving",

@@ -63,12 +63,17 @@ class SeesPooled:
 
 
 def check_channels(student_map: Tensor, teacher_map: Tensor, declared: tuple[int | None, int | None]) -> None:
-    """`ValueError` where a map has not the channels its loss was built for; None was not declared."""
+    """`ValueError` where maps or features [B, C, ...] have not the channels their loss was built for.
+
+    None was not declared.
+    """
     maps = {"student": student_map, "teacher": teacher_map}
     for (name, x), channels in zip(maps.items(), declared, strict=True):
         if channels is not None and x.shape[1] != channels:
+            what = "map" if x.ndim == 4 else "features"
             raise ValueError(
-                f"the {name}'s map {list(x.shape)} should have {channels} channels, as its loss was built for"
+                f"the {name}'s {what} {list(x.shape)} should have {channels} channels, "
+                "as its loss was built for"
             )
 
 

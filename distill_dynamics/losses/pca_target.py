@@ -22,6 +22,22 @@ def pca_target(teacher_map: Tensor, mean: Tensor, basis: Tensor, scale: Tensor) 
     return torch.einsum("ck,bchw->bkhw", basis, centred) * scale[:, None, None]
 
 
+@without_autocast
+def rotated(centred: Tensor, basis: Tensor, scale: Tensor) -> Tensor:
+    """The same of vectors [..., C] that have the mean 0: [..., k]."""
+    return centred @ basis * scale
+
+
+def whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors U [C, C] of a covariance, largest first, and 1 / √λ [C], λ clamped at 1e-3 · λ_1."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors.flip(1), _not_too_small(values.flip(0)).rsqrt()
+
+
+def _not_too_small(variances: Tensor) -> Tensor:
+    return variances.clamp(min=1e-3 * variances.max())
+
+
 class PCATarget(nn.Module):
     """Mean squared error of the student's map, after a learnt linear map, and the teacher's first components.
 
@@ -81,7 +97,7 @@ class PCATarget(nn.Module):
             drawn = torch.randn(len(covariance), self.kept, generator=torch.Generator().manual_seed(0))
             vectors = torch.linalg.qr(drawn.to(covariance)).Q
         values = (vectors * (covariance @ vectors)).sum(0)  # variances; of principal ones the eigenvalues
-        spread = values.clamp(min=1e-3 * values.max()) if self.whiten else values.mean().expand(self.kept)
+        spread = _not_too_small(values) if self.whiten else values.mean().expand(self.kept)
         self.mean.copy_(mean)
         self.basis.copy_(vectors)
         self.scale.copy_(spread.rsqrt())

@@ -62,6 +62,13 @@ def _is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
+def phi_s(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a covariance the rotation U Hᵀ / √C [C, C], used from the right, and the scale λ̄^(-1/2) [C]."""
+    values, vectors = torch.linalg.eigh(covariance)
+    count = len(values)
+    return vectors @ hadamard(count).to(vectors).T / count**0.5, values.mean().rsqrt().expand(count)
+
+
 class PHISTarget(SeesPooled, nn.Module):
     """Mean squared error of the student's map, through a learnt linear map, and the rotated teacher's.
 
@@ -87,11 +94,10 @@ class PHISTarget(SeesPooled, nn.Module):
     def fit(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Find mean, rotation and scale of the teacher's tokens."""
         mean, covariance = token_statistics(batches)
-        values, vectors = torch.linalg.eigh(covariance)
-        count = len(values)
+        basis, scale = phi_s(covariance)
         self.mean.copy_(mean)
-        self.basis.copy_(vectors @ hadamard(count).to(vectors).T / count**0.5)
-        self.scale.copy_(values.mean().rsqrt().expand(count))
+        self.basis.copy_(basis)
+        self.scale.copy_(scale)
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """Give the scalar loss of two maps [B, C, H, W]."""

@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 class TokenStatistics:
-    """Mean and covariance of the positions of maps, added up without cancellation (Chan et al., 1979)."""
+    """Mean and covariance of positions of maps, or of other vectors, without cancellation (Chan, 1979)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.scatter = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        """Take in a map [B, C, H, W]."""
+        """Take in a map [B, C, H, W], or vectors [..., C]."""
         x = x.cpu() if x.device.type == "mps" else x  # which has no float64
-        tokens = x.movedim(1, -1).flatten(0, 2).double()
+        tokens = (x.movedim(1, -1) if x.ndim == 4 else x).flatten(0, -2).double()
         own = tokens.mean(0)
         mean, scatter = (x.to(tokens) for x in (self.mean, self.scatter))
         step, total = own - mean, self.count + len(tokens)
@@ -26,12 +26,12 @@ class TokenStatistics:
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean [C] and covariance [C, C], float64.
 
-        `ValueError` where there is no map, and where nothing varies.
+        `ValueError` where there is none, and where nothing varies.
         """
         if not self.count:
-            raise ValueError("there is no teacher's map to fit to")
+            raise ValueError("there is nothing of the teacher to fit to")
         if not self.scatter.diagonal().sum() > 0:
-            raise ValueError("the teacher's map is the same everywhere: there is nothing to fit to")
+            raise ValueError("the teacher's features are the same everywhere: there is nothing to fit to")
         return self.mean, self.scatter / self.count
 
 

@@ -5,6 +5,7 @@ Letters: B batch, C channels, H W grid, K classes, P prefix tokens, N = H W patc
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from distill_dynamics.errors import UserError
 from distill_dynamics.models.parts import in_parts
 
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
 
-BY_BLOCK = ("map", "prefix", "attention")
+BY_BLOCK = ("map", "prefix", "class_token", "attention")
 BY_IMAGE = ("logits", "pooled", "dist_logits")
 
 Read = tuple[str, int | None]
@@ -61,22 +63,44 @@ def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Re
 
 def _read(backbone: Backbone, reads: Collection[Read], images: Tensor) -> dict[Read, Tensor]:
     blocks = {word: sorted(block for w, block in reads if w == word and block) for word in BY_BLOCK}
+    if blocks["class_token"]:
+        check_class_token(backbone)
+    of_prefix = sorted({*blocks["prefix"], *blocks["class_token"]})
     features = backbone(
         images,
         blocks["map"],
         logits=("logits", None) in reads,
-        prefix=blocks["prefix"],
+        prefix=of_prefix,
         attention=blocks["attention"],
         pooled=("pooled", None) in reads,
         dist_logits=("dist_logits", None) in reads,
     )
-    lists = {"map": features.maps, "prefix": features.prefix, "attention": features.attention}
+    tokens = dict(zip(of_prefix, features.prefix, strict=True))
+    lists = {
+        "map": features.maps,
+        "prefix": [tokens[block] for block in blocks["prefix"]],
+        "class_token": [tokens[block][:, 0] for block in blocks["class_token"]],
+        "attention": features.attention,
+    }
     by_block: dict[Read, Tensor] = {
         (word, block): value
         for word in BY_BLOCK
         for block, value in zip(blocks[word], lists[word], strict=True)
     }
     return by_block | {(word, None): getattr(features, word) for word in BY_IMAGE if (word, None) in reads}
+
+
+def check_class_token(backbone: Backbone) -> None:
+    """UserError for a model whose blocks have no class token, which comes before all other prefix tokens."""
+    model: Any = backbone.model
+    readable = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    if readable and getattr(model, "num_prefix_tokens", 0) and getattr(model, "cls_token", None) is not None:
+        return
+    others = ", their prefix tokens are registers" if readable and model.num_prefix_tokens else ""
+    raise UserError(
+        f"{backbone.name}: its blocks have no class token that can be read{others}; compare pooled features "
+        "instead (distill_dynamics.losses.PooledKD, without first, last and pairs)"
+    )
 
 
 def width(backbone: Backbone, word: str, block: int | None) -> int:

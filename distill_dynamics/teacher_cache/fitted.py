@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,16 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
             "images; build the cache anew"
         )
     expected = {"fitted to": dict(images), **_facts(terms)}
+    # A cache may be older than an argument of its loss, which then had the default.
+    defaults = {
+        (f"model.terms.{place}", name): parameter.default
+        for place, loss in losses.items()
+        for name, parameter in inspect.signature(type(loss)).parameters.items()
+        if parameter.default is not parameter.empty
+    }
     for place, settings in expected.items():
         for name, value in settings.items():
-            if (was := facts.get(place, {}).get(name, "not there")) != value:
+            if (was := facts.get(place, {}).get(name, defaults.get((place, name), "not there"))) != value:
                 raise UserError(
                     f"teacher_cache: {folder / NAME}: {place}: {name} was {was} and is {value}; go on with "
                     "what the cache was built with, or build one with this config"

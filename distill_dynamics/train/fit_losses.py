@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from distill_dynamics.models.features import TeacherOutputs
+from distill_dynamics.models.features import Read, TeacherOutputs
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.checks import checked
+from distill_dynamics.train.dry_run import model_outputs
+from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.reference_images import DrawnOnce, ReferenceImages
 
 if TYPE_CHECKING:
@@ -21,11 +23,18 @@ if TYPE_CHECKING:
 class TeacherBatches:
     """What one loss reads of the teacher and of the batch, a dict a batch; can be gone through repeatedly.
 
-    The teacher runs anew each time.
+    The teacher runs anew each time. Of the student's map, where the loss reads one, the shape alone counts.
     """
 
-    def __init__(self, distiller: Distiller, term: BoundTerm, pair: int, images: ReferenceImages) -> None:
-        self.distiller, self.images = distiller, images
+    def __init__(
+        self,
+        distiller: Distiller,
+        term: BoundTerm,
+        pair: int,
+        images: ReferenceImages,
+        student: Mapping[Read, Tensor],
+    ) -> None:
+        self.distiller, self.images, self.student = distiller, images, student
         self.wanted = [wanted for wanted in term.of_teacher() if wanted.pair == pair]
         self.inputs = term.inputs[pair]
 
@@ -39,9 +48,11 @@ class TeacherBatches:
                     found = distiller.teacher(plugin.convert_input(images).to(device), self.wanted)
             by_word = {word: value for (_, _, word), value in found.items()}
             given = {}
-            for parameter, who, word, _ in self.inputs:
+            for parameter, who, word, block in self.inputs:
                 if who == "teacher":
                     given[parameter] = by_word[word]
+                elif word == "map":
+                    given[parameter] = self.student[word, block][:1].expand(len(images), -1, -1, -1)
                 elif word == "targets":
                     given[parameter] = targets.to(device)
             yield given
@@ -53,12 +64,15 @@ def fit_losses(distiller: Distiller, reference: DrawnOnce) -> None:
     All ranks do the work, as a sharded teacher answers to all or none.
     """
     terms: Any = distiller.terms
+    if not any(hasattr(loss, "fit") for term in terms.values() for loss in term):
+        return
+    student, _ = model_outputs(distiller, datamodule(distiller.trainer))
     for term_name, term in terms.items():
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):
                 continue
             before = {name: value.clone() for name, value in loss.named_parameters()}
-            batches = TeacherBatches(distiller, term, pair, reference())
+            batches = TeacherBatches(distiller, term, pair, reference(), student)
             with isolated(distiller), torch.no_grad():
                 checked(f"terms.{term_name}.loss", loss.fit, batches)
             first: Any = distiller.trainer.strategy.broadcast(loss.state_dict())

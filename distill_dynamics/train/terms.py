@@ -39,10 +39,11 @@ class Term:
     Args:
         loss: the class of the loss, in YAML `{class_path: distill_dynamics.losses.SpectralKD}`, or yours. It
             says what it reads by the names of `forward`'s parameters: `student_` or `teacher_` before `map`
-            [B, C, H, W], `prefix` [B, P, C] or `attention` [B, heads, N, N], each at the pairs' blocks, or
-            before `logits` [B, K], `pooled` [B, D] or `dist_logits` [B, K]; `targets` [B], `index` [B] (place
-            in the data set), `progress` (share of the training done). If its `__init__` begins with
-            student_channels and teacher_channels, it gets the widths of what it reads first of each.
+            [B, C, H, W], `prefix` [B, P, C], `class_token` [B, C] or `attention` [B, heads, N, N], each at
+            the pairs' blocks, or before `logits` [B, K], `pooled` [B, D] or `dist_logits` [B, K]; `targets`
+            [B], `index` [B] (place in the data set), `progress` (share of the training done). If its
+            `__init__` begins with student_channels and teacher_channels, it gets the widths of what it reads
+            first of each.
         weight: β, a number or a schedule of `progress`; multiplies the mean of the loss over the pairs.
         first: align the first so many student blocks with the teacher's of the same number.
         last: align the last so many with the teacher's of the same rank from the end.

@@ -19,6 +19,9 @@ ARGUMENTS = {
     "PCATarget by schedule": {"rank": lambda progress: 1 + 4 * progress},
     "DKD of CIFAR": {"beta": 8.0, "temperature": 4.0},
     "AttentionTransfer of 1": {"power": 1.0},
+    "TokenKD whiten": {"standardise": "whiten"},
+    "TokenKD phi-s": {"standardise": "phi-s"},
+    "PooledKD phi-s": {"standardise": "phi-s"},
 }
 """Losses with other arguments than their defaults, by the name of the class and what is other."""
 LOSSES = [name for name in losses.__all__ if inspect.isclass(getattr(losses, name))] + [*ARGUMENTS]
@@ -27,7 +30,8 @@ LOSSES = [name for name in losses.__all__ if inspect.isclass(getattr(losses, nam
 def shape(word):
     who, _, what = word.partition("_")
     width = WIDTHS.get(who)
-    shapes = {"logits": (K,), "dist_logits": (K,), "pooled": (width,), "map": (width, 3, 3)}
+    shapes = {"logits": (K,), "dist_logits": (K,), "map": (width, 3, 3)}
+    shapes |= dict.fromkeys(("pooled", "class_token"), (width,))
     return shapes.get(what, (2, 9, 9))
 
 
@@ -50,7 +54,7 @@ def make(name):
     wanted = [*inspect.signature(loss).parameters][:2] == ["student_channels", "teacher_channels"]
     made = loss(*WIDTHS.values(), **arguments) if wanted else loss(**arguments)
     if hasattr(made, "fit"):
-        made.fit([{k: v.detach() for k, v in given(made).items() if k.startswith("teacher")}])
+        made.fit([{k: v.detach() for k, v in given(made, 12).items() if k.startswith("teacher")}])
     return made
 
 

@@ -8,20 +8,23 @@ from conftest import VIT
 from test_terms import deit, images, plain
 
 from distill_dynamics import Backbone, UserError
-from distill_dynamics.models.features import read
+from distill_dynamics.models.features import read, width
 
 
 def test_every_word_is_what_timm_gives():
     name = "deit_tiny_distilled_patch16_224"
     backbone = deit(name).eval()
     model = plain(backbone, name)
-    words = {("map", 1), ("map", 2), ("prefix", 2), ("logits", None), ("pooled", None), ("dist_logits", None)}
+    once = {("logits", None), ("pooled", None), ("dist_logits", None)}
+    words = {("map", 1), ("map", 2), ("prefix", 2), ("class_token", 1), ("class_token", 2)} | once
     found = read(backbone, images(), words)
     final, blocks = model.forward_intermediates(images(), return_prefix_tokens=True, norm=False)
     assert found.keys() == words
     for block in (1, 2):
         torch.testing.assert_close(found["map", block], blocks[block - 1][0])
     torch.testing.assert_close(found["prefix", 2], blocks[1][1])
+    for block in (1, 2):
+        torch.testing.assert_close(found["class_token", block], blocks[block - 1][1][:, 0])
     assert found["prefix", 2].shape == (3, 2, VIT["embed_dim"])
     torch.testing.assert_close(found["pooled", None], model.forward_head(final, pre_logits=True))
     torch.testing.assert_close(found["logits", None], model(images()))
@@ -80,6 +83,74 @@ def test_cait_has_attention_and_no_prefix():
     assert (attention >= 0).all()
     with pytest.raises(UserError, match="no prefix tokens"):
         read(cait, images(), {("prefix", 1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "registers"),
+    [
+        ("cait_xxs24_224", {**VIT, "depth": 2}, False),
+        ("vit_base_patch16_siglip_224", {**VIT, "depth": 2}, False),
+        ("vit_base_patch16_reg4_gap_256", {**VIT, "depth": 2}, True),
+        ("test_resnet", {}, False),
+    ],
+)
+def test_a_model_without_class_tokens_is_one_line_that_names_pooled_features(name, kwargs, registers):
+    backbone = Backbone(name, timm_kwargs=kwargs)
+    with pytest.raises(UserError, match=r"no class token that can be read.*losses\.PooledKD") as refusal:
+        read(backbone, torch.randn(1, *backbone.input_size), {("class_token", 1)})
+    assert ("registers" in str(refusal.value)) == registers
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [
+        ("vit_small_patch14_dinov2", "token"),
+        ("vit_small_patch14_reg4_dinov2", "token"),
+        ("vit_base_patch16_siglip_224", "map"),
+        ("vit_base_patch16_reg4_gap_256", "avg"),
+        ("eva02_tiny_patch14_224", "avg"),
+        ("cait_xxs24_224", "token"),
+    ],
+)
+def test_a_vit_without_a_head_gives_its_pool_of_its_final_tokens(name, pool):
+    backbone = Backbone(name, timm_kwargs={**VIT, "depth": 2, "num_classes": 0}).eval()
+    model = plain(backbone, name, num_classes=0)
+    tokens = model.forward_features(images())
+    prefix = getattr(model, "num_prefix_tokens", 0) if pool != "token" else 0
+    by_hand = {
+        "token": lambda: tokens[:, 0],
+        "avg": lambda: tokens[:, prefix:].mean(1),
+        "map": lambda: model.attn_pool(tokens),
+    }[pool]()
+    if name.startswith(("vit_base_patch16_reg4", "eva")):
+        by_hand = model.fc_norm(by_hand)
+    found = read(backbone, images(), {("pooled", None), ("logits", None), ("map", 2)})
+    torch.testing.assert_close(found["pooled", None], by_hand)
+    assert found["logits", None] is None
+    assert found["pooled", None].shape == (3, width(backbone, "pooled", None))
+    assert found["map", 2].shape[1] == width(backbone, "map", 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "resnet18",
+        "test_convnext",
+        "test_efficientnet",
+        "test_vit",
+        "mobilenetv4_conv_small_050",
+        "swin_tiny_patch4_window7_224",
+        "convnextv2_atto",
+        "repvit_m0_9",
+        "mobilenetv3_small_050",
+        "fastvit_t8",
+    ],
+)
+def test_a_model_without_a_head_has_the_width_it_states(name):
+    backbone = Backbone(name, timm_kwargs={"num_classes": 0}).eval()
+    found = read(backbone, torch.randn(2, *backbone.input_size), {("pooled", None)})
+    assert found["pooled", None].shape == (2, width(backbone, "pooled", None))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224"])
