@@ -13,6 +13,7 @@ from distill_dynamics.data.analysis_images import ImageSet
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
+from distill_dynamics.models.input_size import fixed_size
 from distill_dynamics.models.isolated import isolated
 
 
@@ -59,7 +60,10 @@ def eval_transform_of(backbone: Backbone, images: ImageSet, overrides: Transform
     size = None if overrides.image_size is None else (overrides.image_size, overrides.image_size)
     wanted = {"image_size": size, "crop_pct": overrides.crop_pct, "interpolation": overrides.interpolation}
     wanted = {key: value for key, value in wanted.items() if value is not None}
-    evaluation = backbone.evaluation._replace(**{**images.evaluation, **wanted})
+    of_data = images.evaluation
+    if fixed_size(backbone) not in (None, of_data.get("image_size")):  # a teacher's, shown images of its size
+        of_data = {**of_data, "image_size": backbone.input_size[1:]}
+    evaluation = backbone.evaluation._replace(**{**of_data, **wanted})
     if min(evaluation.image_size) < 1 or not 0 < evaluation.crop_pct <= 1:
         raise UserError("--image_size is at least 1, --crop_pct above 0 and at most 1")
     if evaluation.image_size != backbone.input_size[1:]:

@@ -18,6 +18,7 @@ from distill_dynamics.callbacks.probe_clock import AtProbes
 from distill_dynamics.errors import UserError
 from distill_dynamics.losses.ranks import one_rank
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.input_size import of_side, views_side
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
@@ -166,7 +167,8 @@ class GradientConflict(AtProbes):
             return
         self.period = self.every_n_epochs or _probe_period(trainer)
         data = datamodule(trainer)
-        probe_set = data.probe_set(self.n_images, self.seed, split="train")
+        of_views = of_side(data, views_side(data))
+        probe_set = data.probe_set(self.n_images, self.seed, split="train", **of_views)
         self._images = probe_set.normalised(data.mean, data.std)
         self._index = torch.as_tensor(probe_set.indices)
         self._targets = torch.as_tensor(data.sources["train"].targets[probe_set.indices])

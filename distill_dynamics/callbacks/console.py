@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.input_size import teacher_side, views_side
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
 from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.tables import aligned, cost_rows
@@ -80,6 +81,8 @@ class Console(Callback):
         if pl_module.teacher is not None:
             rows.append(("teacher", _model(pl_module.teacher.backbone)))
             rows.append(("", accuracy_line(pl_module.teacher.backbone, pl_module.teacher.accuracy, data)))
+            if (own := teacher_side(pl_module.teacher.backbone, data)) != (drawn := views_side(data)):
+                rows.append(("", f"views of {drawn} px are resized to its {own} px"))
             reads = pl_module.teacher_reads() if pl_module.teacher_cache is None else ()
             if line := precision_error(pl_module.teacher, trainer, reads):
                 rows.append(("", line))
@@ -87,7 +90,7 @@ class Console(Callback):
         rows.append(
             (
                 "data",
-                f"{type(data).__name__}: {data.num_classes} classes, {data.image_size} px, "
+                f"{type(data).__name__}: {_classes(data)}, {_sizes(data)}, "
                 f"{trainer.num_training_batches} steps of {pl_module.global_batch} images an epoch",
             )
         )
@@ -154,6 +157,18 @@ def _model(backbone: Backbone) -> str:
     width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}" if widths else "?"
     name = " of ".join(filter(None, [backbone.name, backbone.timm_kwargs.get("base")]))
     return f"{name}: {count:.2f} M parameters, {len(backbone.layers)} layers of {width} channels"
+
+
+def _classes(data: Any) -> str:
+    if data.num_classes:
+        return f"{data.num_classes} classes"
+    return f"no classes{'' if data.has_val else ' and no validation images: the last student is exported'}"
+
+
+def _sizes(data: Any) -> str:
+    drawn = views_side(data)
+    of_views = f" of views of {drawn} px" if drawn != data.image_size else ""
+    return f"{data.image_size} px{of_views}"
 
 
 def _terms(distiller: Distiller) -> list[str]:

@@ -43,7 +43,7 @@ class EMA(Callback):
             2,048 images a step. A short run needs a smaller one, or a schedule of the progress.
 
     Raises:
-        UserError: a decay outside [0, 1).
+        UserError: a decay outside [0, 1), and, when training starts, a student without classes.
     """
 
     def __init__(self, decay: float | Schedule = 0.99996) -> None:
@@ -56,6 +56,8 @@ class EMA(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
         """Copy the student, once; a checkpoint's average is loaded into the copy after this."""
+        if pl_module.student.num_classes == 0:
+            raise UserError("EMA: it logs an accuracy, and the student has no classes: leave it out")
         if self.average is None or stage == "fit":
             self.average = AveragedModel(pl_module.student)
             self.average.requires_grad_(False).eval()

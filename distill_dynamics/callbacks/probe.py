@@ -20,6 +20,7 @@ from distill_dynamics.dynamics.signature import evolution, gap, numbers, scalars
 from distill_dynamics.dynamics.statistics import SHOWN
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.input_size import of_side, teacher_side
 from distill_dynamics.models.sharding import is_sharded
 from distill_dynamics.runs.profiles import RunProfiles, load_profiles, until_epoch
 from distill_dynamics.train.checkpoints import best_checkpoint, read_best
@@ -31,6 +32,9 @@ from distill_dynamics.train.wandb_rows import wandb_loggers_of
 
 class DynamicsProbe(AtProbes):
     """Profiles the student on a fixed, class-balanced set of validation images, and the teacher once.
+
+    Without validation images they are training images. A teacher of another image size sees the same images,
+    made at its own; its Profile has the `probe_id` of the student's all the same.
 
     Before training (epoch 0), every `every_n_epochs`, at the last epoch, and at the end for the
     checkpoint with the best top-1. Each Profile is a file in the run directory's `dynamics/`; the
@@ -46,7 +50,7 @@ class DynamicsProbe(AtProbes):
 
     Args:
         every_n_epochs: 0 turns probing off.
-        n_images: how many, drawn from the validation set; counts a class differ by one at most.
+        n_images: how many, drawn from the validation set; the counts a class differ by one at most.
         seed: of the draw. It is not the run's: runs with other seeds look at the same images.
         value_range: bins of the entropy: "global" (the paper's, over all layers), "layer", "scaled" or two
             numbers; see `profile_model`.
@@ -69,6 +73,7 @@ class DynamicsProbe(AtProbes):
         self.value_range = value_range
         self.batch_size = batch_size
         self.probe_set: ProbeSet
+        self._of_teacher: ProbeSet
         self._folder: Path
 
     def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -76,13 +81,17 @@ class DynamicsProbe(AtProbes):
         self.period = self.every_n_epochs if pl_module.student.layers else 0
         if self.period:
             self._folder = Path(trainer.default_root_dir) / "dynamics"
-            self.probe_set = datamodule(trainer).probe_set(self.n_images, self.seed)
+            data, teacher = datamodule(trainer), _watched_teacher(pl_module)
+            self.probe_set = self._of_teacher = data.probe_set(self.n_images, self.seed)
+            if teacher is not None and (size := of_side(data, teacher_side(teacher, data))):
+                self._of_teacher = data.probe_set(self.n_images, self.seed, **size)
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Profile the teacher, and the student at epoch 0."""
         teacher = _watched_teacher(pl_module)
         if self.period and trainer.global_step == 0 and teacher is not None:
-            profile = self._profile(trainer, teacher, None, width=pl_module.student.channels[-1])
+            width = pl_module.student.channels[-1]
+            profile = self._profile(trainer, teacher, self._of_teacher, None, width=width)
             self._write(trainer, profile, "teacher")
             spectra = {"teacher_spectra": figures.spectra(profile)} if wandb_loggers_of(trainer) else {}
             self.log_probe(trainer, 0, _scalars("teacher", profile), spectra)
@@ -90,7 +99,8 @@ class DynamicsProbe(AtProbes):
 
     def measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         """Profile the student, beside the teacher."""
-        profile = self._profile(trainer, pl_module.student, epoch, beside=_watched_teacher(pl_module))
+        teacher = _watched_teacher(pl_module)
+        profile = self._profile(trainer, pl_module.student, self.probe_set, epoch, beside=teacher)
         self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
             profiles = until_epoch(load_profiles(self._folder), epoch)
@@ -105,7 +115,8 @@ class DynamicsProbe(AtProbes):
         if not self.period or best is None:
             return
         student = Backbone(checkpoint=best.best_model_path).to(trainer.strategy.root_device)
-        profile = self._profile(trainer, student, read_best(best)[0], beside=_watched_teacher(pl_module))
+        epoch, teacher = read_best(best)[0], _watched_teacher(pl_module)
+        profile = self._profile(trainer, student, self.probe_set, epoch, beside=teacher)
         self._write(trainer, profile, "student_best")
         loggers = wandb_loggers_of(trainer)
         if trainer.is_global_zero and loggers:
@@ -118,6 +129,7 @@ class DynamicsProbe(AtProbes):
         self,
         trainer: Trainer,
         backbone: Backbone,
+        probe_set: ProbeSet,
         epoch: int | None,
         beside: Backbone | None = None,
         width: int | None = None,
@@ -126,7 +138,7 @@ class DynamicsProbe(AtProbes):
 
         `width` is a student's, at which a teacher's floors are measured.
         """
-        images, group = self._share(trainer, backbone)
+        images, group = self._share(trainer, backbone, probe_set)
         profile = profile_model(
             backbone,
             images,
@@ -139,21 +151,21 @@ class DynamicsProbe(AtProbes):
             group=group,
         )
         if beside is not None:
-            images, _ = self._share(trainer, backbone, alone=is_sharded(beside))
-            theirs, group = self._share(trainer, beside)
+            images, _ = self._share(trainer, backbone, probe_set, alone=is_sharded(beside))
+            theirs, group = self._share(trainer, beside, self._of_teacher)
             profile.pairs = compare_models(
                 backbone, beside, images, theirs, most=self.batch_size, group=group
             )
         return profile
 
     def _share(
-        self, trainer: Trainer, backbone: Backbone, alone: bool = False
+        self, trainer: Trainer, backbone: Backbone, probe_set: ProbeSet, alone: bool = False
     ) -> tuple[Tensor, torch.distributed.ProcessGroup | None]:
         """This rank's images, normalised for a model, and the ranks that have the others.
 
         All images, and no other ranks, where each rank does all of the work: `alone`, or for a sharded model.
         """
-        images = self.probe_set.normalised(backbone.mean, backbone.std)
+        images = probe_set.normalised(backbone.mean, backbone.std)
         ranks = trainer.world_size if torch.distributed.is_initialized() else 1
         if ranks == 1 or alone or is_sharded(backbone):
             return images, None

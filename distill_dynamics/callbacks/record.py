@@ -16,12 +16,13 @@ from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write_folder
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.cost import cost
+from distill_dynamics.models.input_size import teacher_side
 from distill_dynamics.models.teacher_check import doubt
 from distill_dynamics.runs import lease
 from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import begin_from, best_checkpoint, read_best
+from distill_dynamics.train.checkpoints import begin_from, exported_checkpoint
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.run_logger import RunLogger, log_row
@@ -56,7 +57,7 @@ class RunRecord(Callback):
         self._started = True
         if trainer.is_global_zero:
             data = datamodule(trainer)
-            dataset: Any = data.val_dataloader().dataset
+            dataset: Any = getattr(data.val_dataloader(), "dataset", ())  # none without such images
             record(
                 Path(trainer.default_root_dir),
                 trainer.current_epoch,
@@ -67,7 +68,7 @@ class RunRecord(Callback):
                     "val_images": len(dataset) if trainer.limit_val_batches == 1.0 else None,
                 },
                 teacher=_teacher(pl_module),
-                **_costs(pl_module, data.image_size),
+                **_costs(pl_module, data),
                 **_gates(pl_module),
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
@@ -110,7 +111,7 @@ class RunRecord(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Record that the run came to its end, and take the student out of the best checkpoint."""
+        """Record that the run came to its end, and take the student out of `exported_checkpoint`."""
         if not self._started:
             _keep_best(trainer)
         if not trainer.is_global_zero:
@@ -129,18 +130,18 @@ class RunRecord(Callback):
         except Exception as error:
             # What was trained is in the checkpoints: the run has come to its end all the same.
             print(
-                f"the best student was not exported: {first_line(error)}; checkpoints/best.ckpt has it",
+                f"the student was not exported: {first_line(error)}; it is in {run_dir / 'checkpoints'}",
                 file=sys.stderr,
             )
         if self._started or not has_ended(run_dir):  # a start that was killed after its last epoch has, now
             record_end(run_dir, trainer.current_epoch)
 
     def _export(self, trainer: Trainer, run_dir: Path) -> None:
-        best = best_checkpoint(trainer)
-        if best is None:
+        found = exported_checkpoint(trainer)
+        if found is None:
             return
-        epoch, score = read_best(best)
-        student = Backbone(checkpoint=best.best_model_path)
+        path, epoch, score = found
+        student = Backbone(checkpoint=path)
         names = getattr(datamodule(trainer), "class_names", None)
         with atomic_write_folder(run_dir / BEST_STUDENT) as folder:
             student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": score})
@@ -220,10 +221,11 @@ def _teacher(distiller: Distiller) -> dict[str, Any] | None:
     }
 
 
-def _costs(distiller: Distiller, image_size: int) -> dict[str, Any]:
-    """Of student and teacher; with the threads that they were measured with."""
-    teacher = None if distiller.teacher is None else cost(distiller.teacher.backbone, image_size)
-    student = cost(distiller.student, image_size)
+def _costs(distiller: Distiller, data: Any) -> dict[str, Any]:
+    """Of student and teacher, at their sizes; with the threads that they were measured with."""
+    own = None if distiller.teacher is None else distiller.teacher.backbone
+    teacher = None if own is None else cost(own, teacher_side(own, data))
+    student = cost(distiller.student, data.image_size)
     return {"student_cost": student, "teacher_cost": teacher, "threads": torch.get_num_threads()}
 
 

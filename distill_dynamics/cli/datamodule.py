@@ -46,11 +46,24 @@ def set_num_classes(config: Any) -> None:
     UserError where the data's folder cannot be listed.
     """
     models = [model for role in ("student", "teacher") if (model := _without_classes(config.model, role))]
-    if not models or not (classes := len(_made(config.data, []).find_classes())):
+    if not models:
+        return
+    data = _made(config.data, [])
+    if not data.labels:
+        _take_head_off(config.model)
+        return
+    if not (classes := len(data.find_classes())):
         return
     for model in models:
         if classes != classes_of(model.get("name")):
             model.timm_kwargs = {**(model.timm_kwargs or {}), "num_classes": classes}
+
+
+def _take_head_off(config: Any) -> None:
+    """Of the student; a teacher's is not asked for."""
+    student = _without_classes(config, "student")
+    if student is not None and classes_of(student.get("name")) != 0:
+        student.timm_kwargs = {**(student.timm_kwargs or {}), "num_classes": 0}
 
 
 def _without_classes(config: Any, role: str) -> Any:

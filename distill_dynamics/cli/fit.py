@@ -39,7 +39,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.runs import directory as run
 from distill_dynamics.runs import lease
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
+from distill_dynamics.train.checkpoints import AtomicCheckpointIO, best_by, checkpoint_callbacks
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.rank import is_first_rank
 from distill_dynamics.train.run_logger import RunLogger
@@ -155,7 +155,7 @@ class DistillCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             Console(),
             *([ProgressBar()] if settings.trainer.enable_progress_bar is not False and on_terminal() else []),
-            *checkpoint_callbacks(run_dir, config.checkpoint_every_n_epochs),
+            *checkpoint_callbacks(run_dir, config.checkpoint_every_n_epochs, best_by(settings.data)),
             self._preemption,
         ]
         self._record = RunRecord()
@@ -267,6 +267,8 @@ class DistillCLI(LightningCLI):
         """Write the student's answer for each validation image, or each of `--images`, to `--predictions`."""
         if self.trainer.world_size > 1:
             raise UserError("predict runs on one device: set --trainer.devices 1")
+        if model.student.num_classes == 0:
+            raise UserError("predict: the student has no classes, so there is nothing that it would predict")
         if kwargs.get("ckpt_path") is None and not model.student.has_weights:
             raise UserError("predict: the student has no weights: give --ckpt_path best, or last, or a file")
         config = self.config.predict

@@ -56,11 +56,13 @@ def terminal_signature_rows(named: Named) -> list[Row]:
 
 
 def _files(run_dir: Path, reshaped: bool) -> list[str]:
+    # Where nothing says which is the best, there is no such checkpoint.
+    chosen = "best" if (run_dir / "checkpoints" / "best.ckpt").exists() else "last"
     made_by = "Backbone: checkpoint=" if reshaped else "timm.create_model: local-dir:"
     wanted = {
         "metrics.csv": "every metric, one row an epoch",
         "dynamics": "Profiles (Profile.load)",
-        BEST_STUDENT: f"the best one; for {made_by}{run_dir}/student",
+        BEST_STUDENT: f"the {chosen} one; for {made_by}{run_dir}/student",
         "checkpoints/last.ckpt": f"continue with --config {run_dir}/config.yaml --ckpt_path last",
         "wandb": f"offline W&B run: wandb sync {run_dir}/wandb/offline-run-*",
         "report.html": "all of this with figures, for a browser",

@@ -24,7 +24,7 @@ from distill_dynamics.data.listing import ENDINGS, images_in
 from distill_dynamics.data.loading import in_batches
 from distill_dynamics.data.module import ImageData
 from distill_dynamics.data.probe import draw_probe
-from distill_dynamics.data.sources import FileSource, Source, UnreadableImage
+from distill_dynamics.data.sources import FileSource, Source, Split, UnreadableImage
 from distill_dynamics.data.transforms import normalise
 from distill_dynamics.errors import UserError
 
@@ -63,16 +63,17 @@ class ImageSet:
 
     @classmethod
     def of_datamodule(cls, data: ImageData, name: str, skip_unreadable: bool = False) -> "ImageSet":
-        """The validation images of a DataModule, under its own transform of evaluation."""
+        """A DataModule's validation images, its training images where it has none, as it evaluates."""
+        split: Split = "val" if data.has_val else "train"
         data.prepare_data()
-        data.setup("validate")
+        data.setup("validate" if data.has_val else "fit")
         evaluation = {
             "image_size": (data.image_size, data.image_size),
             "crop_pct": data.crop_pct,
             "interpolation": data.interpolation,
             "crop_mode": "center",
         }
-        return cls(data.sources["val"], name, evaluation, skip_unreadable or data.unreadable.skip)
+        return cls(data.sources[split], name, evaluation, skip_unreadable or data.unreadable.skip)
 
     @classmethod
     def of_sample(cls) -> "ImageSet":

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torchvision
 
-from distill_dynamics.data.module import ImageData, Split
-from distill_dynamics.data.sources import ArraySource, download
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.data.sources import ArraySource, Split, download
 from distill_dynamics.data.transforms import FLIP
 from distill_dynamics.errors import UserError
 

@@ -11,8 +11,8 @@ import numpy as np
 import torchvision
 from numpy.typing import NDArray
 
-from distill_dynamics.data.module import ImageData, Split
-from distill_dynamics.data.sources import ArraySource, download
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.data.sources import ArraySource, Split, download
 from distill_dynamics.data.transforms import FLIP
 from distill_dynamics.errors import UserError
 

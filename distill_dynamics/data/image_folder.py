@@ -9,8 +9,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from distill_dynamics.data.batches import Unreadable
 from distill_dynamics.data.listing import ENDINGS, folders_in, images_in
-from distill_dynamics.data.module import ImageData, Split
-from distill_dynamics.data.sources import FileSource, Source
+from distill_dynamics.data.module import ImageData
+from distill_dynamics.data.sources import FileSource, Source, Split
 from distill_dynamics.errors import UserError
 
 _SETTING = "data.data_dir"

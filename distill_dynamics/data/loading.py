@@ -85,13 +85,14 @@ class ImageLoader(DataLoader[tuple[Tensor, Tensor]]):
 
     def _checked(self) -> Iterator[Sequence[Batch]]:
         """The parts of each batch, as they were drawn. Raises UserError for what cannot be read."""
-        counted, unreadable = False, ""
+        counted, unreadable, padded = False, "", isinstance(self.sampler, EvalSampler)
         for parts in self._drawn():
             lines = [line for part in parts for line in part.unreadable]
             targets = torch.cat([part.targets for part in parts])
             self.dataset.unreadable.check(Batch(targets=targets, unreadable=lines, error=parts[-1].error))
             unreadable = unreadable or next(iter(lines), "")
-            counted = counted or bool((targets != IGNORED).any())
+            # Without labels training images have the target of padding, which evaluation alone has.
+            counted = counted or (len(targets) > 0 and (not padded or bool((targets != IGNORED).any())))
             yield parts
         if unreadable and not counted:
             raise UserError(f"no image can be read, as {unreadable}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import open_regular
+
+Split = Literal["train", "val"]
 
 
 class UnreadableImage(Exception):

@@ -95,11 +95,16 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [B,C,H,W] → float32 [B,C,H,W], (pixels/255 - mean) / std for each channel.
 
+    Grey pixels are repeated for a `mean` of more channels.
+
     To the last bit the same on every device: all divisors are tensors, as by a plain number CUDA would
     multiply by its reciprocal.
     """
     whole, means, deviations = _constants(tuple(mean), tuple(std), pixels.device)
-    return pixels.to(torch.float32).div_(whole).sub_(means).div_(deviations)
+    images = pixels.to(torch.float32).div_(whole)
+    if images.shape[1] == 1 < len(means):
+        images = images.repeat(1, len(means), 1, 1)
+    return images.sub_(means).div_(deviations)
 
 
 def check_augment(augment: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from distill_dynamics.models.attention import patch_to_patch, seen_attention
 from distill_dynamics.models.eval_forms import use_eval_forms
 from distill_dynamics.models.eval_transform import EvalTransform, check_normalisation, per_channel
 from distill_dynamics.models.features import Features
+from distill_dynamics.models.input_size import fixed_size
 from distill_dynamics.models.layers import resolve_layers
 from distill_dynamics.models.save import write_weights
 from distill_dynamics.models.source import make, plain
@@ -228,14 +229,13 @@ class Backbone(nn.Module):
         return resolve_layers(layers, len(self.layers), self.name)
 
     def check_input(self, channels: int, image_size: int) -> None:
-        """UserError if images [B, channels, image_size, image_size] do not fit this model."""
-        if channels != self.input_size[0]:
+        """UserError if images [B, channels, image_size, image_size] do not fit this model; grey fits RGB."""
+        if (channels, self.input_size[0]) != (1, 3) and channels != self.input_size[0]:
             raise UserError(
                 f"{self.name} takes {self.input_size[0]} channels and the images have {channels}; "
                 f"set timm_kwargs.in_chans: {channels}"
             )
-        fixed = timm.models.get_model_input_config(self.model)["fixed_input_size"]
-        if fixed and self.input_size[1:] != (image_size, image_size):
+        if fixed_size(self) not in (None, (image_size, image_size)):
             raise UserError(
                 f"{self.name} takes {self.input_size[1]} x {self.input_size[2]} images and the data give "
                 f"{image_size} x {image_size}; set timm_kwargs.img_size or data.image_size"

@@ -1,15 +1,22 @@
-"""From the data's normalisation to a model's."""
+"""From a batch as the data give it to one that a model takes: size, channels, normalisation.
+
+Letters: B batch, C channels, H W grid.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Renormalise:
-    """x ↦ scale·x + shift for [B, C, H, W]; x itself where mean and std are equal."""
+    """[B, C, H, W] ↦ scale·x + shift, after resizing to `side` where that is given; x where nothing changes.
+
+    One channel becomes as many as the model's mean has: grey is repeated, then normalised for each.
+    """
 
     def __init__(
         self,
@@ -17,7 +24,9 @@ class Renormalise:
         from_std: Sequence[float],
         to_mean: Sequence[float],
         to_std: Sequence[float],
+        side: int | None = None,
     ) -> None:
+        self.side = side
         self.same = tuple(from_mean) == tuple(to_mean) and tuple(from_std) == tuple(to_std)
         data_mean, data_std, mean, std = (
             torch.tensor(v).view(1, -1, 1, 1) for v in (from_mean, from_std, to_mean, to_std)
@@ -25,7 +34,9 @@ class Renormalise:
         self.scale, self.shift = data_std / std, (data_mean - mean) / std
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images, normalised for the model."""
+        """The images, as the model takes them."""
+        if self.side is not None:
+            images = resized(images, self.side)
         if self.same:
             return images
         if self.scale.device != images.device or self.scale.dtype != images.dtype:
@@ -35,5 +46,15 @@ class Renormalise:
 
     @staticmethod
     def nothing(images: Tensor) -> Tensor:
-        """The images as they are: normalised for the model already."""
+        """The images as they are: the model's already."""
         return images
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """[B, C, H, W] → [B, C, side, side], bicubic with antialiasing, as Pillow; itself where it is so large.
+
+    Values may overshoot, as pixels of a file, which are cut off at black and white, cannot.
+    """
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True)

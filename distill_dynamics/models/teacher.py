@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.features import LOGITS, Read, TeacherOutputs, Wanted, read
+from distill_dynamics.models.input_size import teacher_side, views_side
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.sharding import is_sharded
 
@@ -46,11 +47,13 @@ class Teacher:
         """acc1 and acc5 in percent on the validation images, once they are measured."""
 
     def take_images_of(self, data: Any) -> None:
-        """Have batches normalised as `data` does it be what is given from here on."""
-        self.renormalise = Renormalise(data.mean, data.std, self.backbone.mean, self.backbone.std)
+        """Have batches as `data` makes them be what is given from here on: of its normalisation and size."""
+        own, side = self.backbone, teacher_side(self.backbone, data)
+        resizes = {side, views_side(data)} != {data.image_size}
+        self.renormalise = Renormalise(data.mean, data.std, own.mean, own.std, side if resizes else None)
 
     def images(self, batch: Tensor) -> Tensor:
-        """A batch as the DataModule gives it, normalised and laid out for this model."""
+        """A batch as the DataModule gives it, resized, normalised and laid out for this model."""
         return self.renormalise(batch).contiguous(memory_format=self.memory_format)
 
     def read(self, batch: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:

@@ -30,7 +30,7 @@ def normalisation(backbone: Backbone) -> str:
 
 def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> str:
     """For the start block: top-1 if it was measured, and what its images were like."""
-    measured = "not measured, as alpha is 0"
+    measured = "not measured, as alpha is 0" if data.num_classes else "no accuracy: no classes"
     if accuracy:
         measured = f"{accuracy['acc1']:.2f} % top-1"
         if teacher.stated_accuracy is not None:

@@ -15,27 +15,30 @@ if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
 
 
-def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str:
+def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float | None) -> str:
     """Markdown under YAML front matter, as the Hugging Face hub reads it.
 
-    `acc1` is `val/acc1` after `epoch` epochs, percent. The rest is from run.json and metrics.csv; what those
-    do not have, as they may be of an earlier version, is left out.
+    `acc1` is `val/acc1` after `epoch` epochs, percent, None of a student that was not chosen by it. The rest
+    is from run.json and metrics.csv; what those do not have, as they may be of an earlier version, is left
+    out.
     """
     starts = starts_of(run_dir)
     start = starts[-1] if starts else {}
     data, teacher = start.get("data") or {}, start.get("teacher") or {}
     name = run_dir.resolve().name
-    result = {
-        "task": {"type": "image-classification"},
-        "dataset": {"name": data.get("name", "?"), "type": data.get("name", "?")},
-        "metrics": [{"type": "accuracy", "name": "top-1 (%)", "value": round(acc1, 4)}],
-    }
-    head = {
+    task = "image-classification" if student.num_classes else "image-feature-extraction"
+    head: dict[str, Any] = {
         "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "knowledge-distillation"],
-        "model-index": [{"name": name, "results": [result]}],
+        "pipeline_tag": task,
+        "tags": [task, "timm", "knowledge-distillation"],
     }
+    if acc1 is not None:
+        result = {
+            "task": {"type": task},
+            "dataset": {"name": data.get("name", "?"), "type": data.get("name", "?")},
+            "metrics": [{"type": "accuracy", "name": "top-1 (%)", "value": round(acc1, 4)}],
+        }
+        head["model-index"] = [{"name": name, "results": [result]}]
     rows = _rows(run_dir, student, epoch, acc1, data, teacher)
     rows |= _cost(start)
     rows["seed"] = str(start["seed"]) if "seed" in start else ""
@@ -45,6 +48,8 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float) -> str
     return _CARD.format(
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000),
         student=_code(student.name),
+        chosen="last" if acc1 is None else "best",
+        names="names = model.pretrained_cfg.get('label_names')\n" if student.num_classes else "",
         run=_code(name),
         import_=_import(student),
         rows="\n".join(f"| {name} | {text} |" for name, text in rows.items() if text),
@@ -57,7 +62,7 @@ _CARD = """\
 ---
 {head}---
 
-# {student}, the best student of {run}
+# {student}, the {chosen} student of {run}
 
 | | |
 |---|---|
@@ -69,8 +74,7 @@ import timm
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config)
-names = model.pretrained_cfg.get('label_names')
-```
+{names}```
 
 Made with
 
@@ -90,7 +94,12 @@ def _import(student: Backbone) -> str:
 
 
 def _rows(
-    run_dir: Path, student: Backbone, epoch: int, acc1: float, data: dict[str, Any], teacher: dict[str, Any]
+    run_dir: Path,
+    student: Backbone,
+    epoch: int,
+    acc1: float | None,
+    data: dict[str, Any],
+    teacher: dict[str, Any],
 ) -> dict[str, str]:
     (height, width), crop, interpolation, _ = student.evaluation
     resized = "" if crop == 1 else f", the centre of a side of {min(height, width) / crop:.0f}"
@@ -104,9 +113,10 @@ def _rows(
         "shape": ", ".join(shape),
         "parameters": f"{parameters / 1e6:.2f} M",
         "input": f"{pixels}; mean {mean}, std {std}",
-        "classes": f"{student.num_classes}",
+        "classes": f"{student.num_classes or 'none: the model gives features, and no logits'}",
         "data": ", fingerprint ".join(_code(data[key]) for key in ("name", "fingerprint") if key in data),
-        "top-1, validation": f"{acc1:.2f} % after {epoch} epochs{images}",
+        "trained": f"{epoch} epochs" if acc1 is None else "",
+        "top-1, validation": "" if acc1 is None else f"{acc1:.2f} % after {epoch} epochs{images}",
         "top-5, validation": _percent(_metric(run_dir, epoch, "val/acc5")),
         "teacher": ", ".join(_code(teacher[key]) for key in ("name", "weights") if teacher.get(key)),
         "teacher's top-1": _percent(_metric(run_dir, 0, "teacher/acc1")),

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.input_size import teacher_side
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.fields import LOGITS
 from distill_dynamics.teacher_cache.layout import Field, Layout
@@ -92,9 +93,10 @@ def cheap_depth(views: Views) -> int:
 
 def operations(views: Views, layers: list[int], logits: bool) -> int:
     """Of matrix products and convolutions, for an image, up to these layers or the teacher's end."""
-    teacher, side = views.teacher.backbone, views.data.image_size
+    teacher = views.teacher.backbone
+    side, channels = teacher_side(teacher, views.data), teacher.input_size[0]
     weight = next(teacher.parameters())
-    image = torch.zeros(1, len(views.data.mean), side, side, device=weight.device, dtype=weight.dtype)
+    image = torch.zeros(1, channels, side, side, device=weight.device, dtype=weight.dtype)
     counter = FlopCounterMode(display=False)
     # One kind of attention and no compiled code: the count is that of every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

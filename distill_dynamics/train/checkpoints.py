@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write
+from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.rank import is_first_rank
 
 LAST = "last.ckpt"
@@ -146,8 +147,26 @@ def begin_from(trainer: Trainer) -> None:
         preempted.unlink(missing_ok=True)
 
 
-def checkpoint_callbacks(run_dir: Path, every_n_epochs: int) -> list[ModelCheckpoint]:
-    """The best first and the last last: each holds what those before it have made of the epoch."""
+def best_by(data: Any) -> str | None:
+    """The metric that the best student is chosen by; None where validation measures none."""
+    return "val/acc1" if getattr(data, "labels", True) else None
+
+
+def exported_checkpoint(trainer: Trainer) -> tuple[Path, int, float | None] | None:
+    """The file whose student is exported, after how many epochs it was written, and its top-1.
+
+    The best one's; the last one's where none is chosen; None where there is none.
+    """
+    if (best := best_checkpoint(trainer)) is not None:
+        return Path(best.best_model_path), *read_best(best)
+    last = last_checkpoint(trainer)
+    if best_by(datamodule(trainer)) is not None or last is None or not last.is_file():
+        return None
+    return last, torch.load(last, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1, None
+
+
+def checkpoint_callbacks(run_dir: Path, every_n_epochs: int, best: str | None) -> list[ModelCheckpoint]:
+    """The best by a metric first, the last last: each holds what those before it have made of the epoch."""
     kept = partial(
         ModelCheckpoint,
         dirpath=run_dir / "checkpoints",
@@ -155,7 +174,7 @@ def checkpoint_callbacks(run_dir: Path, every_n_epochs: int) -> list[ModelCheckp
         enable_version_counter=False,
     )
     return [
-        kept(filename="best", monitor="val/acc1", mode="max"),
+        *([kept(filename="best", monitor=best, mode="max")] if best else []),
         kept(
             filename="epoch_{epoch:04.0f}",
             auto_insert_metric_name=False,

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
+from distill_dynamics.models.input_size import check_patches, teacher_side
 from distill_dynamics.models.teacher import Precision
 from distill_dynamics.schedule import sampled
 
@@ -142,6 +143,8 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
     size = (data.image_size, data.image_size)
     interpolation = getattr(data, "interpolation", student.evaluation.interpolation)
     student.evaluation = EvalTransform(size, crop, interpolation)
+    if not data.num_classes:
+        _check_without_classes(distiller)
     if student.num_classes != data.num_classes:
         raise UserError(
             f"model.student has {student.num_classes} classes and the data {data.num_classes}; "
@@ -162,8 +165,13 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
         )
     for role, backbone in (("student", student), ("teacher", teacher.backbone if teacher else None)):
         if backbone is not None:
+            side = data.image_size if role == "student" else teacher_side(backbone, data)
             try:
-                backbone.check_input(len(data.mean), data.image_size)
+                backbone.check_input(len(data.mean), side)
+                if (
+                    role == "teacher" and side != data.image_size
+                ):  # of one that equals, an old run was trained
+                    check_patches(backbone)
             except UserError as error:
                 raise UserError(f"model.{role}: {error}") from error
     if "index" in distiller.reads_of_batch() and not hasattr(data, "indexed"):
@@ -173,6 +181,23 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
         )
     if stage == "fit" and teacher is not None and teacher.sharded:
         check_sharding(trainer)
+
+
+def _check_without_classes(distiller: Distiller) -> None:
+    """UserError for what needs the classes that the data do not have."""
+    if distiller.student.num_classes:
+        raise UserError(
+            f"model.student has {distiller.student.num_classes} classes and the data none (data.labels is "
+            "false): set model.student.timm_kwargs.num_classes: 0"
+        )
+    for name, term in distiller.terms.items():
+        for parameter, who, word, _ in (one for inputs in term.inputs for one in inputs):
+            if word in ("targets", "logits", "dist_logits"):
+                of = "" if who == "batch" else f"the {who}'s "
+                raise UserError(
+                    f"model.terms.{name}: its loss reads {of}{word} ({parameter}), and the data have no "
+                    "classes (data.labels is false): take a loss of map, prefix, attention or pooled"
+                )
 
 
 def check_sharding(trainer: Trainer) -> None:

@@ -24,7 +24,6 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.compiled import check_compiler, compile_blocks
 from distill_dynamics.models.features import read
-from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.teacher import Precision, Teacher
 from distill_dynamics.schedule import ProgressCosine, Schedule
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
@@ -109,7 +108,7 @@ class Distiller(OptimisedStudent):
         shard_teacher: bool = False,
         teacher_cache: str | None = None,
     ) -> None:
-        alpha = alpha if alpha is not None else (0.9 if teacher else 0.0)
+        alpha = alpha if alpha is not None else (0.9 if teacher and student.num_classes else 0.0)
         check_arguments(
             teacher, alpha, temperature, label_smoothing, lr_images, teacher_precision, channels_last,
             shard_teacher, teacher_cache,
@@ -197,7 +196,7 @@ class Distiller(OptimisedStudent):
     # --- before training --------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data fit the models, and prepare the change of normalisation."""
+        """Check that the data fit the models, and prepare the change of size and normalisation."""
         if stage == "fit":
             check_length(self.trainer)
         data = datamodule(self.trainer)
@@ -208,7 +207,7 @@ class Distiller(OptimisedStudent):
         if stage == "fit" and "index" in self.reads_of_batch():
             data.indexed = True
         dry_run(self, data, stage, self.trainer.strategy)
-        self.renormalise = Renormalise(data.mean, data.std, self.student.mean, self.student.std)
+        self.take_images_of(data)
         prepare_teacher(self, data, stage)
 
     def on_fit_start(self) -> None:

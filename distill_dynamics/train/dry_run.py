@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.features import Read, read
+from distill_dynamics.models.input_size import teacher_side
 from distill_dynamics.models.isolated import isolated
 
 if TYPE_CHECKING:
@@ -28,16 +29,16 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
     Raises:
         UserError: one of them cannot take what it is given, or gives what cannot be taken.
     """
-    images = _ramp(2 if stage == "fit" and data.batch_size > 1 else 1, len(data.mean), data.image_size)
-    size = f"{data.image_size} x {data.image_size} images"
-    logits: Read = ("logits", None)
-    reads = distiller.student_reads if stage == "fit" else {logits}
+    count, student = 2 if stage == "fit" and data.batch_size > 1 else 1, distiller.student
+    # A model without classes answers with what a classifier would read.
+    answer: Read = ("logits" if student.num_classes else "pooled", None)
+    reads = distiller.student_reads if stage == "fit" else {answer}
     with _restored(distiller):
-        learnt = _run_model("student", distiller.student, {*reads, logits}, images, size, stage == "fit")
-        if learnt[logits].shape != (len(images), distiller.student.num_classes):
+        learnt = _run_model("student", student, {*reads, answer}, count, data.image_size, stage == "fit")
+        if student.num_classes and learnt[answer].shape != (count, student.num_classes):
             raise UserError(
-                f"model.student: {distiller.student.name} answers {len(images)} images with "
-                f"{_shape(learnt[logits])}, not with one number a class ({distiller.student.num_classes})"
+                f"model.student: {student.name} answers {count} images with {_shape(learnt[answer])}, not "
+                f"with one number a class ({student.num_classes})"
             )
         if stage != "fit":
             return
@@ -45,27 +46,29 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
         if distiller.teacher is not None and distiller.wanted:
             teacher = distiller.teacher.backbone
             wanted = {(w.word, w.block) for w in distiller.wanted}
-            of_teacher = _run_model("teacher", teacher, wanted, images, size, False)
+            side = teacher_side(teacher, data)
+            of_teacher = _run_model("teacher", teacher, wanted, count, side, False)
         with torch.set_grad_enabled(_needs_every_gradient(strategy)):
             values = [
                 value
                 for name, term in distiller.terms.items()
-                for value in _term(name, term, learnt, of_teacher, len(images))
+                for value in _term(name, term, learnt, of_teacher, count)
             ]
             if torch.is_grad_enabled():
-                _check_gradients(distiller.student, values)
+                _check_gradients(student, values)
 
 
 def model_outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
     """What the terms read of student and teacher, of two images that are none."""
     assert distiller.teacher is not None
-    images = _ramp(2, len(data.mean), data.image_size)
     of_teacher = {(w.word, w.block) for w in distiller.wanted}
+    teacher = distiller.teacher.backbone
     found = []
-    for backbone, reads in (
-        (distiller.student, distiller.student_reads),
-        (distiller.teacher.backbone, of_teacher),
+    for backbone, reads, side in (
+        (distiller.student, distiller.student_reads, data.image_size),
+        (teacher, of_teacher, teacher_side(teacher, data)),
     ):
+        images = _ramp(2, backbone.input_size[0], side)
         with isolated(backbone):
             found.append(read(backbone, images.to(next(backbone.parameters())), reads))
     return found[0], found[1]
@@ -76,8 +79,9 @@ def _ramp(n: int, channels: int, size: int) -> Tensor:
 
 
 def _run_model(
-    role: str, backbone: Backbone, reads: set[Read], images: Tensor, size: str, train: bool
+    role: str, backbone: Backbone, reads: set[Read], count: int, side: int, train: bool
 ) -> dict[Read, Tensor]:
+    images, size = _ramp(count, backbone.input_size[0], side), f"{side} x {side} images"
     device = next(backbone.parameters()).device
     with isolated(backbone), torch.enable_grad() if train else torch.no_grad():
         backbone.train(train)

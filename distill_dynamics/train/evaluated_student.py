@@ -17,9 +17,10 @@ from torch import Tensor
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.features import LOGITS, read
+from distill_dynamics.models.input_size import of_side, teacher_side, views_side
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.teacher import Teacher
-from distill_dynamics.train.metrics import WeightedMean, accuracies
+from distill_dynamics.train.metrics import WeightedMean, accuracies, datamodule, measure
 
 
 class EvaluatedStudent(LightningModule):
@@ -45,29 +46,46 @@ class EvaluatedStudent(LightningModule):
         """
         return read(self.student, self.for_student(images), {LOGITS})[LOGITS]
 
+    def take_images_of(self, data: Any) -> None:
+        """Have batches as `data` makes them be what is given from here on: of its normalisation and size."""
+        own, side = self.student, data.image_size
+        resizes = views_side(data) != side
+        self.renormalise = Renormalise(data.mean, data.std, own.mean, own.std, side if resizes else None)
+
     def for_student(self, images: Tensor) -> Tensor:
-        """A batch as the DataModule gives it, normalised and laid out as the student takes it."""
+        """A batch as the DataModule gives it, resized, normalised and laid out as the student takes it."""
         return self.renormalise(images).contiguous(memory_format=self.memory_format)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Top-1, top-5 and plain cross-entropy of the student; padding items count nowhere."""
+        """Top-1, top-5 and plain cross-entropy of the student; padding items count nowhere.
+
+        A student without classes has none of these.
+        """
+        if self.student.num_classes == 0:
+            return
         images, targets = batch
         logits = self(images)
         self.val_metrics.update(logits, targets)
         counted = (targets != IGNORED).sum()
         loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         self.val_loss.update(loss / counted.clamp(min=1), weight=counted)
-        if self.trainer.state.fn != "fit" and self.teacher is not None and self._teacher_answers:
+        if self._teacher_answers and self._teacher_sees_the_same and self.teacher is not None:
             self.teacher_metrics.update(self.teacher.logits(images), targets)
 
     test_step = validation_step
 
     @property
     def _teacher_answers(self) -> bool:
-        """Whether the teacher can be measured beside the student, when no training goes on."""
-        teacher = self.teacher
-        same = teacher is not None and teacher.backbone.num_classes == self.student.num_classes
-        return same and teacher is not None and not teacher.sharded
+        """Whether the teacher is measured beside the student, when no training goes on."""
+        if self.teacher is None or self.trainer.state.fn == "fit" or self.teacher.sharded:
+            return False
+        return self.teacher.backbone.num_classes == self.student.num_classes
+
+    @property
+    def _teacher_sees_the_same(self) -> bool:
+        """Whether that is on the student's batches, which have its size."""
+        data = datamodule(self.trainer)
+        return self.teacher is not None and not of_side(data, teacher_side(self.teacher.backbone, data))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Class probabilities [B, K] and targets [B]."""
@@ -83,14 +101,19 @@ class EvaluatedStudent(LightningModule):
         self._publish("test")
 
     def _publish(self, split: str) -> None:
+        if self.student.num_classes == 0:
+            return
         values = {**self.val_metrics.compute(), "loss": self.val_loss.compute()}
         if not values["loss"].isfinite():
             rank_zero_warn(f"{split}/loss is {values['loss']:g}: the student's logits are not all finite")
         self.val_metrics.reset()
         self.val_loss.reset()
         fitting = self.trainer.state.fn == "fit"
-        if not fitting and self._teacher_answers:
-            for name, value in self.teacher_metrics.compute().items():
+        if self._teacher_answers and self.teacher is not None:
+            found: Any = self.teacher_metrics.compute()
+            if not self._teacher_sees_the_same:
+                found = measure(self.teacher, self.trainer, self.student.num_classes)
+            for name, value in found.items():
                 self.log(f"teacher/{name}", value)
             self.teacher_metrics.reset()
         for name, value in values.items():

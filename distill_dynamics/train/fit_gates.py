@@ -12,7 +12,10 @@ from torch import Tensor
 from distill_dynamics.dynamics import Profile
 from distill_dynamics.dynamics.profiler import profile_model
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.input_size import teacher_side
+from distill_dynamics.models.normalise import resized
 from distill_dynamics.train.checks import checked
+from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.reference_images import DrawnOnce, ReferenceImages
 
 if TYPE_CHECKING:
@@ -25,13 +28,13 @@ BATCH = 32
 
 
 class _Batches:
-    """Images as a model takes them; can be gone through repeatedly."""
+    """Images as a teacher takes them; can be gone through repeatedly."""
 
-    def __init__(self, images: ReferenceImages, model: Backbone) -> None:
-        self.images = images._replace(mean=model.mean, std=model.std, batch_size=BATCH)
+    def __init__(self, images: ReferenceImages, model: Backbone, side: int) -> None:
+        self.images, self.side = images._replace(mean=model.mean, std=model.std, batch_size=BATCH), side
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.images.batches()
+        return ((resized(images, self.side), targets) for images, targets in self.images.batches())
 
 
 def fit_gates(distiller: Distiller, reference: DrawnOnce) -> None:
@@ -50,11 +53,12 @@ def fit_gates(distiller: Distiller, reference: DrawnOnce) -> None:
             continue
         assert distiller.teacher is not None
         teacher = distiller.teacher.backbone
+        side = teacher_side(teacher, datamodule(distiller.trainer))
         widths = {distiller.student.channels[block - 1] for block, _ in term.pairs}
         what = term.gate.value_range, widths.pop() if len(widths) == 1 else None
         if what not in profiles:
             profiles[what] = profile_model(
-                teacher, _Batches(reference(), teacher), value_range=what[0], student_width=what[1]
+                teacher, _Batches(reference(), teacher, side), value_range=what[0], student_width=what[1]
             )
         values = _values(term, profiles[what])
         first: Any = distiller.trainer.strategy.broadcast(values)

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from distill_dynamics.losses.logits import soft_kd, soft_kd_top, top_classes
 from distill_dynamics.models.features import LOGITS, Read, read
+from distill_dynamics.models.input_size import of_side, teacher_side
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.train.metrics import datamodule
@@ -29,7 +30,8 @@ def precision_error(
     if not precision.endswith("-mixed") or teacher.sharded or not hasattr(data, "probe_set") or not reads:
         return ""
     device = trainer.strategy.root_device
-    images = data.probe_set(IMAGES, at_most=True).normalised(data.mean, data.std).to(device)
+    own = of_side(data, teacher_side(teacher.backbone, data))
+    images = data.probe_set(IMAGES, at_most=True, **own).normalised(data.mean, data.std).to(device)
     with trainer.precision_plugin.forward_context():
         half = teacher.read(images, reads)
     with isolated(teacher.backbone):

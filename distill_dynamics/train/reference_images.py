@@ -11,13 +11,17 @@ from torch import Tensor
 
 from distill_dynamics.data.transforms import normalise
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.input_size import of_side, views_side
 
 IMAGES = 1024
 """How many; all where there are fewer."""
 
 
 class ReferenceImages(NamedTuple):
-    """N of them, without augmentation, classes in equal shares; the same for any seed and any devices."""
+    """N of them, without augmentation, classes in equal shares; the same for any seed and any devices.
+
+    Of the side of training views, so that a teacher is shown them as it is shown those.
+    """
 
     pixels: Tensor
     """uint8 [N, C, H, W]."""
@@ -40,7 +44,7 @@ def reference_images(data: Any) -> ReferenceImages:
             f"data: {type(data).__name__} has no probe_set, from whose training images a loss is fitted "
             "(write yours as a subclass of distill_dynamics.data.ImageData)"
         )
-    drawn = data.probe_set(IMAGES, split="train", at_most=True)
+    drawn = data.probe_set(IMAGES, split="train", at_most=True, **of_side(data, views_side(data)))
     return ReferenceImages(
         drawn.pixels,
         torch.as_tensor(data.sources["train"].targets[drawn.indices]),

@@ -77,8 +77,13 @@ def with_standard(
     """The terms of a config after `ce` and `kd`, which α writes; one of that name replaces it, None removes.
 
     Without classes neither is written, with α = 0 no `kd`. Raises UserError for a setting of one that is
-    replaced.
+    replaced, or not written.
     """
+    if student.num_classes == 0 and (alpha or temperature != 1.0 or label_smoothing != 0.1):
+        raise UserError(
+            "model.alpha, temperature and label_smoothing are of ce and kd, and a student without classes "
+            "has neither: leave them out"
+        )
     for name, key, value, default in (
         ("kd", "temperature", temperature, 1.0),
         ("ce", "label_smoothing", label_smoothing, 0.1),

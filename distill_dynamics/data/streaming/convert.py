@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from distill_dynamics.data.image_folder import ImageFolder
 from distill_dynamics.data.loading import in_batches
-from distill_dynamics.data.module import Split
-from distill_dynamics.data.sources import FileSource, UnreadableImage
+from distill_dynamics.data.sources import FileSource, Split, UnreadableImage
 from distill_dynamics.data.streaming.chunks import DATASET, IMAGES, INDEX
 from distill_dynamics.data.streaming.storage import error_line, is_stored, is_url, storage
 from distill_dynamics.errors import UserError

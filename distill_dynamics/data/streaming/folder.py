@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dynamics.data.image_folder import ImageFolder
-from distill_dynamics.data.module import Split
+from distill_dynamics.data.sources import Split
 from distill_dynamics.data.streaming.chunks import DATASET, IMAGES, INDEX, Chunks, ChunkSource
 from distill_dynamics.data.streaming.sampler import ChunkSampler
 from distill_dynamics.data.streaming.storage import fetch, is_stored, is_url
