@@ -1,0 +1,38 @@
+"""The table of configs/label_free/README.md, from the runs' metrics.csv.
+
+python notebooks/label_free/table.py runs/label_free
+"""
+
+import csv
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy import stats
+
+SEEDS = range(3)
+MEASURES = {"knn1": "kNN", "linear1": "linear"}
+
+
+def column(folder: Path, seed: int, name: str) -> list[float]:
+    """A metric at each epoch that has it, in their order."""
+    with (folder / f"seed{seed}" / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def main(folder: Path) -> None:
+    """Print it."""
+    print("| top-1 (%) | teacher | student, untrained | student, trained | gain (95 %) | trained minus teacher |")
+    print("|---|---|---|---|---|---|")
+    for measure, label in MEASURES.items():
+        teacher = column(folder, 0, f"teacher/{measure}")[0]
+        epochs = [column(folder, seed, f"val/{measure}") for seed in SEEDS]
+        first, last = [of[0] for of in epochs], [of[-1] for of in epochs]
+        low, high = stats.ttest_rel(last, first).confidence_interval(0.95)
+        gain = f"{fmean(last) - fmean(first):+.2f} ({low:+.2f} to {high:+.2f})"
+        students = " | ".join(f"{fmean(of):.2f} ± {stdev(of):.2f}" for of in (first, last))
+        print(f"| {label} | {teacher:.2f} | {students} | {gain} | {fmean(last) - teacher:+.2f} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
