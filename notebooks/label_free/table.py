@@ -22,7 +22,7 @@ def column(folder: Path, seed: int, name: str) -> list[float]:
 
 def main(folder: Path) -> None:
     """Print it."""
-    print("| top-1 (%) | teacher | student, untrained | student, trained | gain (95 %) | trained minus teacher |")
+    print("| top-1 (%) | teacher | untrained student | trained student | gain (95 %) | minus teacher |")
     print("|---|---|---|---|---|---|")
     for measure, label in MEASURES.items():
         teacher = column(folder, 0, f"teacher/{measure}")[0]
