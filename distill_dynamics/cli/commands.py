@@ -44,6 +44,8 @@ def convert(
     *,
     data_dir: str,
     out: str,
+    labels: bool = True,
+    val_dir: str | None = None,
     size: int | None = None,
     quality: int = 95,
     chunk_mb: float = 64,
@@ -55,6 +57,8 @@ def convert(
     Args:
         data_dir: holds train/<class>/<image> and val/<class>/<image>, as for ImageFolder
         out: a new folder, or a place in object storage (s3://, gs://)
+        labels: false where data_dir holds images without classes, as for UnlabelledFolder
+        val_dir: without labels, holds <class>/<image> to measure a student on (default: none)
         size: resize images whose shorter side is longer to this many pixels, and encode them anew; smaller
             ones are kept as they are (default: all files are stored as they are)
         quality: of the JPEG files of --size
@@ -67,6 +71,8 @@ def convert(
     convert(
         data_dir,
         out,
+        labels=labels,
+        val_dir=val_dir,
         size=size,
         quality=quality,
         chunk_mb=chunk_mb,

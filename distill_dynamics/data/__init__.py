@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from distill_dynamics.data.module import ImageData
     from distill_dynamics.data.probe import ProbeSet, draw_probe
     from distill_dynamics.data.streaming.folder import StreamedImageFolder
+    from distill_dynamics.data.unlabelled_folder import UnlabelledFolder
 
 _HOMES = {
     "CIFAR10": "cifar",
@@ -21,6 +22,7 @@ _HOMES = {
     "ImageFolder": "image_folder",
     "ProbeSet": "probe",
     "StreamedImageFolder": "streaming.folder",
+    "UnlabelledFolder": "unlabelled_folder",
     "draw_probe": "probe",
 }
 __all__ = [*_HOMES]

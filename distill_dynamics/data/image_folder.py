@@ -66,8 +66,10 @@ class ImageFolder(ImageData):
 
     def find_classes(self) -> list[str]:
         """Lists the folders of classes of one split. UserError where there is neither train nor val."""
+        if not self.labels:
+            return []
         splits = [Path(self.data_dir) / split for split in ("train", "val")]
-        return _classes(next((folder for folder in splits if folder.is_dir()), splits[0]))
+        return class_folders(next((folder for folder in splits if folder.is_dir()), splits[0]), _SETTING)
 
     def load(self, split: Split) -> Source:
         """Lists the files; images are decoded when drawn.
@@ -75,48 +77,55 @@ class ImageFolder(ImageData):
         Raises UserError for a missing folder, an empty class, or classes that train and val do not share.
         """
         folder = Path(self.data_dir) / split
-        self.classes = _classes(folder)
         if all((folder.parent / name).is_dir() for name in ("train", "val")):
             _check_same(folder.parent)
-
-        # In torchvision's order, which seeds and probe sets go by.
-        files = sorted((place.split(os.sep)[0], place, name) for place, name in images_in(folder, _SETTING))
-        if loose := [name for name, *_ in files if not name]:
-            warnings.warn(
-                f"{_SETTING}: {len(loose)} of the images lie in {folder} itself, in no class; left out",
-                stacklevel=2,
-            )
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        files = [file for file in files if file[0] in numbers]
-        targets = [numbers[name] for name, *_ in files]
-        if empty := set(numbers.values()) - set(targets):
-            raise UserError(
-                f"{_SETTING}: {folder.resolve() / self.classes[min(empty)]} holds no image of its own "
-                f"({len(empty)} such; known endings: {ENDINGS})"
-            )
-        return FileSource(folder, [os.path.join(place, name) for _, place, name in files], targets)
+        self.classes, source = labelled_images(folder, _SETTING)
+        return source
 
     def views_depend_on(self) -> dict[str, Any]:
         """As in `ImageData`; how files are decoded is part of it."""
         return {**super().views_depend_on(), "reduced_decode": self.reduced_decode}
 
 
-def _classes(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise UserError(
-            f"{_SETTING}: the folder {folder.resolve()} is missing; "
-            f"images belong in {folder.name}/<class>/<image>"
+def labelled_images(folder: Path, setting: str) -> tuple[list[str], FileSource]:
+    """The names of a folder's class folders, and the images in them. `setting` is what named the folder.
+
+    Raises UserError where there is no such folder, no class in it, or no image in a class.
+    """
+    classes = class_folders(folder, setting)
+    # In torchvision's order, which seeds and probe sets go by.
+    files = sorted((place.split(os.sep)[0], place, name) for place, name in images_in(folder, setting))
+    if loose := [name for name, *_ in files if not name]:
+        warnings.warn(
+            f"{setting}: {len(loose)} of the images lie in {folder} itself, in no class; left out",
+            stacklevel=2,
         )
-    if classes := folders_in(folder, _SETTING):
-        return classes
+    numbers = {name: number for number, name in enumerate(classes)}
+    files = [file for file in files if file[0] in numbers]
+    targets = [numbers[name] for name, *_ in files]
+    if empty := set(numbers.values()) - set(targets):
+        raise UserError(
+            f"{setting}: {folder.resolve() / classes[min(empty)]} holds no image of its own "
+            f"({len(empty)} such; known endings: {ENDINGS})"
+        )
+    return classes, FileSource(folder, [os.path.join(place, name) for _, place, name in files], targets)
+
+
+def class_folders(folder: Path, setting: str) -> list[str]:
+    """The names of the classes whose images a folder holds. UserError where it has none."""
+    problem = f"the folder {folder.resolve()} is missing"
+    if folder.is_dir():
+        if classes := folders_in(folder, setting):
+            return classes
+        problem = f"{folder.resolve()} holds no class folders"
     raise UserError(
-        f"{_SETTING}: {folder.resolve()} holds no class folders; "
-        f"images belong in {folder.name}/<class>/<image>"
+        f"{setting}: {problem}; images belong in {folder.name}/<class>/<image> (images without classes are "
+        "for class_path: distill_dynamics.data.UnlabelledFolder)"
     )
 
 
 def _check_same(data_dir: Path) -> None:
-    train, val = _classes(data_dir / "train"), _classes(data_dir / "val")
+    train, val = (class_folders(data_dir / split, _SETTING) for split in ("train", "val"))
     if odd := sorted(set(train) ^ set(val)):
         has, lacks = ("train", "val") if odd[0] in train else ("val", "train")
         raise UserError(

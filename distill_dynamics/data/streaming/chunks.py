@@ -3,7 +3,7 @@
 A converted data set is a folder, or a prefix of object storage:
 
     dataset.json          classes and how it was made; written last, so that without it nothing is there
-    train/, val/          of each split:
+    train/, val/          of each split (without labels there may be no val):
         images.npz        of its N images in ImageFolder's order: targets, names, sizes in bytes, places [N]
         index.json        litdata's: the chunk files and how many items each has
         chunk-0-0.bin     the image files themselves, one after the other, in litdata's format

@@ -1,4 +1,4 @@
-"""`convert`: an ImageFolder → chunks for StreamedImageFolder, on a disk or in object storage.
+"""`convert`: an image folder, with classes or without → chunks, on a disk or in object storage.
 
 Letters: N images.
 """
@@ -25,6 +25,7 @@ from distill_dynamics.data.loading import in_batches
 from distill_dynamics.data.sources import FileSource, Split, UnreadableImage
 from distill_dynamics.data.streaming.chunks import DATASET, IMAGES, INDEX
 from distill_dynamics.data.streaming.storage import error_line, is_stored, is_url, storage
+from distill_dynamics.data.unlabelled_folder import UnlabelledFolder
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write, remove_partial
 
@@ -38,6 +39,8 @@ def convert(
     data_dir: str,
     out: str,
     *,
+    labels: bool = True,
+    val_dir: str | None = None,
     size: int | None = None,
     quality: int = 95,
     chunk_mb: float = 64,
@@ -52,6 +55,8 @@ def convert(
     Args:
         data_dir: as for `ImageFolder`.
         out: a new folder, or a URL (s3://, gs://), to which each chunk goes as soon as it is full.
+        labels: false: `data_dir` is any folder of images without classes, as for `UnlabelledFolder`.
+        val_dir: without labels, the validation images, as for `UnlabelledFolder`; there may be none.
         size: resize images whose shorter side is longer to this many pixels (bicubic, antialiased) and
             encode them anew as JPEG; the other files, and without it all, are stored byte for byte.
         quality: of these JPEG files, 1 to 100.
@@ -70,13 +75,16 @@ def convert(
         raise UserError(f"--chunk_mb is from 0 to 2000, not {chunk_mb}")
     if num_workers < 0:
         raise UserError(f"--num_workers is at least 0, not {num_workers}")
-    folder = ImageFolder(data_dir)
-    sources = {split: folder.load(split) for split in SPLITS}
+    if labels and val_dir is not None:
+        raise UserError("--val_dir is for --labels false; with labels, data_dir has train/ and val/")
+    folder = ImageFolder(data_dir) if labels else UnlabelledFolder(data_dir, val_dir)
+    sources = {split: folder.load(split) for split in SPLITS if split == "train" or folder.has_val}
     with _output(out) as output:
         facts: dict[str, Any] = {
             "schema": SCHEMA,
             "id": uuid.uuid4().hex[:16],
             "classes": folder.classes,
+            **({} if labels else {"labels": False}),
             "size": size,
             "quality": None if size is None else quality,
         }
@@ -178,6 +186,8 @@ def _write_split(
             places[index], sizes[index] = stored, len(content)
             stored += 1
     kept = np.flatnonzero(places >= 0)
+    if not len(kept):
+        raise UserError(f"no image in {source.root} can be read")
     if lost := set(range(int(source.targets.max()) + 1)) - set(source.targets[kept].tolist()):
         first = source.path(int(np.flatnonzero(source.targets == min(lost))[0])).parent
         raise UserError(f"no image in {first} can be read")

@@ -19,7 +19,8 @@ class StreamedImageFolder(ImageFolder):
 
     Images come in the order of `ChunkSampler`, which keeps to a few chunks at a time; a converted data set
     gives the probe set and the views of (seed, epoch, image, repeat) that the ImageFolder gives, unless
-    images were re-encoded.
+    images were re-encoded. What was converted without labels, as for UnlabelledFolder, is read with
+    `labels: false`, and has the validation images that were converted with it.
 
     Args:
         data_dir: a folder, or a URL (s3://, or gs://, which is untested). Server and credentials are those of
@@ -72,8 +73,21 @@ class StreamedImageFolder(ImageFolder):
             return json.loads(local.read_text())
 
     def find_classes(self) -> list[str]:
-        """What the conversion says."""
-        return list(self._facts["classes"])
+        """What the conversion says. UserError where it has no labels, and they are asked for."""
+        return list(self._facts["classes"]) if self._has_labels() else []
+
+    @property
+    def has_val(self) -> bool:
+        """Whether validation images were converted."""
+        return "val" in self._facts
+
+    def _has_labels(self) -> bool:
+        if self.labels and not self._facts.get("labels", True):
+            raise UserError(
+                f"data.labels: the training images of {self._place} have no classes: set "
+                "data.init_args.labels: false"
+            )
+        return self.labels
 
     def load(self, split: Split) -> ChunkSource:
         """Reads what is known of the split's images; chunks are fetched and images decoded when drawn.
@@ -81,6 +95,7 @@ class StreamedImageFolder(ImageFolder):
         Raises UserError where there is no finished conversion, where the storage cannot be reached or
         `cache_dir` not be written, or for a `cache_gb` that cannot hold the chunks drawn from at a time.
         """
+        self._has_labels()
         self.classes = self._facts["classes"]
         place = f"{self._place}/{split}"
         cache = None if self._cache is None else self._cache / self._facts["id"] / split
