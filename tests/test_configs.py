@@ -16,6 +16,7 @@ CONTROL = CONFIGS / "fashion_mnist" / "teacher_cait24_std035.yaml"
 """Given after the teacher's own config."""
 STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/teacher*.yaml"))]
 NONE = {"base.yaml", "beta.yaml"}  # not an experiment by itself; a sweep of W&B's
+NONE |= {"finetune.yaml", "linear.yaml"}  # of a student that is given: test_fine_tuning.py
 ROWS = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if p.name not in NONE and p not in STANDALONE]
 PUBLISHED = {  # Table 1: top-1 in percent, (first, last), weight, epochs
     "softkd": (76.99, None, None, 300),

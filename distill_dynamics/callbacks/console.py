@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -86,7 +87,7 @@ class Console(Callback):
             reads = pl_module.teacher_reads() if pl_module.teacher_cache is None else ()
             if line := precision_error(pl_module.teacher, trainer, reads):
                 rows.append(("", line))
-        rows.append(("student", _model(pl_module.student)))
+        rows += [("" if i else "student", line) for i, line in enumerate(_student(pl_module.student))]
         rows.append(
             (
                 "data",
@@ -171,6 +172,17 @@ def _sizes(data: Any) -> str:
     return f"{data.image_size} px{of_views}"
 
 
+def _student(student: Backbone) -> list[str]:
+    lines = [_model(student)]
+    if student.has_weights:
+        head = ", with a new head" if student.has_new_head and student.num_classes else ""
+        lines.append(f"begins from {student.source}{head}")
+    if student.frozen:
+        count = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        lines.append(f"frozen but for its head, {count:,} parameters of {student.num_classes} classes")
+    return lines
+
+
 def _terms(distiller: Distiller) -> list[str]:
     terms: Any = distiller.terms
     return [f"{_weight(term)} x {_term(name, term)}" for name, term in terms.items()]
@@ -184,9 +196,27 @@ def _term(name: str, term: BoundTerm) -> str:
         return f"{type(loss).__name__} (temperature {_number(loss.temperature)})"
     pairs = ", ".join(f"{s}-{t}" for s, t in term.pairs)
     text = f"{name}: {type(loss).__name__}" + (f", student-teacher blocks {pairs}" if pairs else "")
+    text += "".join(f", {line}" for line in _pooled_maps(term))
     if term.gate is None:
         return text
     return f"{text}, {type(term.gate).__name__} {term.gates.min():.2g} to {term.gates.max():.2g}"
+
+
+def _pooled_maps(term: BoundTerm) -> list[str]:
+    """Which maps are pooled, where losses compare maps on two grids."""
+    found: dict[str, None] = {}
+    for loss, grids in zip(term, term.grids, strict=True):
+        cacheable: Any = getattr(loss, "cacheable", None)
+        if len(grids) == 2 and cacheable and "student_map" in inspect.signature(cacheable).parameters:
+            least = tuple(map(min, *grids.values()))
+            for who, grid in grids.items():
+                if grid != least:
+                    found[f"the {who}'s {_size(grid)} patches pooled to {_size(least)}"] = None
+    return [*found]
+
+
+def _size(grid: Iterable[int]) -> str:
+    return " x ".join(map(str, grid))
 
 
 def _weight(term: BoundTerm) -> str:

@@ -25,13 +25,14 @@ from distill_dynamics.models.attention import patch_to_patch, seen_attention
 from distill_dynamics.models.eval_forms import use_eval_forms
 from distill_dynamics.models.eval_transform import EvalTransform, check_normalisation, per_channel
 from distill_dynamics.models.features import Features
+from distill_dynamics.models.frozen import Freezable
 from distill_dynamics.models.input_size import fixed_size
 from distill_dynamics.models.layers import resolve_layers
 from distill_dynamics.models.save import write_weights
 from distill_dynamics.models.source import make, plain
 
 
-class Backbone(nn.Module):
+class Backbone(Freezable):
     """Any timm model by name, giving logits and block outputs.
 
     Args:

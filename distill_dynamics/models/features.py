@@ -26,6 +26,7 @@ Read = tuple[str, int | None]
 """A word and a block, from 1: ("map", 12); without a block for what a model gives once: ("logits", None)."""
 
 LOGITS: Read = ("logits", None)
+POOLED: Read = ("pooled", None)
 
 
 class _LogitsAndMaps(NamedTuple):
@@ -51,8 +52,13 @@ class Features(_LogitsAndMaps):
 def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Read, Tensor]:
     """Everything in `reads` from one forward pass of a batch normalised for this backbone.
 
-    Without gradients a CPU does it `in_parts`.
+    Without gradients a CPU does it `in_parts`. Of one that is frozen the head alone has gradients.
     """
+    if backbone.frozen and torch.is_grad_enabled():
+        with torch.no_grad():
+            pooled = read(backbone, images, {POOLED})
+        logits = backbone.model.get_classifier()(pooled[POOLED])
+        return {one: pooled.get(one, logits) for one in reads}
     work = partial(_read, backbone, reads)
     found = [work(part) for part in in_parts(backbone, images, work, frozenset(reads))]
     if len(found) == 1:
@@ -94,9 +100,10 @@ def check_class_token(backbone: Backbone) -> None:
     """UserError for a model whose blocks have no class token, which comes before all other prefix tokens."""
     model: Any = backbone.model
     readable = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-    if readable and getattr(model, "num_prefix_tokens", 0) and getattr(model, "cls_token", None) is not None:
+    count = int(getattr(model, "num_prefix_tokens", 0)) if readable else 0
+    if count and getattr(model, "cls_token", None) is not None:
         return
-    others = ", their prefix tokens are registers" if readable and model.num_prefix_tokens else ""
+    others = ", their prefix tokens are registers" if count else ""
     raise UserError(
         f"{backbone.name}: its blocks have no class token that can be read{others}; compare pooled features "
         "instead (distill_dynamics.losses.PooledKD, without first, last and pairs)"

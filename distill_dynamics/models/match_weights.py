@@ -5,6 +5,7 @@ A file is loaded where only one reading of it fits the model whole; else one lin
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -76,6 +78,21 @@ def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> bool:
     for line in fits[0].changes:
         warnings.warn(f"{weights.path}: {line}", stacklevel=2)
     return fits[0].new_head
+
+
+def tell_changes(model: nn.Module, path: str | os.PathLike) -> bool:
+    """Warn of what timm changed in a safetensors file's weights when it loaded them; whether the head is new.
+
+    It leaves out a head of other classes, and resamples position embeddings, without a word.
+    """
+    own = model.state_dict()
+    with safetensors.safe_open(path, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+    stored = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    fitted, lines = _with_new_head(model, stored)
+    for line in [*_resampled({key: x for key, x in fitted.items() if key in own}, own), *lines]:
+        warnings.warn(f"{path}: {line}", stacklevel=2)
+    return bool(lines)
 
 
 def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, dict[str, Tensor]]]:

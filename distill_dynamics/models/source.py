@@ -13,7 +13,7 @@ from distill_dynamics.models import (
     reshape,  # noqa: F401 (which has timm know its architectures)
 )
 from distill_dynamics.models.create import architecture, create
-from distill_dynamics.models.match_weights import load
+from distill_dynamics.models.match_weights import load, tell_changes
 from distill_dynamics.models.weights import header, read_weights, stated_accuracy
 
 
@@ -65,12 +65,14 @@ def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
     if name is not None and architecture(name) != config.architecture:
         raise UserError(f"checkpoint: {folder} is of {config.architecture}, and not of {name}")
     model = create(f"local-dir:{folder}", True, given)
-    facts = header(folder / hub.WEIGHTS) if (folder / hub.WEIGHTS).is_file() else {}
+    weights = folder / hub.WEIGHTS
+    facts = header(weights) if weights.is_file() else {}
+    new_head = tell_changes(model, weights) if weights.is_file() else _has_other_classes(model)
     # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
     timm_kwargs = plain({**facts.get("timm_kwargs", config.model_args), **given})
     accuracy = stated_accuracy(facts) or hub.card_accuracy(folder)
     name = facts.get("timm_name", config.architecture)
-    return Source(model, name, timm_kwargs, {}, accuracy, True, _has_other_classes(model))
+    return Source(model, name, timm_kwargs, {}, accuracy, True, new_head)
 
 
 def _has_other_classes(model: Any) -> bool:

@@ -77,6 +77,21 @@ def check_arguments(
         check_number("lr_images", lr_images, least=1)
 
 
+def freeze(student: Backbone, terms: Mapping[str, Any]) -> None:
+    """Have the student's head alone trained. UserError for a term that reads what is then not trained."""
+    for name, term in terms.items():
+        for word, _ in term.of_student():
+            if word not in ("logits", "dist_logits"):
+                raise UserError(
+                    f"model.freeze_backbone: term {name} reads the student's {word}, which is not trained "
+                    f"then: leave the term out (model.terms.{name}: null), or freeze_backbone"
+                )
+    try:
+        student.freeze()
+    except UserError as error:
+        raise UserError(f"model.freeze_backbone: model.student: {error}") from error
+
+
 def checked(key: str, make: Callable[[Any], Any], what: Any) -> Any:
     """What `make` makes of `what`. UserError, naming the key, for what it raises."""
     try:

@@ -28,7 +28,7 @@ from distill_dynamics.models.teacher import Precision, Teacher
 from distill_dynamics.schedule import ProgressCosine, Schedule
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.budget import scale
-from distill_dynamics.train.checks import check_arguments, check_data, check_length
+from distill_dynamics.train.checks import check_arguments, check_data, check_length, freeze
 from distill_dynamics.train.dry_run import dry_run
 from distill_dynamics.train.fit_gates import fit_gates
 from distill_dynamics.train.fit_losses import fit_losses
@@ -80,6 +80,8 @@ class Distiller(OptimisedStudent):
         shard_teacher: for a teacher that does not fit beside the student: under `trainer.strategy: ddp` each
             of n devices keeps 1/n of it, and gathers a block when the block runs; what is computed is the
             same. In main memory every process builds it whole (`sharding.py`). Untested on GPU.
+        freeze_backbone: train the student's head alone, on features that stay what its weights make of the
+            images, in eval mode: linear probing. Terms can then read the student's logits alone.
 
     Raises:
         UserError: terms that read a teacher, or α, without one, blocks that do not exist, and, when training
@@ -107,6 +109,7 @@ class Distiller(OptimisedStudent):
         channels_last: bool = False,
         shard_teacher: bool = False,
         teacher_cache: str | None = None,
+        freeze_backbone: bool = False,
     ) -> None:
         alpha = alpha if alpha is not None else (0.9 if teacher and student.num_classes else 0.0)
         check_arguments(
@@ -128,6 +131,8 @@ class Distiller(OptimisedStudent):
         self.terms = nn.ModuleDict({name: BoundTerm(name, t, student, teacher) for name, t in given.items()})
         if not self.terms:
             raise UserError("model.terms: no term is left, so there is nothing to train by")
+        if freeze_backbone:
+            freeze(student, self.terms)
         bound: list[Any] = [*self.terms.values()]
         self.student_reads, self.wanted = of_student(bound), of_teacher(bound)
         if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self.teacher_reads()]):

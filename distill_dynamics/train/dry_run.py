@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.models.features import Read, read
+from distill_dynamics.models.features import LOGITS, POOLED, Read, read
 from distill_dynamics.models.input_size import teacher_side
 from distill_dynamics.models.isolated import isolated
 
@@ -31,7 +31,7 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
     """
     count, student = 2 if stage == "fit" and data.batch_size > 1 else 1, distiller.student
     # A model without classes answers with what a classifier would read.
-    answer: Read = ("logits" if student.num_classes else "pooled", None)
+    answer = LOGITS if student.num_classes else POOLED
     reads = distiller.student_reads if stage == "fit" else {answer}
     with _restored(distiller):
         learnt = _run_model("student", student, {*reads, answer}, count, data.image_size, stage == "fit")
@@ -100,13 +100,13 @@ def _run_model(
                 f"model.{role}: {backbone.name} cannot take {size}: {_reason(error)}. Set data.image_size, "
                 "or another model"
             ) from error
-        if ("pooled", None) in reads and backbone.num_classes > 0:
+        if (POOLED in reads or backbone.frozen) and backbone.num_classes > 0:
             backbone.eval()
-            both = read(backbone, images.to(device), {("pooled", None), ("logits", None)})
-            if not torch.allclose(both["logits", None], backbone(images.to(device)).logits, atol=1e-4):
+            both = read(backbone, images.to(device), {POOLED, LOGITS})
+            if not torch.allclose(both[LOGITS], backbone(images.to(device)).logits, atol=1e-4):
                 raise UserError(
                     f"model.{role}: the logits of {backbone.name} do not follow from its pooled features, "
-                    "which a term reads"
+                    + ("so freeze_backbone cannot be" if backbone.frozen else "which a term reads")
                 )
     return found
 
@@ -135,6 +135,7 @@ def _check_gradients(student: Backbone, values: list[Tensor]) -> None:
 def _term(
     name: str, term: Any, student: dict[Read, Tensor], teacher: dict[Read, Tensor], images: int
 ) -> Iterator[Tensor]:
+    term.grids = []
     for loss, inputs in zip(term, term.inputs, strict=True):
         given: dict[str, Any] = {"targets": torch.zeros(images, dtype=torch.long), "progress": 0.0}
         given["index"] = torch.arange(images)
@@ -147,6 +148,7 @@ def _term(
                 at = "" if block is None else f" of block {block}"
                 shown.append(f"the {who}'s {word}{at} ({_shape(values[parameter])})")
         _check_attention(name, inputs, values)
+        term.grids.append({who: tuple(values[p].shape[2:]) for p, who, word, _ in inputs if word == "map"})
         yield _loss(f"model.terms.{name}: {type(loss).__name__}, of {' and '.join(shown)}", loss, values)
 
 

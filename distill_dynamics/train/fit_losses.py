@@ -51,7 +51,7 @@ class TeacherBatches:
             for parameter, who, word, block in self.inputs:
                 if who == "teacher":
                     given[parameter] = by_word[word]
-                elif word == "map":
+                elif word == "map" and (word, block) in self.student:
                     given[parameter] = self.student[word, block][:1].expand(len(images), -1, -1, -1)
                 elif word == "targets":
                     given[parameter] = targets.to(device)
@@ -66,7 +66,9 @@ def fit_losses(distiller: Distiller, reference: DrawnOnce) -> None:
     terms: Any = distiller.terms
     if not any(hasattr(loss, "fit") for term in terms.values() for loss in term):
         return
-    student, _ = model_outputs(distiller, datamodule(distiller.trainer))
+    student: Mapping[Read, Tensor] = {}
+    if distiller.teacher is not None:
+        student, _ = model_outputs(distiller, datamodule(distiller.trainer))
     for term_name, term in terms.items():
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):

@@ -21,6 +21,7 @@ def facts_to_save(distiller: Distiller) -> dict[str, Any]:
         "teacher": teacher.facts() if teacher else None,
         "settings": distiller.optimisation.settings,
         "gates": _gates(distiller),
+        "freeze_backbone": distiller.student.frozen,
     }
 
 
@@ -40,6 +41,12 @@ def take_facts(distiller: Distiller, checkpoint: Mapping[str, Any]) -> None:
                 f"{_told(now.get(name))}: give what the run had, or begin a new one"
             )
     check_weights(distiller, checkpoint)
+    frozen = saved.get("freeze_backbone", False)
+    if frozen != distiller.student.frozen and distiller.trainer.state.fn == "fit":
+        raise UserError(
+            f"ckpt_path: model.freeze_backbone was {str(frozen).lower()}: give what the run had, or begin a "
+            "new one from its weights (model.student.checkpoint)"
+        )
     teacher = distiller.teacher
     facts = teacher.facts() if teacher else None
     if teacher is not None and saved.get("teacher", facts) == facts:

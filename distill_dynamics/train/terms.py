@@ -134,6 +134,7 @@ class BoundTerm(nn.ModuleList):
             check_number(f"terms.{name}.budget", term.budget, above=True)
         self.name, self.weight, self.gate, self.budget = name, term.weight, term.gate, term.budget
         self.mean_gate = 1.0
+        self.grids: list[dict[str, tuple[int, ...]]] = []  # of the maps that each loss reads: `dry_run`
         self.scale: float | None = None  # what the budget makes of the weight, once the steps are known
         made_of = class_of(term.loss)
         words = None if made_of is None else words_of(name, made_of)

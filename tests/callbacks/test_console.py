@@ -77,6 +77,22 @@ def test_time_left_is_short(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "line"),
+    [
+        (14, 7, "the teacher's 4 x 4 patches pooled to 2 x 2"),
+        (4, 14, "the student's 7 x 7 patches pooled to 2 x 2"),
+    ],
+)
+def test_it_says_whose_patches_are_pooled(tmp_path, capsys, student, teacher, line):
+    sizes = {"student": student, "teacher": teacher}
+    changes = {f"model__{who}__timm_kwargs__patch_size": size for who, size in sizes.items()}
+    fit_once(
+        tmp_path, trainer__max_epochs=1, trainer__limit_train_batches=1, probe__every_n_epochs=0, **changes
+    )
+    assert f"0.20 x projector: ProjectorKD, student-teacher blocks 2-3, {line}\n" in capsys.readouterr().out
+
+
 # --- what models cost ---------------------------------------------------------------------------------
 
 

@@ -76,6 +76,27 @@ def test_a_cache_that_was_fitted_otherwise_is_refused(tmp_path, run, images, wor
         load_fitted(tmp_path, {"pca": Losses(run)}, images)
 
 
+def test_a_cache_that_is_older_than_an_argument_was_built_with_its_default(tmp_path):
+    """TokenKD of before `standardise`."""
+    terms = {"token": Losses(TokenKD(5, 8))}
+    state = {f"token.0.{name}": value for name, value in fitted_state(terms["token"][0]).items()}
+    assert [*state] == ["token.0.mean", "token.0.std"]
+    state = {name: torch.rand(8) for name in state}
+    facts = {"fitted to": {}, "model.terms.token.0": {"loss": "TokenKD", "channels": [5, 8]}}
+    write_weights(tmp_path / NAME, state, facts, None)
+    load_fitted(tmp_path, terms, {})
+    assert torch.equal(terms["token"][0].mean, state["token.0.mean"])
+    assert torch.equal(terms["token"][0].std, state["token.0.std"])
+    with pytest.raises(UserError, match="standardise was channel and is phi-s"):
+        load_fitted(tmp_path, {"token": Losses(TokenKD(5, 8, "phi-s"))}, {})
+
+
+def test_one_standardisation_does_not_stand_for_another(tmp_path):
+    write_fitted(tmp_path, {"token": Losses(TokenKD(5, 8, "whiten"))}, {})
+    with pytest.raises(UserError, match="standardise was whiten and is phi-s"):
+        load_fitted(tmp_path, {"token": Losses(TokenKD(5, 8, "phi-s"))}, {})
+
+
 def test_a_cache_of_before_is_told_from_one_of_other_settings(tmp_path):
     terms = {"pca": Losses(PCATarget(5, 8))}
     state = {f"pca.0.{name}": value for name, value in fitted_state(terms["pca"][0]).items()}
