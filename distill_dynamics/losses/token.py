@@ -51,7 +51,10 @@ class _StandardisedKD(nn.Module):
             self.register_buffer("std", torch.ones(teacher_channels))
             return
         if standardise == "phi-s":
-            hadamard(teacher_channels)  # refuses a width that has none
+            try:
+                hadamard(teacher_channels)
+            except ValueError as error:
+                raise ValueError(f"standardise: phi-s: {error}; channel takes any width") from error
         elif standardise != "whiten":
             raise ValueError(f"standardise is channel, whiten or phi-s, not {standardise!r}")
         self.register_buffer("basis", torch.eye(teacher_channels))

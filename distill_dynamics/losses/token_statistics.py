@@ -26,10 +26,12 @@ class TokenStatistics:
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean [C] and covariance [C, C], float64.
 
-        `ValueError` where there is none, and where nothing varies.
+        `ValueError` where there is none, where some are not finite, and where nothing varies.
         """
         if not self.count:
             raise ValueError("there is nothing of the teacher to fit to")
+        if not self.scatter.isfinite().all():
+            raise ValueError("the teacher's features are not all finite: there is nothing to fit to")
         if not self.scatter.diagonal().sum() > 0:
             raise ValueError("the teacher's features are the same everywhere: there is nothing to fit to")
         return self.mean, self.scatter / self.count

@@ -37,6 +37,8 @@ _NO_METHOD = (
     "checkpoint_every_n_epochs",
     "data.init_args.seed",
 )
+# Settings that earlier versions had no key for, by the last word of it, at the value of what they did.
+_AS_BEFORE = {("freeze_backbone", "false"), ("labels", "true"), ("standardise", "channel")}
 # Callbacks that measure beside the training, and leave it as it is.
 _WATCHING = ("distill_dynamics.callbacks.EMA", "distill_dynamics.callbacks.GradientConflict")
 
@@ -231,7 +233,11 @@ def differing(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, 
 
 
 def _settings(run: Run) -> dict[str, str]:
-    settings = {key: value for key, value in flat(run.config).items() if not is_below(key, _NO_METHOD)}
+    settings = {
+        key: value
+        for key, value in flat(run.config).items()
+        if not is_below(key, _NO_METHOD) and (key.rpartition(".")[2], value) not in _AS_BEFORE
+    }
     callbacks = (run.config.get("trainer") or {}).get("callbacks")
     if isinstance(callbacks, list) and all(
         isinstance(callback, dict) and callback.get("class_path") in _WATCHING for callback in callbacks

@@ -147,12 +147,14 @@ def test_whitening_asks_for_ten_vectors_a_channel():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="channel, whiten or phi-s, not 'pca'"):
         PooledKD(5, 8, "pca")
-    with pytest.raises(ValueError, match="no Hadamard matrix of size 6"):
+    with pytest.raises(ValueError, match=r"phi-s: no Hadamard matrix of size 6 .*; channel takes any width"):
         ClassTokenKD(5, 6, "phi-s")
     with pytest.raises(ValueError, match=r"the teacher's features \[4, 7\] should have 8 channels"):
         PooledKD(5, 8)(torch.zeros(4, 5), torch.zeros(4, 7))
     with pytest.raises(ValueError, match="the same everywhere"):
         PooledKD(5, 8).fit([{"teacher_pooled": torch.ones(20, 8)}])
+    with pytest.raises(ValueError, match="not all finite"):
+        PooledKD(5, 8).fit([{"teacher_pooled": torch.full((20, 8), torch.inf)}])
 
 
 @pytest.mark.parametrize("standardise", ["channel", "whiten", "phi-s"])

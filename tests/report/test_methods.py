@@ -101,6 +101,17 @@ def test_without_a_teacher_or_its_logits(tmp_path):
     assert described(tmp_path / "d", {"seed_everything": 0})[0] == "unknown method"
 
 
+def test_a_run_of_before_a_setting_is_one_of_its_default(tmp_path):
+    before = made.config({"a": made.term("TokenKD", last=1)})
+    now = made.config({"a": made.term("TokenKD", last=1, standardise="channel")}, 1, freeze_backbone=False)
+    now["data"]["init_args"]["labels"] = True
+    other = made.config({"a": made.term("TokenKD", last=1, standardise="phi-s")}, 2)
+    runs = {"before": (before, [70.0]), "now": (now, [71.0]), "other": (other, [72.0])}
+    methods = made.study(tmp_path, **runs).methods
+    assert [[run.name for run in method.runs] for method in methods] == [["before", "now"], ["other"]]
+    assert methods[1].title == "TokenKD [standardise: phi-s]"
+
+
 def test_labels_say_no_more_than_tells_methods_apart(tmp_path):
     def labels(folder):
         return [method.label for method in made.study(tmp_path / folder, **runs).methods]
