@@ -163,7 +163,8 @@ def _model(backbone: Backbone) -> str:
 def _classes(data: Any) -> str:
     if data.num_classes:
         return f"{data.num_classes} classes"
-    return f"no classes{'' if data.has_val else ' and no validation images: the last student is exported'}"
+    without_val = "" if getattr(data, "has_val", True) else ", no validation images: the last student is kept"
+    return f"no classes{without_val}"
 
 
 def _sizes(data: Any) -> str:

@@ -57,7 +57,7 @@ class RunRecord(Callback):
         self._started = True
         if trainer.is_global_zero:
             data = datamodule(trainer)
-            dataset: Any = getattr(data.val_dataloader(), "dataset", ())  # none without such images
+            dataset: Any = getattr(data.val_dataloader(), "dataset", ())  # nothing without such images
             record(
                 Path(trainer.default_root_dir),
                 trainer.current_epoch,
@@ -65,7 +65,8 @@ class RunRecord(Callback):
                 data={
                     "name": type(data).__name__,
                     "fingerprint": data.fingerprint(),
-                    "val_images": len(dataset) if trainer.limit_val_batches == 1.0 else None,
+                    "classes": data.num_classes,
+                    "val_images": len(dataset) if trainer.limit_val_batches == 1.0 or not dataset else None,
                 },
                 teacher=_teacher(pl_module),
                 **_costs(pl_module, data),

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.train.checkpoints import PREEMPTED, newest_intact, read_intact
+from distill_dynamics.train.checkpoints import LAST, PREEMPTED, newest_intact, read_intact
 from distill_dynamics.train.rank import is_first_rank
 
 
@@ -27,7 +27,8 @@ def find_checkpoint(config: Any, command: str | None) -> tuple[Path | None, str 
         run_dir = _given_run_dir(config)
         path = run_dir / "checkpoints" / "best.ckpt"
         if not path.is_file():
-            raise UserError(f"--ckpt_path best: there is no {path}; give the --config of a run")
+            there = "say last" if path.with_name(LAST).is_file() else "give the --config of a run"
+            raise UserError(f"--ckpt_path best: there is no {path}; {there}")
         read_intact(path)
         return run_dir, str(path)
     if given in ("auto", "last"):

@@ -43,11 +43,21 @@ def _missing(run: Run) -> list[str]:
     folder = run.path / "dynamics"
     distils = "model" not in run.config or (run.config["model"] or {}).get("teacher") is not None
     probed = (run.config.get("probe") or {}).get("every_n_epochs") != 0
+    data = run.last_start.get("data") or {}
+    has_classes = data.get("classes") != 0
+    measured = has_classes or data.get("val_images") != 0
     wanted = [
         ("train/loss" in columns, "No completed epoch: metrics.csv has no training loss."),
-        ("val/acc1" in columns, "No accuracy of the student: metrics.csv has no val/acc1."),
         (
-            "teacher/acc1" in columns or not distils,
+            measured,
+            "No validation images: the student is that of the last epoch, whatever its quality.",
+        ),
+        (
+            "val/acc1" in columns or not has_classes,
+            "No accuracy of the student: metrics.csv has no val/acc1.",
+        ),
+        (
+            "teacher/acc1" in columns or not distils or not has_classes,
             "No accuracy of a teacher: metrics.csv has no teacher/acc1.",
         ),
         (probed, "No Profiles: probing was off (probe.every_n_epochs is 0)."),
@@ -63,7 +73,7 @@ def _missing(run: Run) -> list[str]:
                 "No Profile of the student in training: dynamics/ has no student_epoch_*.npz.",
             ),
             (
-                (folder / "student_best.npz").exists(),
+                (folder / "student_best.npz").exists() or not measured,
                 "No Profile of the best student: there is no dynamics/student_best.npz, written when fit "
                 "ends.",
             ),

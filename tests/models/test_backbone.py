@@ -234,8 +234,8 @@ def test_set_normalisation_broadcasts_one_number():
 def test_check_input():
     backbone = deit(img_size=28)
     backbone.check_input(3, 28)
-    with pytest.raises(UserError, match=r"takes 3 channels and the images have 1.*in_chans: 1"):
-        backbone.check_input(1, 28)
+    with pytest.raises(UserError, match=r"takes 3 channels and the images have 4.*in_chans: 4"):
+        backbone.check_input(4, 28)
     with pytest.raises(UserError, match=r"takes 28 x 28 images and the data give 32 x 32"):
         backbone.check_input(3, 32)
     with pytest.raises(UserError, match="takes 224 x 224 images"):
