@@ -41,7 +41,6 @@ class Loaders(pl.LightningDataModule):
     keep_val_gb: float
     seed: int | None
     reduced_decode = False
-    has_val: bool
     sources: dict[Split, Source]
     unreadable: Unreadable
     indexed: bool
@@ -49,6 +48,11 @@ class Loaders(pl.LightningDataModule):
     answers: Answers | None
     _accumulated: int
     _kept_val: list[Batch]
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are validation images."""
+        return True
 
     def _source(self, split: Split) -> Source:
         if split not in self.sources:

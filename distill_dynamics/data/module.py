@@ -162,11 +162,6 @@ class ImageData(Loaders):
         """Those of the validation images, with labels or without; [] where there are no such images."""
         return list(self.classes) if self.has_val else []
 
-    @property
-    def has_val(self) -> bool:
-        """Whether there are validation images."""
-        return True
-
     def setup(self, stage: str | None = None) -> None:
         """Loads the splits that the stage needs: both to fit, else the validation split alone.
 

@@ -57,4 +57,5 @@ def resized(images: Tensor, side: int) -> Tensor:
     """
     if images.shape[-2:] == (side, side):
         return images
-    return F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+    wide = images if images.dtype.itemsize >= 4 else images.float()  # a CPU resizes no halves
+    return F.interpolate(wide, (side, side), mode="bicubic", antialias=True).to(images.dtype)

@@ -124,6 +124,8 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
     distils = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
     without = "" if distils and "kd" not in given else " without SoftKD"
     without += " without cross-entropy" if "ce" in given and given["ce"] is None else ""
+    if not _has_labels(config.get("data")):
+        without = " without labels"  # nor, therefore, either of these
     if not terms:
         return PLAIN if SOFTKD in without else f"{SOFTKD}{without}", "", "", ""
     losses = [_loss(term) for term in terms.values()]
@@ -139,6 +141,15 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
         "; ".join(_blocks(term) for term in terms.values()),
         "; ".join(map(_weight, terms.values())),
     )
+
+
+def _has_labels(data: Any) -> bool:
+    """Whether training knows classes, by the config of its data."""
+    if not isinstance(data, dict):
+        return True
+    given = data.get("init_args")
+    hidden = isinstance(given, dict) and given.get("labels") is False
+    return not (hidden or str(data.get("class_path")).endswith(".UnlabelledFolder"))
 
 
 # Of the terms that alpha writes: class, argument, its value there, and where it is left out.

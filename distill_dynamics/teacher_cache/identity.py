@@ -50,9 +50,10 @@ def identity(teacher: Backbone, data: Any, precision: str) -> dict[str, Any]:
 
 
 def validated_on(data: Any) -> dict[str, Any]:
-    """What, beside `identity`, the teacher's accuracy depends on; `data` has its validation images."""
+    """What, beside `identity`, the teacher's accuracy depends on; `data` is set up for fitting."""
+    images = data.sources.get("val")
     return {
-        "images": fingerprint(data.sources["val"]),
+        "images": None if images is None else fingerprint(images),
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,
     }

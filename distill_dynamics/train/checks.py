@@ -202,16 +202,15 @@ def _check_without_classes(distiller: Distiller) -> None:
     """UserError for what needs the classes that the data do not have."""
     if distiller.student.num_classes:
         raise UserError(
-            f"model.student has {distiller.student.num_classes} classes and the data none (data.labels is "
-            "false): set model.student.timm_kwargs.num_classes: 0"
+            f"model.student has {distiller.student.num_classes} classes and the data none: set "
+            "model.student.timm_kwargs.num_classes: 0"
         )
     for name, term in distiller.terms.items():
-        for parameter, who, word, _ in (one for inputs in term.inputs for one in inputs):
-            if word in ("targets", "logits", "dist_logits"):
-                of = "" if who == "batch" else f"the {who}'s "
+        for one in (one for inputs in term.inputs for one in inputs):
+            if one.word in ("targets", "logits", "dist_logits"):
                 raise UserError(
-                    f"model.terms.{name}: its loss reads {of}{word} ({parameter}), and the data have no "
-                    "classes (data.labels is false): take a loss of map, prefix, attention or pooled"
+                    f"model.terms.{name}: its loss reads {one.parameter}, and the data have no classes: take "
+                    "a loss of map, prefix, attention or pooled"
                 )
 
 

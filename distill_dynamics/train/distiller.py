@@ -54,10 +54,11 @@ class Distiller(OptimisedStudent):
 
     Args:
         student: the model that is trained. One without weights takes the data's normalisation.
-        teacher: the model it learns from.
+        teacher: the model it learns from. One whose architecture fixes another image size is shown the
+            student's view resized to it, and grey images in three channels where it takes so many.
         terms: of the loss, by name; `train/loss_<name>` is the unweighted value. `ce` or `kd` here takes the
             place of the one that α writes, and null removes it.
-        alpha: share of the teacher's logits in the loss: 0.9 with a teacher, 0 without, unless given.
+        alpha: share of the teacher's logits in the loss: 0.9 with a teacher and classes, else 0.
         temperature: T of `kd`, a number or a schedule.
         label_smoothing: of `ce`.
         optimizer: makes the optimiser from parameter groups. Its weight decay spares biases, norms,

@@ -32,6 +32,8 @@ def test_resizing_is_pillows(side, to):
     for image, expected in zip(shown.flatten(0, 1), images.flatten(0, 1), strict=True):
         assert np.allclose(image, pillow(expected.numpy(), to), atol=1e-4)
     assert resized(images, side) is images
+    halves = images.bfloat16()
+    assert torch.equal(resized(halves, to), resized(halves.float(), to).bfloat16())
 
 
 def test_grey_is_repeated_and_then_normalised_by_each_channel():

@@ -22,6 +22,18 @@ def described(tmp_path, conf):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        {"class_path": "x.Data", "init_args": {"labels": False}},
+        {"class_path": "distill_dynamics.data.UnlabelledFolder", "init_args": {"data_dir": "x"}},
+    ],
+)
+def test_training_without_labels_is_called_that(tmp_path, data):
+    conf = made.config({"token": made.term("TokenKD", last=1)}, alpha=None) | {"data": data}
+    assert described(tmp_path, conf) == ("TokenKD without labels", "L 1", "0.2")
+
+
+@pytest.mark.parametrize(
     ("terms", "expected"),
     [
         ({}, ("SoftKD", "", "")),

@@ -56,7 +56,7 @@ def grey_folder(tmp_path_factory):
 
 
 def of_folder(folder, **init_args):
-    given = {"data_dir": str(folder), "image_size": 28, "batch_size": 8, "num_workers": 0}
+    given = {"data_dir": str(folder), "image_size": 28, "batch_size": 8, "num_workers": 0, "views": 2}
     return {
         "data": {"class_path": "distill_dynamics.data.UnlabelledFolder", "init_args": given | init_args},
         "model__student": {**STUDENT, "timm_kwargs": {**STUDENT["timm_kwargs"], "in_chans": 3}},
@@ -125,13 +125,13 @@ def test_a_run_that_is_continued_equals_one_that_was_not_stopped(finished, tmp_p
     assert rows(finished) == rows(stopped)
 
 
-def test_a_cached_run_has_the_losses_of_one_without(finished, tmp_path, no_report):
-    config = str(finished.parent / "tiny.yaml")
+def test_a_cached_run_has_the_losses_of_one_without(unmeasured, tmp_path, no_report):
+    config = str(unmeasured.parent / "tiny.yaml")
     main(["cache-teacher", "--config", config, "--out", str(tmp_path / "cache")])
     main(["cache-teacher", "--config", config, "--out", str(tmp_path / "cache"), "--verify"])
     options = ["--model.teacher_cache", str(tmp_path / "cache"), "--runs_dir", str(tmp_path)]
     main(["fit", "--config", config, "--name", "cached", *options])
-    for online, cached in zip(rows(finished)[1:], rows(tmp_path / "cached")[1:], strict=True):
+    for online, cached in zip(rows(unmeasured)[1:], rows(tmp_path / "cached")[1:], strict=True):
         assert cached["train/loss_token"] == pytest.approx(online["train/loss_token"], rel=1e-3)
 
 

@@ -79,7 +79,7 @@ class StreamedImageFolder(ImageFolder):
     @property
     def has_val(self) -> bool:
         """Whether validation images were converted."""
-        return "val" in self._facts
+        return "val" in self.sources or "val" in self._facts
 
     def _has_labels(self) -> bool:
         if self.labels and not self._facts.get("labels", True):
