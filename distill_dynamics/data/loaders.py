@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
@@ -147,6 +148,8 @@ class Loaders(pl.LightningDataModule):
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if not self.has_val:
             if fitting:
+                # So Lightning skips validation; it would ask whether that is meant.
+                warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
                 return []
             raise UserError(f"data: {type(self).__name__} has no validation images here")
         source, side = self._source("val"), size or self.image_size

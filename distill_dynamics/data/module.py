@@ -174,7 +174,8 @@ class ImageData(Loaders):
             )
         self._kept_val = []  # an earlier fit's may be other batches, or another rank's
         splits: list[Split] = ["train"] if stage in (None, "fit") else []
-        for split in [*splits, *(["val"] if self.has_val else [])]:
+        splits += ["val"] if self.has_val else []
+        for split in splits:
             if split not in self.sources:
                 self.sources[split] = self.load(split)
                 if split == "train" and not self.labels:

@@ -34,7 +34,7 @@ def of_side(data: Any, side: int) -> dict[str, Any]:
 
     {} where that is its own side, and for another DataModule, whose images a model has to resize.
     """
-    return {"size": side} if side != data.image_size and hasattr(data, "view_size") else {}
+    return {"size": side} if hasattr(data, "view_size") and side != data.image_size else {}
 
 
 def check_patches(backbone: Backbone) -> None:
