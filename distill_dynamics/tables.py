@@ -19,6 +19,7 @@ from distill_dynamics.dynamics.signature import (
 )
 from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.runs.scores import OF_CLASSES, scores_of
 
 Row = tuple[str, ...]
 Named = Sequence[tuple[str, Profile]]
@@ -29,42 +30,63 @@ NOTHING = "–"
 
 
 class Accuracy(NamedTuple):
-    """Accuracy on the validation set, percent."""
+    """What was measured on the validation set: each of `scores_of` its run, the first in percent."""
 
-    top1: float
-    top5: float
+    values: tuple[float, ...]
     epoch: int | None
     """Completed epochs; None for the teacher."""
 
+    @property
+    def top1(self) -> float:
+        """What the best student is chosen by, percent: of its classes, or by kNN where there are none."""
+        return self.values[0]
 
-def accuracies(metrics: list[dict[str, float]]) -> dict[str, Accuracy]:
+
+def accuracies(metrics: Sequence[Mapping[str, float]]) -> dict[str, Accuracy]:
     """Accuracy of "teacher", "student, best" and "student, last", those of them that were measured.
 
     Best is the highest top-1, and the first epoch of several: the one whose checkpoint is kept. "EMA, best"
     and "EMA, last" are of the student's averaged weights (callback EMA), each at an epoch of its own.
+    "student, untrained" is known where there are no classes.
     """
-    known = {}
-    for row in metrics[:1]:  # the teacher is measured once, before training
-        if math.isfinite(row.get("teacher/acc1", math.nan)):
-            known["teacher"] = Accuracy(row["teacher/acc1"], row.get("teacher/acc5", math.nan), None)
-    for who, top1, top5 in (("student", "val/acc1", "val/acc5"), ("EMA", "val/acc1_ema", "val/acc5_ema")):
-        scored = [
-            Accuracy(row[top1], row.get(top5, math.nan), int(row["epoch"]))
-            for row in metrics
-            if math.isfinite(row.get(top1, math.nan))
+    scores = scores_of(metrics)
+
+    def scored(who: str, end: str = "") -> list[Accuracy]:
+        names = [f"{who}/{score.name}{end}" for score in scores]
+        found = [
+            Accuracy(tuple(row.get(name, math.nan) for name in names), int(row["epoch"])) for row in metrics
         ]
-        if scored:
-            known[f"{who}, best"] = max(scored, key=lambda accuracy: accuracy.top1)
-            known[f"{who}, last"] = scored[-1]
+        return [accuracy for accuracy in found if math.isfinite(accuracy.top1)]
+
+    known = {}
+    for accuracy in scored("teacher")[:1]:  # once, before training
+        known["teacher"] = accuracy._replace(epoch=None)
+    for who, end in (("student", ""), ("EMA", "_ema")):
+        every = scored("val", end)
+        if untrained := [accuracy for accuracy in every if accuracy.epoch == 0]:
+            known[f"{who}, untrained"] = untrained[0]
+        if trained := [accuracy for accuracy in every if accuracy.epoch]:
+            known[f"{who}, best"] = max(trained, key=lambda accuracy: accuracy.top1)
+            known[f"{who}, last"] = trained[-1]
     return known
 
 
-def accuracy_rows(metrics: list[dict[str, float]]) -> list[Row]:
-    """Accuracies of one run in percent."""
-    rows: list[Row] = [("accuracy (%)", "top-1", "top-5", "epoch")]
+def accuracy_rows(metrics: Sequence[Mapping[str, float]]) -> list[Row]:
+    """Accuracies of one run in percent; without classes with the effective rank of the features."""
+    scores = scores_of(metrics)
+    first = "accuracy (%)" if scores is OF_CLASSES else "features"
+    titles = (
+        score.title if scores is OF_CLASSES or not score.unit else f"{score.title} ({score.unit})"
+        for score in scores
+    )
+    rows: list[Row] = [(first, *titles, "epoch")]
     for who, accuracy in accuracies(metrics).items():
         epoch = "" if accuracy.epoch is None else str(accuracy.epoch)
-        rows.append((who, number(accuracy.top1, 2), number(accuracy.top5, 2), epoch))
+        cells = (
+            number(value, 2 if score.unit else 1)
+            for value, score in zip(accuracy.values, scores, strict=True)
+        )
+        rows.append((who, *cells, epoch))
     return filled(rows)
 
 

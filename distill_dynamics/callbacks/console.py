@@ -17,9 +17,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.input_size import teacher_side, views_side
-from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed
+from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed, quality_text
 from distill_dynamics.runs.directory import starts_of
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.tables import aligned, cost_rows
+from distill_dynamics.train.checkpoints import BEST_BY
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.precision_error import precision_error
@@ -88,6 +90,8 @@ class Console(Callback):
             if line := precision_error(pl_module.teacher, trainer, reads):
                 rows.append(("", line))
         rows += [("" if i else "student", line) for i, line in enumerate(_student(pl_module.student))]
+        if pl_module.untrained:
+            rows.append(("", f"untrained: {quality_text(pl_module.untrained, len(data.val_classes))}"))
         rows.append(
             (
                 "data",
@@ -117,10 +121,12 @@ class Console(Callback):
     def _epoch_line(self, trainer: Trainer, pl_module: Distiller, row: dict[str, float]) -> str:
         of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         parts = [f"epoch {trainer.current_epoch + 1}{of}", f"loss {row['train/loss']:.4g}"]
-        if (acc1 := row.get("val/acc1")) is not None:
-            parts += [f"val {acc1:.2f}", f"best {max(acc1, _best(trainer)):.2f}"]
+        scores = OF_CLASSES if pl_module.student.num_classes else OF_FEATURES
+        if (top1 := row.get(scores[0].metric)) is not None:
+            named = "val" if scores is OF_CLASSES else "kNN"
+            parts += [f"{named} {top1:.2f}", f"best {max(top1, _best(trainer)):.2f}"]
         if pl_module.teacher is not None and pl_module.teacher.accuracy:
-            parts.append(f"teacher {pl_module.teacher.accuracy['acc1']:.2f}")
+            parts.append(f"teacher {pl_module.teacher.accuracy[scores[0].name]:.2f}")
         parts += [f"rate {row['train/lr']:.2g}", f"{row['train/images_per_s']:.0f} images/s"]
         (began, first), steps = self._began, trainer.estimated_stepping_batches
         if trainer.global_step > first and steps < float("inf"):
@@ -133,7 +139,7 @@ def _best(trainer: Trainer) -> float:
     """The best top-1 so far, -inf before there is one."""
     for callback in trainer.checkpoint_callbacks:
         score = getattr(callback, "best_model_score", None)
-        if getattr(callback, "monitor", None) == "val/acc1" and score is not None:
+        if getattr(callback, "monitor", None) in BEST_BY and score is not None:
             return float(score)
     return float("-inf")
 
@@ -149,7 +155,8 @@ def duration(seconds: float) -> str:
 def doubt_of(distiller: Distiller) -> str | None:
     """What is to be doubted of the teacher, if anything."""
     teacher = distiller.teacher
-    return None if teacher is None else doubt(teacher.backbone, teacher.accuracy)
+    classes = len(getattr(datamodule(distiller.trainer), "val_classes", ()))
+    return None if teacher is None else doubt(teacher.backbone, teacher.accuracy, classes)
 
 
 def _model(backbone: Backbone) -> str:

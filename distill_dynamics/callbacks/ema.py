@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.models.features import LOGITS, read
+from distill_dynamics.models.features import LOGITS, POOLED, read
 from distill_dynamics.schedule import Schedule, sampled
 from distill_dynamics.train.distiller import Distiller
-from distill_dynamics.train.metrics import accuracies
+from distill_dynamics.train.metrics import accuracies, datamodule
 from distill_dynamics.train.progress import progress_at
+from distill_dynamics.train.quality import FeatureQuality, measures_quality, quality_of
 
 
 class EMA(Callback):
     """Averages the student's weights over the optimiser's steps and logs `val/acc1_ema`.
+
+    Of a student without classes it is `val/knn1_ema`, `val/linear1_ema` and `val/effective_rank_ema`.
 
     After each step t, average ← decay · average + (1 - decay) · weights, from the weights before the first
     step on; buffers likewise (batch norm's statistics), but for whole numbers, which are copied. With
@@ -43,7 +46,7 @@ class EMA(Callback):
             2,048 images a step. A short run needs a smaller one, or a schedule of the progress.
 
     Raises:
-        UserError: a decay outside [0, 1), and, when training starts, a student without classes.
+        UserError: a decay outside [0, 1).
     """
 
     def __init__(self, decay: float | Schedule = 0.99996) -> None:
@@ -56,12 +59,11 @@ class EMA(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Distiller, stage: str) -> None:
         """Copy the student, once; a checkpoint's average is loaded into the copy after this."""
-        if pl_module.student.num_classes == 0:
-            raise UserError("EMA: it logs an accuracy, and the student has no classes: leave it out")
         if self.average is None or stage == "fit":
             self.average = AveragedModel(pl_module.student)
             self.average.requires_grad_(False).eval()
             self._accuracy = accuracies(pl_module.student.num_classes)["acc1"]
+            self._quality = FeatureQuality()
 
     @torch.no_grad()
     def _take_in(self, student: nn.Module) -> None:
@@ -110,26 +112,39 @@ class EMA(Callback):
         trainer: Trainer,
         pl_module: Distiller,
         outputs: Any,
-        batch: tuple[Tensor, Tensor],
+        batch: tuple[Any, ...],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the average's hits among images that the raw weights have just been measured on."""
-        average = self._average()
-        if average.n_averaged > 0 and not trainer.sanity_checking:
-            images, targets = batch
-            with trainer.precision_plugin.forward_context():
-                shown = pl_module.for_student(images)
-                student: Any = average.module
-                logits = read(student, shown, {LOGITS})[LOGITS]
-            self._accuracy.to(pl_module.device).update(logits, targets)
+        """Measure the average on images that the raw weights have just been measured on."""
+        of_classes = pl_module.student.num_classes > 0
+        if not (of_classes or measures_quality(datamodule(trainer))) or not self._is_measured(trainer):
+            return
+        images, targets, *known = batch
+        with trainer.precision_plugin.forward_context():
+            student: Any = self._average().module
+            what = LOGITS if of_classes else POOLED
+            answer = read(student, pl_module.for_student(images), {what})[what]
+        if of_classes:
+            self._accuracy.to(pl_module.device).update(answer, targets)
+        else:
+            self._quality.to(pl_module.device).update(answer, targets, known[0]["index"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Publish `val/acc1_ema`, of all ranks' images; in `fit` the epoch's row takes it up."""
-        if self._average().n_averaged > 0 and not trainer.sanity_checking:
-            value = self._accuracy.compute()
+        if not self._is_measured(trainer):
+            return
+        found: dict[str, Any] = {}
+        if pl_module.student.num_classes:
+            found = {"acc1": self._accuracy.compute()}
             self._accuracy.reset()
-            pl_module.log("val/acc1_ema", value, logger=trainer.state.fn != "fit")
+        elif measures_quality(datamodule(trainer)):
+            found = quality_of(self._quality, trainer, "the averaged student")
+        for name, value in found.items():
+            pl_module.log(f"val/{name}_ema", value, logger=trainer.state.fn != "fit")
+
+    def _is_measured(self, trainer: Trainer) -> bool:
+        return bool(self._average().n_averaged > 0) and not trainer.sanity_checking
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights and how many steps are in them."""

@@ -12,19 +12,21 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from distill_dynamics.callbacks.console import doubt_of
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write_folder
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.cost import cost
 from distill_dynamics.models.input_size import teacher_side
-from distill_dynamics.models.teacher_check import doubt
 from distill_dynamics.runs import lease
 from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import begin_from, exported_checkpoint
+from distill_dynamics.train.checkpoints import BEST_BY, begin_from, exported_checkpoint
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
+from distill_dynamics.train.quality import quality_facts
 from distill_dynamics.train.run_logger import RunLogger, log_row
 from distill_dynamics.train.wandb_rows import wandb_loggers_of
 
@@ -67,6 +69,7 @@ class RunRecord(Callback):
                     "fingerprint": data.fingerprint(),
                     "classes": data.num_classes,
                     "val_images": len(dataset) if trainer.limit_val_batches == 1.0 or not dataset else None,
+                    **quality_facts(data),
                 },
                 teacher=_teacher(pl_module),
                 **_costs(pl_module, data),
@@ -145,7 +148,8 @@ class RunRecord(Callback):
         student = Backbone(checkpoint=path)
         names = getattr(datamodule(trainer), "class_names", None)
         with atomic_write_folder(run_dir / BEST_STUDENT) as folder:
-            student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": score})
+            chosen_by = (OF_CLASSES if student.num_classes else OF_FEATURES)[0].name
+            student.export_folder(folder, names, notes={"epoch": epoch, f"val_{chosen_by}": score})
             (folder / "README.md").write_text(model_card(run_dir, student, epoch, score), encoding="utf-8")
         # It may be of an earlier epoch, in a run that was begun by that version.
         (run_dir / "checkpoints" / _UNTIL_0_1).unlink(missing_ok=True)
@@ -163,7 +167,7 @@ class RunRecord(Callback):
 def _keep_best(trainer: Trainer) -> None:
     """Where nothing was left to train, best.ckpt is the best, though `last.ckpt` may be older than it."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/acc1" and callback.dirpath:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor in BEST_BY and callback.dirpath:
             path = Path(callback.dirpath) / "best.ckpt"
             if not callback.best_model_path and path.is_file():
                 callback.best_model_path = str(path)
@@ -217,8 +221,9 @@ def _teacher(distiller: Distiller) -> dict[str, Any] | None:
         "mean": list(teacher.mean),
         "std": list(teacher.std),
         "acc1": accuracy.get("acc1"),
+        **{name: value for name, value in accuracy.items() if not name.startswith("acc")},
         "stated_acc1": teacher.stated_accuracy,
-        "doubt": doubt(teacher, accuracy),
+        "doubt": doubt_of(distiller),
     }
 
 

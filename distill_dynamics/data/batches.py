@@ -52,7 +52,8 @@ class Batch(NamedTuple):
 
     def copied(self) -> "Batch":
         """Itself out of the memory that is shared with workers, of which there may be little."""
-        return self._replace(pixels=self.pixels.clone(), targets=self.targets.clone())
+        extras = {name: values.clone() for name, values in (self.extras or {}).items()}
+        return self._replace(pixels=self.pixels.clone(), targets=self.targets.clone(), extras=extras)
 
 
 def joined(parts: Sequence[Batch]) -> Batch:

@@ -166,16 +166,22 @@ class TrainImages(Images[Key | View]):
 
 
 class EvalImages(Images[int]):
-    """Images without randomness, by index; `NO_IMAGE` gives `blank` (uint8 [C,H,W]), the target `IGNORED`."""
+    """Images without randomness, by index; `NO_IMAGE` gives `blank` (uint8 [C,H,W]), the target `IGNORED`.
 
-    def __init__(self, *args: Any, blank: Tensor):
+    With `indexed`, batches have the images' places in the source, "index" [B].
+    """
+
+    def __init__(self, *args: Any, blank: Tensor, indexed: bool = False):
         super().__init__(*args)
-        self.blank = blank
+        self.blank, self.indexed = blank, indexed
 
     def _item(self, key: int) -> tuple[Tensor, int]:
         if key == NO_IMAGE:
             return self.blank, IGNORED
         return self.to_pixels(self.source.image(key)), int(self.source.targets[key])
+
+    def _extras(self, keys: Sequence[int]) -> dict[str, Tensor]:
+        return {"index": torch.tensor(keys)} if self.indexed else {}
 
     def none_read(self, batch: Batch) -> Batch:
         """Padding: other ranks may have more batches, and would wait."""

@@ -155,7 +155,8 @@ class Loaders(pl.LightningDataModule):
         source, side = self._source("val"), size or self.image_size
         blank = torch.zeros(self.in_chans, side, side, dtype=torch.uint8)
         transform = self._eval_transform(size)
-        dataset = EvalImages(source, transform, self.mean, self.std, self.unreadable, blank=blank)
+        how = transform, self.mean, self.std, self.unreadable
+        dataset = EvalImages(source, *how, blank=blank, indexed=not self.labels)
         sampler = EvalSampler(len(source.targets), **self._share())
         fits = len(sampler) * blank.numel() <= self.keep_val_gb * 1e9
         keeps = fitting and fits and side == self.image_size and not isinstance(source, ArraySource)

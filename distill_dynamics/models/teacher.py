@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.models.features import LOGITS, Read, TeacherOutputs, Wanted, read
+from distill_dynamics.models.features import LOGITS, POOLED, Read, TeacherOutputs, Wanted, read
 from distill_dynamics.models.input_size import teacher_side, views_side
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.sharding import is_sharded
@@ -44,7 +44,8 @@ class Teacher:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
         self.accuracy: dict[str, float] = {}
-        """acc1 and acc5 in percent on the validation images, once they are measured."""
+        """acc1 and acc5 in percent on the validation images, once they are measured; without classes the
+        quality of its features (`feature_quality`)."""
 
     def take_images_of(self, data: Any) -> None:
         """Have batches as `data` makes them be what is given from here on: of its normalisation and size."""
@@ -68,6 +69,10 @@ class Teacher:
     def logits(self, batch: Tensor) -> Tensor:
         """[B, K] of a batch as the DataModule gives it."""
         return self.read(batch, {LOGITS})[LOGITS]
+
+    def pooled(self, batch: Tensor) -> Tensor:
+        """Features [B, D] of a batch as the DataModule gives it."""
+        return self.read(batch, {POOLED})[POOLED]
 
     def __call__(
         self, batch: Tensor, wanted: Sequence[Wanted], stored: Mapping[str, Tensor] | None = None

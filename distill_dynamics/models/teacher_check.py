@@ -30,8 +30,10 @@ def normalisation(backbone: Backbone) -> str:
 
 def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> str:
     """For the start block: top-1 if it was measured, and what its images were like."""
-    measured = "not measured, as alpha is 0" if data.num_classes else "no accuracy: no classes"
-    if accuracy:
+    measured = "not measured, as alpha is 0" if data.num_classes else "not measured: no classes"
+    if "knn1" in accuracy:
+        measured = quality_text(accuracy, len(data.val_classes))
+    elif accuracy:
         measured = f"{accuracy['acc1']:.2f} % top-1"
         if teacher.stated_accuracy is not None:
             measured += f" (its file: {teacher.stated_accuracy:.2f})"
@@ -41,10 +43,28 @@ def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> s
     return f"{measured}, {normalisation(teacher)}{cropped}"
 
 
-def doubt(teacher: Backbone, accuracy: dict[str, float]) -> str | None:
-    """What is wrong with a teacher that was measured, in one line; None if nothing is."""
+def quality_text(quality: dict[str, float], classes: int) -> str:
+    """How good features are, in words; `classes` are those of the validation images."""
+    knn1, linear1, rank = (quality[name] for name in ("knn1", "linear1", "effective_rank"))
+    top1 = f"{knn1:.2f} % kNN top-1, {linear1:.2f} % linear (chance {100 / classes:.2f} %)"
+    return f"{top1}, effective rank {rank:.1f}"
+
+
+def doubt(teacher: Backbone, accuracy: dict[str, float], val_classes: int = 0) -> str | None:
+    """What is wrong with a teacher that was measured, in one line; None if nothing is.
+
+    `val_classes` is how many classes the validation images have; of its features alone it is needed.
+    """
     if not accuracy:
         return None
+    if "knn1" in accuracy:
+        if not near_chance(accuracy["knn1"], val_classes):
+            return None
+        return (
+            f"the teacher has {accuracy['knn1']:.2f} % kNN top-1 on the validation images, near chance "
+            f"({100 / val_classes:.2f} %). It was shown images under {normalisation(teacher)}. The student "
+            "will learn its features: look at model.teacher.mean and std, and at its weights"
+        )
     acc1, stated = accuracy["acc1"], teacher.stated_accuracy
     if near_chance(acc1, teacher.num_classes):
         problem = f"near chance ({100 / teacher.num_classes:.2f} %)"

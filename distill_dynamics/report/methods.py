@@ -8,6 +8,7 @@ from typing import Any
 
 from distill_dynamics.report.defaults import defaults_of
 from distill_dynamics.report.records import Run
+from distill_dynamics.runs.scores import Score, scores_of
 
 SOFTKD, PLAIN = "SoftKD", "no distillation"
 """Names of the methods that others are compared with."""
@@ -76,11 +77,21 @@ class Method:
         """Whether the results are final."""
         return self.runs[0].finished
 
-    def by_seed(self, which: str = "best", metric: str = "val/acc1") -> dict[str, float]:
-        """Top-1 "best" or "last" by seed, percent; the mean of several runs of one seed."""
+    @property
+    def score(self) -> Score:
+        """What its runs are compared by: top-1 of classes, or of kNN where there are none."""
+        return scores_of(self.runs[0].metrics)[0]
+
+    def by_seed(self, which: str = "best", metric: str | None = None) -> dict[str, float]:
+        """A metric, by default its `score`, "best" or "last" by seed; the mean of several runs of one seed.
+
+        That of a student before training does not count.
+        """
         values: dict[str, list[float]] = {}
+        name = metric or self.score.metric
         for run in self.runs:
-            if scores := [row[metric] for row in run.metrics if math.isfinite(row.get(metric, math.nan))]:
+            known = (row[name] for row in run.metrics if row["epoch"] > 0 and name in row)
+            if scores := [value for value in known if math.isfinite(value)]:
                 start = run.starts[0] if run.starts else {}
                 seed = str(start.get("seed", run.config.get("seed_everything", run.name)))
                 values.setdefault(seed, []).append(max(scores) if which == "best" else scores[-1])
@@ -88,7 +99,7 @@ class Method:
 
     @property
     def top1(self) -> float:
-        """Mean of the best top-1 over the seeds, percent; NaN where nothing was validated."""
+        """Mean of the best `score` over the seeds, percent; NaN where nothing was validated."""
         values = self.by_seed().values()
         return fmean(values) if values else math.nan
 

@@ -83,9 +83,16 @@ class Run:
 
     @property
     def validation_images(self) -> int | None:
-        """How many images `val/acc1` is a share of, None where unknown."""
-        images = (self.last_start.get("data") or {}).get("val_images")
+        """How many images its top-1 is a share of, None where unknown; of kNN those that are queries."""
+        data = self.last_start.get("data") or {}
+        images = data.get("val_queries", data.get("val_images"))
         return images if isinstance(images, int) and 0 < images < 2**31 else None
+
+    @property
+    def chance(self) -> float | None:
+        """Top-1 by chance, percent, of a training without classes; None of others, and where unknown."""
+        classes = (self.last_start.get("data") or {}).get("val_classes")
+        return 100 / classes if isinstance(classes, int) and 0 < classes < 2**31 else None
 
     @property
     def loss_floors(self) -> dict[str, float]:

@@ -69,7 +69,7 @@ class CacheBuilder:
     ) -> TeacherCache:
         """Write the plan; to be called by the first rank."""
         views = self.views
-        if warning := doubt(views.teacher.backbone, accuracy):
+        if warning := doubt(views.teacher.backbone, accuracy, len(views.data.val_classes)):
             print(framed(warning), file=sys.stderr)
         self._hold()
         remove_partial(self.folder)

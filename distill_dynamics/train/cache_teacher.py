@@ -16,6 +16,7 @@ from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.metrics import datamodule, measure
 from distill_dynamics.train.precision_error import precision_error
+from distill_dynamics.train.quality import measures_quality
 from distill_dynamics.train.reference_images import depend_on, drawn_once
 
 
@@ -78,7 +79,8 @@ class CacheTeacher(Distiller):
         stored = broadcast(builder.begun() if trainer.is_global_zero else None)
         if stored is None:
             planned: Any = plan(views, self.top_k) if trainer.is_global_zero else None
-            accuracy = measure(self.teacher, trainer, self.student.num_classes) if views.reads_logits else {}
+            measured = views.reads_logits or measures_quality(self.data)
+            accuracy = measure(self.teacher, trainer, self.student.num_classes) if measured else {}
             stored = broadcast(
                 builder.begin(planned, accuracy, self.terms) if trainer.is_global_zero else None
             )

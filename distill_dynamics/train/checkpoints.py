@@ -18,11 +18,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.rank import is_first_rank
 
 LAST = "last.ckpt"
 """Of the end of the last epoch."""
+
+BEST_BY = tuple(scores[0].metric for scores in (OF_CLASSES, OF_FEATURES))
+"""What the best student may be chosen by."""
 
 PREEMPTED = "preempted.ckpt"
 """Of the middle of an epoch that a signal cut short; gone when that epoch ends after all."""
@@ -111,19 +115,15 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """The callback that keeps the checkpoint with the best top-1, None if nothing was validated yet."""
+    """The callback that keeps the checkpoint of the best student, None if nothing was validated yet."""
     for callback in trainer.checkpoint_callbacks:
-        if (
-            isinstance(callback, ModelCheckpoint)
-            and callback.monitor == "val/acc1"
-            and callback.best_model_path
-        ):
+        if isinstance(callback, ModelCheckpoint) and callback.monitor in BEST_BY and callback.best_model_path:
             return callback
     return None
 
 
 def read_best(best: ModelCheckpoint) -> tuple[int, float]:
-    """After how many epochs the best checkpoint was written, and its top-1.
+    """After how many epochs the best checkpoint was written, and its score.
 
     As the file has it: the callback remembers another, where the run was killed before the next `last.ckpt`.
     """
@@ -149,11 +149,13 @@ def begin_from(trainer: Trainer) -> None:
 
 def best_by(data: Any) -> str | None:
     """The metric that the best student is chosen by; None where validation measures none."""
-    return "val/acc1" if getattr(data, "labels", True) else None
+    if getattr(data, "labels", True):
+        return OF_CLASSES[0].metric
+    return OF_FEATURES[0].metric if data.has_val else None
 
 
 def exported_checkpoint(trainer: Trainer) -> tuple[Path, int, float | None] | None:
-    """The file whose student is exported, after how many epochs it was written, and its top-1.
+    """The file whose student is exported, after how many epochs it was written, and its score.
 
     The best one's; the last one's where none is chosen; None where there is none.
     """

@@ -35,7 +35,7 @@ from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.loss_floors import loss_floors
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.optimised_student import OptimisedStudent
-from distill_dynamics.train.prepare_teacher import measure_teacher, prepare_teacher
+from distill_dynamics.train.prepare_teacher import measure_teacher, measure_untrained, prepare_teacher
 from distill_dynamics.train.progress import progress_at
 from distill_dynamics.train.reference_images import drawn_once
 from distill_dynamics.train.run_facts import facts_to_save, take_facts
@@ -139,6 +139,8 @@ class Distiller(OptimisedStudent):
         if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self.teacher_reads()]):
             raise UserError("model.compile: a compiled model does not show its attention, which a term reads")
         self.latest: Step  # once there was one
+        self.untrained: dict[str, float] = {}
+        """How good its features are before training, where they are measured."""
 
     def teacher_reads(self) -> set[tuple[str, int | None]]:
         """What the terms read of the teacher, words and blocks."""
@@ -217,7 +219,7 @@ class Distiller(OptimisedStudent):
         prepare_teacher(self, data, stage)
 
     def on_fit_start(self) -> None:
-        """Measure the teacher and let losses fit what they fit, at the first start of a run."""
+        """Measure what is there before training, and let losses fit what they fit, at a run's first start."""
         begins, reference = self.saved_settings is None, drawn_once(datamodule(self.trainer))
         if begins and not isinstance(self.training_teacher, CachedTeacher):
             fit_losses(self, reference)
@@ -226,10 +228,12 @@ class Distiller(OptimisedStudent):
         for term in self.terms.values():
             term.begin()
         self.loss_floors = loss_floors(self, reference) if begins else {}
-        self._measured = measure_teacher(self)
+        self.untrained = measure_untrained(self)
+        of_student = {f"val/{name}": value for name, value in self.untrained.items()}
+        self._measured = of_student | measure_teacher(self)
 
     def on_train_start(self) -> None:
-        """Write the teacher's accuracy down."""
+        """Write down what was measured before the first step."""
         self.optimisation.resume()
         if (rates := self.optimisation.rates()) and rates.warning:
             rank_zero_warn(rates.warning)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.models.features import LOGITS, read
+from distill_dynamics.models.features import LOGITS, POOLED, read
 from distill_dynamics.models.input_size import of_side, teacher_side, views_side
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.train.metrics import WeightedMean, accuracies, datamodule, measure
+from distill_dynamics.train.quality import FeatureQuality, measures_quality, quality_of
 
 
 class EvaluatedStudent(LightningModule):
@@ -38,6 +39,7 @@ class EvaluatedStudent(LightningModule):
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
         self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
         self.val_loss = WeightedMean()
+        self.val_quality, self.teacher_quality = FeatureQuality(), FeatureQuality()
 
     def forward(self, images: Tensor) -> Tensor:
         """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W].
@@ -56,14 +58,20 @@ class EvaluatedStudent(LightningModule):
         """A batch as the DataModule gives it, resized, normalised and laid out as the student takes it."""
         return self.renormalise(images).contiguous(memory_format=self.memory_format)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def pooled(self, images: Tensor) -> Tensor:
+        """Features of the student [B, D], of a batch as the DataModule gives it."""
+        return read(self.student, self.for_student(images), {POOLED})[POOLED]
+
+    def validation_step(self, batch: tuple[Any, ...], batch_idx: int) -> None:
         """Top-1, top-5 and plain cross-entropy of the student; padding items count nowhere.
 
-        A student without classes has none of these.
+        Of a student without classes the pooled features are gathered, where the images have labels.
         """
+        images, targets, *known = batch
         if self.student.num_classes == 0:
+            if measures_quality(datamodule(self.trainer)):
+                self._gather(images, targets, known[0]["index"])
             return
-        images, targets = batch
         logits = self(images)
         self.val_metrics.update(logits, targets)
         counted = (targets != IGNORED).sum()
@@ -74,12 +82,17 @@ class EvaluatedStudent(LightningModule):
 
     test_step = validation_step
 
+    def _gather(self, images: Tensor, targets: Tensor, places: Tensor) -> None:
+        self.val_quality.update(self.pooled(images), targets, places)
+        if self._teacher_answers and self._teacher_sees_the_same and self.teacher is not None:
+            self.teacher_quality.update(self.teacher.pooled(images), targets, places)
+
     @property
     def _teacher_answers(self) -> bool:
         """Whether the teacher is measured beside the student, when no training goes on."""
         if self.teacher is None or self.trainer.state.fn == "fit" or self.teacher.sharded:
             return False
-        return self.teacher.backbone.num_classes == self.student.num_classes
+        return self.student.num_classes in (0, self.teacher.backbone.num_classes)
 
     @property
     def _teacher_sees_the_same(self) -> bool:
@@ -100,8 +113,25 @@ class EvaluatedStudent(LightningModule):
         """Publish `test/*`."""
         self._publish("test")
 
+    def _publish_quality(self, split: str) -> None:
+        trainer = self.trainer
+        if not measures_quality(datamodule(trainer)):
+            return
+        found = {split: quality_of(self.val_quality, trainer, "the student")}
+        if self._teacher_answers and self.teacher is not None:
+            found["teacher"] = (
+                quality_of(self.teacher_quality, trainer, "the teacher")
+                if self._teacher_sees_the_same
+                else measure(self.teacher, trainer, 0)
+            )
+        for whose, values in found.items():
+            for name, value in values.items():
+                bar = name == "knn1" and whose == split
+                self.log(f"{whose}/{name}", value, prog_bar=bar, logger=trainer.state.fn != "fit")
+
     def _publish(self, split: str) -> None:
         if self.student.num_classes == 0:
+            self._publish_quality(split)
             return
         values = {**self.val_metrics.compute(), "loss": self.val_loss.compute()}
         if not values["loss"].isfinite():

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.input_size import of_side, teacher_side
 from distill_dynamics.models.teacher import Teacher
+from distill_dynamics.train.quality import measure_features
 
 
 def datamodule(trainer: Trainer) -> Any:
@@ -79,11 +80,16 @@ def accuracies(classes: int) -> MetricCollection:
 
 
 def measure(teacher: Teacher, trainer: Trainer, classes: int) -> dict[str, float]:
-    """The teacher's acc1 and acc5 on the validation images of a trainer, at the teacher's own size."""
-    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
-    metrics = accuracies(classes).to(device)
+    """The teacher's acc1 and acc5 on the validation images of a trainer, at the teacher's own size.
+
+    For a student without `classes` it is the quality of its features.
+    """
     data = datamodule(trainer)
     loader = data.val_dataloader(**of_side(data, teacher_side(teacher.backbone, data)))
+    if classes == 0:
+        return measure_features(teacher.pooled, loader, trainer, "the teacher")
+    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
+    metrics = accuracies(classes).to(device)
     with plugin.forward_context():
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         for batch in tqdm(loader, "Teacher", leave=False, disable=not shown):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.schedule import ProgressCosine, WarmupCosine, warmup_then_cosine
 
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -104,19 +105,28 @@ def check_plateau(scheduler: ReduceLROnPlateau, trainer: Trainer) -> None:
             "model.scheduler: torch's ReduceLROnPlateau does not say which metric it looks at: take "
             "class_path lightning.pytorch.cli.ReduceLROnPlateau, with init_args monitor: val/loss"
         )
-    right = "max" if "acc" in monitor else "min" if "loss" in monitor else scheduler.mode
+    higher = any(word in monitor for word in ("acc", "knn", "linear"))
+    right = "max" if higher else "min" if "loss" in monitor else scheduler.mode
     if scheduler.mode != right:
         raise UserError(
             f"model.scheduler: {monitor} is better when it is {'higher' if right == 'max' else 'lower'}, so "
             f"ReduceLROnPlateau needs mode: {right}"
         )
-    known = ("train/loss", "val/loss", "val/acc1", "val/acc5", "val/acc1_ema")
+    known = ["train/loss", *_validated(getattr(trainer, "datamodule", None))]
     callbacks: list[Any] = getattr(trainer, "callbacks", [])
     ours = all(type(one).__module__.startswith(("distill_dynamics.", "lightning.")) for one in callbacks)
     if ours and monitor not in known and not monitor.startswith("train/loss_"):
         raise unknown_metric(monitor, known)
     if monitor.startswith("val/") and trainer.limit_val_batches == 0:
         raise UserError(f"model.scheduler: {monitor} is not measured where trainer.limit_val_batches is 0")
+
+
+def _validated(data: Any) -> list[str]:
+    """What validation measures, with a callback EMA too; any data have classes that do not say otherwise."""
+    if getattr(data, "num_classes", 1):
+        return ["val/loss", *(score.metric for score in OF_CLASSES), f"{OF_CLASSES[0].metric}_ema"]
+    names = [score.metric for score in OF_FEATURES] if data.has_val else []
+    return [*names, *(f"{name}_ema" for name in names)]
 
 
 def unknown_metric(monitor: str, known: Iterable[str]) -> UserError:

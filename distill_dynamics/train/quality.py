@@ -1,0 +1,96 @@
+"""How good a student's features are where training has no classes; labels of the validation images tell.
+
+Letters: B batch, D pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+from tqdm import tqdm
+
+from distill_dynamics.data.batches import IGNORED
+from distill_dynamics.dynamics.measures.feature_quality import feature_quality, halves
+
+
+def measures_quality(data: Any) -> bool:
+    """Whether training has no classes, and the validation images of a DataModule have."""
+    return data.num_classes == 0 and bool(getattr(data, "val_classes", ()))
+
+
+def quality_facts(data: Any) -> dict[str, int]:
+    """What a figure is to be read with: classes of the validation images, and how many images are queries."""
+    if data.num_classes:
+        return {}
+    targets = data.sources["val"].targets if data.has_val else []
+    queries = int((~halves(torch.as_tensor(targets, dtype=torch.int64))).sum())
+    return {"val_classes": len(data.val_classes), "val_queries": queries}
+
+
+class FeatureQuality(Metric):
+    """`feature_quality` of all images of all ranks: `halves` of them are bank and queries.
+
+    They are put in the order of their places, so that the result does not depend on the number of ranks.
+    Features of every image are kept until then, in float32: 77 MB of 50,000 images and 384 channels.
+    """
+
+    features: list[Tensor]
+    targets: list[Tensor]
+    places: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("features", "targets", "places"):
+            self.add_state(name, [], "cat")
+
+    def update(self, features: Tensor, targets: Tensor, places: Tensor) -> None:
+        """Take in a batch: [B, D], [B], and [B], which image of the data each is."""
+        # Padding too: each rank needs to have something to give to the others.
+        self.features.append(features.detach().float())
+        self.targets.append(targets)
+        self.places.append(places.to(targets.device))
+
+    def compute(self) -> dict[str, float]:
+        """knn1 and linear1 in percent, and effective_rank; NaN where they cannot be known."""
+        features, targets, places = map(dim_zero_cat, (self.features, self.targets, self.places))
+        if features.device.type not in ("cpu", "cuda"):  # Apple's have no float64
+            features, targets, places = features.cpu(), targets.cpu(), places.cpu()
+        order = places.argsort()
+        order = order[targets[order] != IGNORED]
+        features, targets = features[order], targets[order]
+        bank = halves(targets)
+        return feature_quality(features[bank], targets[bank], features[~bank], targets[~bank])
+
+
+def quality_of(metric: FeatureQuality, trainer: Trainer, whose: str) -> dict[str, float]:
+    """What was gathered, the first rank's numbers on every rank; a warning where it cannot be known."""
+    values: dict[str, float] = trainer.strategy.broadcast(metric.compute())
+    metric.reset()
+    if values["knn1"] != values["knn1"]:
+        rank_zero_warn(
+            f"knn1 is not known of {whose}: its features are not all finite, or no class has two "
+            "validation images"
+        )
+    return values
+
+
+@torch.no_grad()
+def measure_features(
+    features: Callable[[Tensor], Tensor], loader: Any, trainer: Trainer, whose: str
+) -> dict[str, float]:
+    """`FeatureQuality` of all batches of a loader of validation images; `features` gives [B, D] of one."""
+    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
+    metric = FeatureQuality().to(device)
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    with plugin.forward_context():
+        for batch in tqdm(loader, whose.capitalize(), leave=False, disable=not shown):
+            images, targets, known = plugin.convert_input(batch)
+            metric.update(features(images.to(device)), targets.to(device), known["index"].to(device))
+    return quality_of(metric, trainer, whose)
