@@ -59,6 +59,7 @@ def test_the_head_is_new_and_said_to_be(recipe, checkpoint, capsys):
     run = f"{recipe}-{Path(checkpoint).suffix[1:] or 'folder'}"
     told = fit(recipe, run, checkpoint=checkpoint)
     assert any("it has no head, and the model has a fresh one of 3 (num_classes)" in line for line in told)
+    assert not any("eval mode" in line for line in told)  # of Lightning
     printed = capsys.readouterr().out
     assert f"begins from {checkpoint}, with a new head" in printed
     assert ("frozen but for its head, 51 parameters of 3 classes" in printed) == (recipe == "linear")

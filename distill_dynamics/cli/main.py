@@ -30,6 +30,7 @@ NOISE = (
     "Checkpoint directory .* exists and is not empty",  # a run that is continued
     ".*callbacks used to create the checkpoint need to be provided",  # not outside fit
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # model.freeze_backbone: told there
     "LightningCLI's args parameter is intended to run from within Python",
     "The `srun` command is available on your system",  # docker/slurm/fit.sbatch uses it
 )
