@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill_dynamics.dynamics.profile import FloatArray
 from distill_dynamics.dynamics.profiler.covariance import precise
-from distill_dynamics.dynamics.profiler.passes import FeatureModel, in_parts
+from distill_dynamics.dynamics.profiler.passes import FeatureModel, split_for_pass
 from distill_dynamics.dynamics.profiler.ranks import on_every_rank
 from distill_dynamics.dynamics.statistics import STATISTICS
 from distill_dynamics.errors import UserError
@@ -67,7 +67,7 @@ def _maps(model: FeatureModel, images: Tensor) -> list[Tensor]:
     """L maps [n, C, H, W]; a rank without images has the shapes of the others."""
     shown = images if len(images) else images.new_zeros(1, *images.shape[1:])
     layers = range(1, len(model.layers) + 1)
-    parts = [model(some, layers=layers, logits=False).maps for some in in_parts(model, shown)]
+    parts = [model(some, layers=layers, logits=False).maps for some in split_for_pass(model, shown)]
     return [torch.cat(of_layer)[: len(images)] for of_layer in zip(*parts, strict=True)]
 
 

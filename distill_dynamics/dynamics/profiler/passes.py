@@ -160,7 +160,7 @@ class ForwardPasses:
 
     def _forward(self, images: Tensor) -> None:
         self.held = []  # before the next forward pass, so that there is never more than one batch of them
-        for some in in_parts(self.backbone, images):
+        for some in split_for_pass(self.backbone, images):
             self.held.append(list(self.backbone(some, layers=self.numbers, logits=False).maps))
 
     def _extremes(self, maps: list[Tensor]) -> tuple[FloatArray, FloatArray]:
@@ -208,7 +208,7 @@ class ForwardPasses:
                 yield batch
 
 
-def in_parts(backbone: FeatureModel, images: Tensor) -> Sequence[Tensor]:
+def split_for_pass(backbone: FeatureModel, images: Tensor) -> Sequence[Tensor]:
     """Images as the backbone takes them, on its device and in its precision, in parts that one pass holds."""
     weight = next(backbone.parameters(), None)
     if weight is not None:
