@@ -30,7 +30,7 @@ class ImageFolder(ImageData):
         skip_unreadable: leave out image files that cannot be decoded, and list them in `unreadable.lines`;
             otherwise the first one met is an error.
         reduced_decode: decode a training image at 1/2 or 1/4 of its size where the crop that is drawn
-            is still at least `image_size` (JPEG files only). Faster for images that are much larger than
+            is still at least `view_size` (JPEG files only). Faster for images that are much larger than
             that; the crops are the same, the pixels differ by a few grey levels.
         kwargs: of `ImageData`.
     """

@@ -159,7 +159,7 @@ class ImageData(Loaders):
 
     @property
     def val_classes(self) -> list[str]:
-        """Those of the validation images, with labels or without; [] where there are no such images."""
+        """Those of the validation images, whatever `labels` says, after `setup`; [] where there are none."""
         return list(self.classes) if self.has_val else []
 
     def setup(self, stage: str | None = None) -> None:

@@ -140,9 +140,11 @@ class EvaluatedStudent(LightningModule):
         self.val_loss.reset()
         fitting = self.trainer.state.fn == "fit"
         if self._teacher_answers and self.teacher is not None:
-            found: Any = self.teacher_metrics.compute()
-            if not self._teacher_sees_the_same:
-                found = measure(self.teacher, self.trainer, self.student.num_classes)
+            found: Any = (
+                self.teacher_metrics.compute()
+                if self._teacher_sees_the_same
+                else measure(self.teacher, self.trainer, self.student.num_classes)
+            )
             for name, value in found.items():
                 self.log(f"teacher/{name}", value)
             self.teacher_metrics.reset()

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from PIL import Image
 from standins import trainer_on_cpu
 
 from distill_dynamics import Backbone
-from distill_dynamics.data import FashionMNISTSample
+from distill_dynamics.data import FashionMNISTSample, ImageData
+from distill_dynamics.data.sources import ArraySource
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.input_size import check_patches, teacher_side
 from distill_dynamics.models.normalise import Renormalise, resized
 from distill_dynamics.models.teacher import Teacher
+from distill_dynamics.train.metrics import measure
 
 VIT = {"patch_size": 14, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 0}
 
@@ -92,3 +95,28 @@ def test_a_margin_that_patches_leave_over_is_one_line():
         check_patches(fits)
     with pytest.raises(UserError, match=r"patches of 14 px do not divide; .*img_size: 98 or 112$"):
         check_patches(vit(100))
+
+
+class Large(ImageData):
+    """Images of more pixels than the student sees."""
+
+    classes = ["a", "b"]  # noqa: RUF012
+    in_chans = 3
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 56, 56, 3), dtype=np.uint8)
+
+    def load(self, split):
+        return ArraySource(self.pixels, np.arange(6) % 2)
+
+
+def test_a_teacher_is_measured_on_images_made_at_its_own_size(monkeypatch):
+    half = (0.5,) * 3
+    data = Large(mean=half, std=half, image_size=28, augment={}, batch_size=2, eval_batch_size=6)
+    data.trainer = trainer_on_cpu(precision_plugin=Precision(), is_global_zero=True, datamodule=data)
+    data.trainer.progress_bar_callback = None
+    data.setup("fit")
+    teacher, seen = Teacher(vit(56)), []
+    teacher.take_images_of(data)
+    monkeypatch.setattr(teacher, "logits", lambda images: seen.append(images) or torch.eye(2).repeat(3, 1))
+    assert measure(teacher, data.trainer, 2)["acc1"] == 100
+    (images,) = seen
+    assert np.allclose(images, (Large.pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5, atol=1e-6)

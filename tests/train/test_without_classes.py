@@ -166,10 +166,25 @@ def _teacher_of(run):
     return Backbone(TEACHER["name"], timm_kwargs=TEACHER["timm_kwargs"])
 
 
-def test_what_the_start_says_of_sizes_and_classes(tmp_path, capsys, grey_folder):
-    changes = {k: v for k, v in CHANGES.items() if not k.startswith("data")} | {"trainer__max_epochs": 1}
-    fit_once(tmp_path, **changes | of_folder(grey_folder, view_size=42), probe__every_n_epochs=0)
+def test_whoever_shows_the_teacher_images_shows_them_at_its_size(tmp_path, capsys, grey_folder):
+    """A ViT refuses others: gates, floors, the conflict of gradients and half precision each show it some."""
+    fitnet = {"loss": {"class_path": f"{LOSSES}.FitNet"}, "pairs": "depth"}
+    gate = {"class_path": "distill_dynamics.train.gates.CapacityGate"}
+    conflict = {
+        "class_path": "distill_dynamics.callbacks.GradientConflict",
+        "init_args": {"every_n_epochs": 1},
+    }
+    changes = {k: v for k, v in CHANGES.items() if not k.startswith("data")} | {
+        "trainer__max_epochs": 1,
+        "model__terms": {"token": {**TOKEN, "gate": None}, "fitnet": {**fitnet, "gate": gate}},
+        "trainer__callbacks": [conflict],
+        "model__teacher_precision": "bf16-mixed",
+    }
+    run = fit_once(tmp_path, **changes | of_folder(grey_folder, view_size=42))
+    assert "dynamics/conflict/token/block_01" in set().union(*rows(run))
+    assert "fitnet" in json.loads((run / "run.json").read_text())["starts"][-1]["floors"]
     printed = capsys.readouterr().out
+    assert "bf16-mixed beside float32, 32 images" in printed
     assert "views of 42 px are resized to its 56 px" in printed
     assert "no classes, no validation images: the last student is kept, 28 px of views of 42 px" in printed
     assert "the last one; for timm.create_model" in " ".join(printed.split())
