@@ -271,8 +271,9 @@ def test_a_wrong_model_is_one_line(make, words):
     [
         (lambda: (student(num_classes=7), None), ["7 classes", "10", "num_classes"]),
         (lambda: (student(), teacher(num_classes=7)), ["model.teacher", "7"]),
-        (lambda: (student(in_chans=3), None), ["model.student", "in_chans: 1"]),
-        (lambda: (student(), teacher(img_size=56)), ["model.teacher", "56", "img_size"]),
+        (lambda: (student(in_chans=4), None), ["model.student", "in_chans: 1"]),
+        (lambda: (student(img_size=56), None), ["model.student", "56 x 56", "28 x 28", "img_size"]),
+        (lambda: (student(), teacher(img_size=50)), ["model.teacher", "50 px", "img_size: 42 or 56"]),
     ],
 )
 def test_data_that_do_not_fit_are_one_line(tmp_path, models, words):

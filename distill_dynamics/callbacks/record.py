@@ -23,7 +23,7 @@ from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.signals import Preempted
-from distill_dynamics.train.checkpoints import BEST_BY, begin_from, exported_checkpoint
+from distill_dynamics.train.checkpoints import BEST_BY, LAST, begin_from, exported_checkpoint
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.quality import quality_facts
@@ -133,8 +133,9 @@ class RunRecord(Callback):
             raise
         except Exception as error:
             # What was trained is in the checkpoints: the run has come to its end all the same.
+            file = "best.ckpt" if (run_dir / "checkpoints" / "best.ckpt").is_file() else LAST
             print(
-                f"the student was not exported: {first_line(error)}; it is in {run_dir / 'checkpoints'}",
+                f"the student was not exported: {first_line(error)}; checkpoints/{file} has it",
                 file=sys.stderr,
             )
         if self._started or not has_ended(run_dir):  # a start that was killed after its last epoch has, now

@@ -167,7 +167,9 @@ def exported_checkpoint(trainer: Trainer) -> tuple[Path, int, float | None] | No
     return last, torch.load(last, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1, None
 
 
-def checkpoint_callbacks(run_dir: Path, every_n_epochs: int, best: str | None) -> list[ModelCheckpoint]:
+def checkpoint_callbacks(
+    run_dir: Path, every_n_epochs: int, best: str | None = OF_CLASSES[0].metric
+) -> list[ModelCheckpoint]:
     """The best by a metric first, the last last: each holds what those before it have made of the epoch."""
     kept = partial(
         ModelCheckpoint,

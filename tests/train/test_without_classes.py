@@ -210,10 +210,6 @@ CE = {"loss": {"class_path": f"{LOSSES}.CrossEntropy"}, "weight": 1.0}
             "model.teacher: vit_tiny_patch16_224 takes images of 50 px, which its patches of 14 px do not "
             "divide; set timm_kwargs.img_size: 42 or 56",
         ),
-        (
-            {"trainer__callbacks": [{"class_path": "distill_dynamics.callbacks.EMA"}]},
-            "EMA: it logs an accuracy, and the student has no classes",
-        ),
     ],
 )
 def test_what_needs_classes_or_another_size_is_one_line(experiment, capsys, changes, words):
