@@ -73,7 +73,8 @@ class PHISTarget(SeesPooled, nn.Module):
     """Mean squared error of the student's map, through a learnt linear map, and the rotated teacher's.
 
     y = λ̄^(-1/2) · H Uᵀ(x - μ) / √C, with mean μ, eigenvectors U and mean eigenvalue λ̄ of the covariance of
-    the teacher's tokens, H a Hadamard matrix: every channel of y has the variance 1. Fitted before training.
+    the teacher's tokens, H a Hadamard matrix: on the teacher's grid every channel of y has the variance 1.
+    Fitted before training.
 
     `ValueError` for a teacher's width without a known Hadamard matrix, and for maps of other channels.
     """
