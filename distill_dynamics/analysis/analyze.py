@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from distill_dynamics.analysis.floors import check_images, check_widths, floor_rows, once, printed_floors
+from distill_dynamics.analysis.knn import labelled, printed_quality, quality_of, quality_row
 from distill_dynamics.analysis.models import Model, Weights, find_weights, labels
 from distill_dynamics.analysis.prepare import (
     TransformOverrides,
@@ -37,7 +38,7 @@ from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
 from distill_dynamics.runs.directory import versions
 
-UNFINISHED = {"profiles", "table.csv", "curves.csv", "floors.csv"}
+UNFINISHED = {"profiles", "table.csv", "curves.csv", "floors.csv", "quality.csv"}
 """What an analysis that was stopped may have left in its folder."""
 
 Range = RangeMode | tuple[float, float]
@@ -55,6 +56,7 @@ def analyze(
     bins: int = 100,
     layers: Sequence[int] | Literal["all"] = "all",
     student_widths: Sequence[int] = (),
+    knn: str | os.PathLike | None = None,
     batch_size: int = 32,
     bootstrap: bool = False,
     device: str = "auto",
@@ -64,9 +66,9 @@ def analyze(
     """Profile every model on the same images, and write folder `out`.
 
     It holds `profiles/<label>/<range>/*.npz`, `table.csv` (what each curve says), `curves.csv` (each curve,
-    block by block), with widths of students `floors.csv`, `analysis.json` (what was done; written when all
-    those are there), `report.html` and `figures/`. Memory does not grow with the number of images, but for a
-    few numbers an image and layer.
+    block by block), with widths of students `floors.csv`, with `knn` `quality.csv`, `analysis.json` (what was
+    done; written when all those are there), `report.html` and `figures/`. Memory does not grow with the
+    number of images, but for a few numbers an image and layer, and with `knn` for the features of its images.
 
     Args:
         models: with labels of their own, or none; see `labels`.
@@ -79,6 +81,7 @@ def analyze(
         bins, layers, batch_size: as for `profile_model`.
         student_widths: channels of students: how much of each block can they hold? The first is that of the
             Profiles with the curves, each further one has a Profile of its own.
+        knn: a folder of labelled images, by which features are measured; see `labelled`.
         bootstrap: give 95 % bootstrap intervals over images, not standard errors, in the tables.
         device: "auto", or what torch calls it.
         num_workers: processes that prepare images where they make more than one batch.
@@ -116,11 +119,13 @@ def analyze(
     with _claimed(Path(out)) as folder:
         indices = images.draw(n_images, seed, num_workers)
         check_images(student_widths, len(indices))
+        asked = None if knn is None else labelled(knn, images.skip_unreadable, num_workers)
         if len(evolutions) > 1:  # a mistake in the last model is not to be found hours later
             for model, _, found in evolutions:
                 prepare(model, found[0])
         print(f"\n  {len(indices)} images: {images.name}")
         curves: list[Curve] = []
+        qualities: dict[str, dict[str, Any]] = {}
         for model, label, weights in tqdm(jobs, "models", disable=len(jobs) == 1 or None, leave=False):
             backbone, stream, evaluation = prepare(model, weights)
             if not curves or curves[-1].label != label:
@@ -144,10 +149,15 @@ def analyze(
                 for path, of_width in curves[-1].files.items():
                     of_width.probe_id = stream.probe_id
                     of_width.save(folder / path)
+            if asked is not None:
+                measured = quality_of(backbone, evaluation, asked, batch_size, num_workers)
+                qualities[curves[-1].name] = quality_row(curves[-1], measured)
         write_csv(folder / "table.csv", [table_entry(curve, bootstrap) for curve in curves])
         write_csv(folder / "curves.csv", [row for curve in curves for row in block_rows(curve, bootstrap)])
         if student_widths:
             write_csv(folder / "floors.csv", [row for curve in once(curves) for row in floor_rows(curve)])
+        if asked is not None:
+            write_csv(folder / "quality.csv", [*qualities.values()])
         files = images.names(indices)
         record = {
             "schema": ANALYSIS_SCHEMA,
@@ -160,6 +170,7 @@ def analyze(
                 "seed": seed,
                 **({"files": files} if files else {"indices": indices.tolist()}),
             },
+            **({} if asked is None else {"knn": asked.facts}),
             "bootstrap": bootstrap,
             "curves": [curve.facts for curve in curves],
         }
@@ -168,9 +179,12 @@ def analyze(
     if student_widths:
         for curve in once(curves, latest=True):
             print(f"{printed_floors(curve)}\n")
+    if asked is not None:
+        print(f"{printed_quality([*qualities.items()], asked)}\n")
     write_report([folder], folder / "report.html", folder / "figures")
-    floors = "floors.csv, " if student_widths else ""
-    print(f"  written to {folder}: Profiles, table.csv, curves.csv, {floors}figures, report.html\n")
+    further = "floors.csv, " if student_widths else ""
+    further += "" if knn is None else "quality.csv, "
+    print(f"  written to {folder}: Profiles, table.csv, curves.csv, {further}figures, report.html\n")
     return folder
 
 

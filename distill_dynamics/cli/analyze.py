@@ -39,6 +39,7 @@ def analyze(
     bins: int = 100,
     layers: list[int | Literal["all"]] = ["all"],  # noqa: B006
     student_width: list[int] | None = None,
+    knn: str | None = None,
     bootstrap: bool = False,
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -74,6 +75,9 @@ def analyze(
         layers: numbers from 1, negative from the end (default: all)
         student_width: channels of students, one number or several: how much of each block could they hold?
             As a table, floors.csv and a figure; takes some hundred images
+        knn: a folder DIR of labelled images, by which the features are measured: kNN and linear top-1 and
+            effective rank, as a table and quality.csv. DIR/train/<class> classifies DIR/val/<class>, or one
+            half of DIR/<class> the other. Costs a forward pass of all images and seconds for 10,000
         bootstrap: 95 % bootstrap intervals over images, not standard errors
         batch_size: images held at a time
         device: where the models run
@@ -97,6 +101,7 @@ def analyze(
         bins=bins,
         layers="all" if "all" in layers else layers,  # type: ignore[arg-type]
         student_widths=list(dict.fromkeys(student_width or [])),
+        knn=knn,
         batch_size=batch_size,
         bootstrap=bootstrap,
         device=device,

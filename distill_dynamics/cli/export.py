@@ -21,7 +21,8 @@ from distill_dynamics.models import hub, onnx_files
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.weights import completed_epochs
-from distill_dynamics.runs.card import model_card
+from distill_dynamics.runs.card import metric_at, model_card
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 
 ONNX, INT8 = "model.onnx", "model_int8.onnx"
 CALIBRATION_IMAGES = 256
@@ -97,13 +98,16 @@ def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(ONNX, INT8), dirs_exist_ok=True)
         return student
     names: list[str] | None = None
-    epoch, acc1 = completed_epochs(source), student.stated_accuracy
+    epoch, top1, chosen_by = completed_epochs(source), student.stated_accuracy, OF_CLASSES[0]
+    if student.num_classes == 0 and epoch is not None:
+        chosen_by = OF_FEATURES[0]
+        top1 = metric_at(run, epoch, chosen_by.metric)
     with suppress(UserError):  # images need not be here
         names = datamodule_of(str(run / "config.yaml"), "--data").find_classes()
     names = names or hub.label_names(run / "student" / hub.CONFIG)  # of an earlier end of the run
-    student.export_folder(folder, names, notes={"epoch": epoch, "val_acc1": acc1})
-    if epoch is not None and acc1 is not None:
-        (folder / "README.md").write_text(model_card(run, student, epoch, acc1), encoding="utf-8")
+    student.export_folder(folder, names, notes={"epoch": epoch, f"val_{chosen_by.name}": top1})
+    if epoch is not None and (top1 is not None or student.num_classes == 0):
+        (folder / "README.md").write_text(model_card(run, student, epoch, top1), encoding="utf-8")
     return student
 
 

@@ -21,6 +21,7 @@ from distill_dynamics.train.distiller import Distiller
 _WIDTH = 80 - 27
 """Of what is said of a file, in a terminal of 80 columns."""
 
+PARTED = "one half of the labelled validation images classifies the other"
 LEGEND = "magnitude: the block where that is lowest, and U where its curve is a U, too"
 
 
@@ -33,7 +34,8 @@ def end(run_dir: Path, distiller: Distiller) -> None:
     try:
         (run,) = load_runs([run_dir])
         signatures = terminal_signature_rows(run.named())
-        for rows, note in ((accuracy_rows(run.metrics), []), (signatures, [LEGEND])):
+        chance = [] if run.chance is None else [f"{PARTED}; chance is {run.chance:.4g} %"]
+        for rows, note in ((accuracy_rows(run.metrics), chance), (signatures, [LEGEND])):
             lines += [*aligned(rows), *note, ""] if rows else []
         write_report([run_dir], run_dir / "report.html")
     except (Exception, KeyboardInterrupt) as error:

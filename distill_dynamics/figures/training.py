@@ -31,14 +31,24 @@ from distill_dynamics.figures.style import (
     wrapped,
 )
 from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 
 Rows = Sequence[Mapping[str, float]]
 
-_TOP1 = ("val/acc1", "val/acc1_ema")
+_SCORED = {
+    f"{score.metric}{end}": score
+    for score in (OF_CLASSES[0], *OF_FEATURES)
+    for end in ("", "_ema")
+    if not end or score.name.endswith("1")
+}
+"""Panels of what a student is measured by, and by which score a teacher is, too."""
+
 _WORDS = {
     "val/loss": "validation loss",
-    "val/acc1": "top-1",
-    "val/acc1_ema": "top-1 of averaged weights (EMA)",
+    **{
+        metric: score.title + (" of averaged weights (EMA)" if metric.endswith("_ema") else "")
+        for metric, score in _SCORED.items()
+    },
 }
 _LOSS, _WEIGHT = "train/loss_", "train/weight_"
 _MOST_PANELS = 40
@@ -67,6 +77,7 @@ def training_curves(
 ) -> Figure:
     """Every loss term and top-1 against epoch, a panel each, a line a run: rows of each run's metrics.csv.
 
+    Without classes top-1 is that of kNN and of a linear probe, and the effective rank has a panel, too.
     Terms are those of `train/loss_*`, unweighted, and `val/loss`. The weight of one that has a schedule, a
     gate or a budget, `train/weight_*`, has the panel behind it. Where the weights were averaged (callback
     EMA), their top-1 has a panel, too. A run that lacks a metric has no line in its panel. `styles` are those
@@ -84,25 +95,27 @@ def training_curves(
     for metric in metrics[-_MOST_PANELS:]:
         curves_of = {name: _metric_curve(rows, metric, name) for name, rows in runs.items()}
         drawn = {name: curve for name, curve in curves_of.items() if len(curve.x)}
-        y = "Top-1 (%)" if metric in _TOP1 else "β" if metric.startswith(_WEIGHT) else "Loss"
+        y = _axis(metric)
         panels.append(_Panel(plain(_capitalised(_in_words(metric))), y, drawn))
     styles = styles or run_styles([*runs])
     figure, axes, legend = _draw(panels, styles, height=2.6)
     for ax, metric in zip(axes, metrics[-_MOST_PANELS:], strict=True):
-        if metric in _TOP1:
-            for top1 in sorted({_by_epoch(rows, "teacher/acc1")[1][:1].sum() for rows in runs.values()}):
-                if top1 > 0:
-                    legend["Teacher"] = ax.axhline(top1, **TEACHER)
+        if metric in _SCORED:
+            once = f"teacher/{_SCORED[metric].name}"
+            for value in sorted({_by_epoch(rows, once)[1][:1].sum() for rows in runs.values()}):
+                if value > 0:
+                    legend["Teacher"] = ax.axhline(value, **TEACHER)
         if line := _draw_floors(ax, metric.removeprefix(_LOSS), floors or {}, styles):
             legend["Floor"] = line
         if metric.startswith(_WEIGHT):
             ax.set_ylim(bottom=0)
-        elif metric not in _TOP1 and wide_span(finite(ax)):
+        elif metric not in _SCORED and wide_span(finite(ax)):
             log_y(ax)
         if not finite(ax).size:
             not_measured(ax)
     labels = [in_legend(styles, name) for name in runs] if len(runs) > 1 else []  # a run alone needs no name
-    notes = ["Losses are unweighted means over the epoch; the validation loss is plain cross-entropy."]
+    entropy = "; the validation loss is plain cross-entropy" if "val/loss" in metrics else ""
+    notes = [f"Losses are unweighted means over the epoch{entropy}."]
     if any(metric.startswith(_WEIGHT) for metric in metrics):
         notes.append("β: what the term before it is multiplied by, the mean over its pairs of blocks.")
     if len(metrics) > _MOST_PANELS:
@@ -167,6 +180,12 @@ def _in_words(metric: str) -> str:
             term = metric.removeprefix(prefix)
             return of + {"ce": "cross-entropy", "kd": "logit distillation"}.get(term, f"term {term}")
     return _WORDS[metric]
+
+
+def _axis(metric: str) -> str:
+    if metric in _SCORED:
+        return "Top-1 (%)" if _SCORED[metric].unit else "Directions"
+    return "β" if metric.startswith(_WEIGHT) else "Loss"
 
 
 def _capitalised(words: str) -> str:
@@ -245,7 +264,8 @@ def _signature_curve(
 
 def _metric_curve(rows: Rows, metric: str, run: str) -> Curve:
     epochs, values = _by_epoch(rows, metric)
-    meta = CurveMeta("run", run=run, measure=_in_words(metric), unit="%" if metric in _TOP1 else "")
+    unit = _SCORED[metric].unit if metric in _SCORED else ""
+    meta = CurveMeta("run", run=run, measure=_in_words(metric), unit=unit)
     return Curve(epochs, values, meta, _epoch_names(epochs))
 
 
@@ -261,9 +281,9 @@ def _by_epoch(rows: Rows, name: str) -> tuple[FloatArray, FloatArray]:
 
 
 def metric_names(rows: Rows) -> list[str]:
-    """Those known of: loss terms in the order of the loss, each before its weight; val/loss and top-1."""
+    """Those known of: loss terms in the order of the loss, each before its weight; val/loss and scores."""
     terms = {name for row in rows for name in row if name.startswith(_LOSS)}
     first = [name for name in ("train/loss_ce", "train/loss_kd") if name in terms]
     known = {name for row in rows for name in row}
     pairs = [(name, name.replace(_LOSS, _WEIGHT, 1)) for name in [*first, *sorted(terms - {*first})]]
-    return [name for name in [*chain(*pairs), "val/loss", *_TOP1] if name in known]
+    return [name for name in [*chain(*pairs), "val/loss", *_SCORED] if name in known]

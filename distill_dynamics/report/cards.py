@@ -9,6 +9,7 @@ from distill_dynamics.report.methods import Method
 from distill_dynamics.report.provenance import Duration, duration, in_words
 from distill_dynamics.report.records import Run, counted
 from distill_dynamics.report.study import Study
+from distill_dynamics.runs.scores import OF_CLASSES, scores_of
 from distill_dynamics.tables import Accuracy, accuracies, number
 
 
@@ -30,17 +31,34 @@ def cards(study: Study) -> list[Card]:
 def _student(run: Run) -> Iterator[Card]:
     known = accuracies(run.metrics)
     best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
+    title = scores_of(run.metrics)[0].title
     if best and last:
         end = "and last " if best == last else ""
-        details = [f"top-1 at the best {end}epoch, {best.epoch}"]
+        details = [f"{title} at the best {end}epoch, {best.epoch}"]
         details += [] if best == last else [f"{last.top1:.2f} % at the last, {last.epoch}"]
+        if untrained := known.get("student, untrained"):
+            details.append(f"{untrained.top1:.2f} % before training{_chance(run)}")
+        details += _further(run, best)
         if averaged := known.get("EMA, best"):
             details.append(f"{averaged.top1:.2f} % with averaged weights (EMA), at epoch {averaged.epoch}")
         yield Card("Student", f"{best.top1:.2f} %", [*details, *_name(run, "student")])
     if teacher:
-        yield Card("Teacher", f"{teacher.top1:.2f} %", ["top-1", *_name(run, "teacher")])
+        details = [title, *_further(run, teacher), *_name(run, "teacher")]
+        yield Card("Teacher", f"{teacher.top1:.2f} %", details)
     if best and teacher:
         yield _gap(best.top1 - teacher.top1, run.validation_images)
+
+
+def _further(run: Run, accuracy: Accuracy) -> list[str]:
+    """What else is known of features."""
+    if scores_of(run.metrics) is OF_CLASSES:
+        return []
+    _, linear, rank = accuracy.values
+    return [f"{number(linear, 2)} % linear, effective rank {number(rank, 1)}"]
+
+
+def _chance(run: Run) -> str:
+    return "" if run.chance is None else f", {run.chance:.4g} % by chance"
 
 
 def _name(run: Run, role: str) -> list[str]:
@@ -66,15 +84,18 @@ def _best_method(study: Study) -> Iterator[Card]:
     finished = study.finished
     if not finished or len({run.data for method in finished for run in method.runs} - {None}) > 1:
         return
+    if len(titles := {method.score.title for method in finished}) > 1:
+        return
+    (title,) = titles
     best = max(finished, key=lambda method: method.top1)
     scores = [*best.by_seed().values()]
     spread = f" ± {stdev(scores):.2f} over {len(scores)} seeds" if len(scores) > 1 else ", one seed"
-    details = [best.label, f"mean top-1{spread}" if len(scores) > 1 else f"top-1{spread}"]
+    details = [best.label, f"mean {title}{spread}" if len(scores) > 1 else f"{title}{spread}"]
     yield Card("Highest student", f"{best.top1:.2f} %", [*details, *_against(study, best)])
     teachers = sorted({a.top1 for a in map(_teacher, study.runs) if a})
     if teachers:
         value = " to ".join(dict.fromkeys(f"{top1:.2f}" for top1 in (teachers[0], teachers[-1])))
-        yield Card("Teacher", f"{value} %", ["top-1" if len(teachers) == 1 else f"{len(teachers)} teachers"])
+        yield Card("Teacher", f"{value} %", [title if len(teachers) == 1 else f"{len(teachers)} teachers"])
     own = sorted({a.top1 for a in map(_teacher, best.runs) if a})
     if len(own) == 1:
         yield _gap(best.top1 - own[0], best.runs[0].validation_images)

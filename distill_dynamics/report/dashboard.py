@@ -25,6 +25,7 @@ except ImportError as error:
 
 COLUMNS = (
     "val/acc1",
+    "val/knn1",
     "dynamics/student/signature/nadir",
     "dynamics/student/signature/depth",
     "dynamics/gap/entropy_shape_distance",

@@ -30,10 +30,13 @@ def _trainings(study: Study) -> list[str]:
         return []
     if len({run.data for method in finished for run in method.runs} - {None}) > 1:
         return ["The runs were validated on different data: none has won."]
+    if len(titles := {method.score.title for method in finished}) > 1:
+        return [f"Some runs are known by {' and some by '.join(sorted(titles))}: none has won."]
+    (title,) = titles
     first = max(finished, key=lambda method: method.top1)  # of equals, the first given
     seeds = len(first.by_seed())
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
-    sentences = [f"Highest top-1: {first.label} with {first.top1:.2f} %{mean}."]
+    sentences = [f"Highest {title}: {first.label} with {first.top1:.2f} %{mean}."]
     both = [*study.contrasts, *study.over_plain]
     compared = [contrast for contrast in both if not math.isnan(contrast.difference)]
     if any(contrast.verdict == "one seed" for contrast in compared):

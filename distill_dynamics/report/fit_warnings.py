@@ -6,6 +6,8 @@ from typing import Any
 
 from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.report.records import Run, counted, listed, planned_epochs
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, scores_of
+from distill_dynamics.tables import accuracies
 
 
 def fit_warnings(run: Run) -> list[str]:
@@ -31,9 +33,10 @@ def _end(run: Run) -> list[str]:
         warnings.append(
             f"The training loss is not a finite number at epoch {diverged[0]}: training diverged."
         )
-    unscored = [str(int(row["epoch"])) for row in run.metrics if not math.isfinite(row.get("val/acc1", 0.0))]
+    metric = scores_of(run.metrics)[0].metric
+    unscored = [str(int(row["epoch"])) for row in run.metrics if not math.isfinite(row.get(metric, 0.0))]
     if unscored:
-        warnings.append(f"val/acc1 is not a number, and left out, at epoch {listed(unscored)}.")
+        warnings.append(f"{metric} is not a number, and left out, at epoch {listed(unscored)}.")
     return warnings
 
 
@@ -46,6 +49,7 @@ def _missing(run: Run) -> list[str]:
     data = run.last_start.get("data") or {}
     has_classes = data.get("classes") != 0
     measured = has_classes or data.get("val_images") != 0
+    score, what = (OF_CLASSES[0].name, "accuracy") if has_classes else (OF_FEATURES[0].name, "kNN top-1")
     wanted = [
         ("train/loss" in columns, "No completed epoch: metrics.csv has no training loss."),
         (
@@ -53,12 +57,12 @@ def _missing(run: Run) -> list[str]:
             "No validation images: the student is that of the last epoch, whatever its quality.",
         ),
         (
-            "val/acc1" in columns or not has_classes,
-            "No accuracy of the student: metrics.csv has no val/acc1.",
+            f"val/{score}" in columns or not measured,
+            f"No {what} of the student: metrics.csv has no val/{score}.",
         ),
         (
-            "teacher/acc1" in columns or not distils or not has_classes,
-            "No accuracy of a teacher: metrics.csv has no teacher/acc1.",
+            f"teacher/{score}" in columns or not distils or not measured,
+            f"No {what} of a teacher: metrics.csv has no teacher/{score}.",
         ),
         (probed, "No Profiles: probing was off (probe.every_n_epochs is 0)."),
     ]
@@ -117,9 +121,9 @@ def _profiles(run: Run) -> list[str]:
             f"the {len(teacher.entropy_images)} probe images has no more tokens than that (probe.n_images)."
         )
     best = run.profiles.best
-    scored = [row for row in run.metrics if math.isfinite(row.get("val/acc1", math.nan))]
-    if best is not None and scored:  # continued after its end, not ended again
-        epoch = int(max(scored, key=lambda row: row["val/acc1"])["epoch"])
+    chosen = accuracies(run.metrics).get("student, best")
+    if best is not None and chosen:  # continued after its end, not ended again
+        epoch = chosen.epoch
         if best.epoch not in (None, epoch):
             warnings.append(
                 f"The Profile of the best student is of epoch {best.epoch}, the best now is epoch {epoch}: "

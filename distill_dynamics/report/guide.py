@@ -15,6 +15,7 @@ from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.report.headline import has_shape
 from distill_dynamics.report.records import Run, counted, listed
 from distill_dynamics.report.study import Study
+from distill_dynamics.runs.scores import scores_of
 from distill_dynamics.tables import accuracies
 
 _RECIPES = "configs/methods/README.md"
@@ -89,7 +90,8 @@ def _training_steps(run: Run) -> Iterator[str]:
     known = accuracies(run.metrics)
     best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
     if best and last and best == last and best.epoch and best.epoch > 1:
-        yield "The best epoch is the last: more epochs (`--trainer.max_epochs`) may still raise top-1."
+        title = scores_of(run.metrics)[0].title
+        yield f"The best epoch is the last: more epochs (`--trainer.max_epochs`) may still raise {title}."
     images = run.validation_images
     if best and teacher and images:
         variance = max(0.0, teacher.top1 / 100 * (1 - teacher.top1 / 100))

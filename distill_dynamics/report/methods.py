@@ -90,7 +90,7 @@ class Method:
         values: dict[str, list[float]] = {}
         name = metric or self.score.metric
         for run in self.runs:
-            known = (row[name] for row in run.metrics if row["epoch"] > 0 and name in row)
+            known = (row[name] for row in run.metrics if row.get("epoch") and name in row)
             if scores := [value for value in known if math.isfinite(value)]:
                 start = run.starts[0] if run.starts else {}
                 seed = str(start.get("seed", run.config.get("seed_everything", run.name)))

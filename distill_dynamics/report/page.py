@@ -35,6 +35,7 @@ from distill_dynamics.report.tables import (
     range_rows,
     results_rows,
 )
+from distill_dynamics.runs.scores import OF_CLASSES, scores_of
 from distill_dynamics.tables import (
     COST,
     OTHER_CURVES,
@@ -168,10 +169,17 @@ def _results(study: Study) -> list[Table]:
     if len(study.runs) == 1:
         rows = accuracy_rows(study.runs[0].metrics)
         costs = cost_rows(study.runs[0].last_start)
-        accuracy = Table("", "Accuracy on the validation set", rows)
+        accuracy = Table("", _accuracy_caption(study.runs[0]), rows)
         return [accuracy, losses, Table("", COST, costs)]
     note = "Top-1 on the validation set in percent; ± is the standard deviation over seeds."
     return [Table("", note, results_rows(study), "numbers results"), losses]
+
+
+def _accuracy_caption(run: Run) -> str:
+    if scores_of(run.metrics) is OF_CLASSES:
+        return "Accuracy on the validation set"
+    chance = "" if run.chance is None else f"; chance is {run.chance:.4g} %"
+    return f"Pooled features: a half of the labelled validation images classifies the other{chance}"
 
 
 def _latest(runs: Sequence[Run]) -> list[Table]:

@@ -152,6 +152,11 @@ def _accuracy() -> list[Any]:
     return [
         _curve("Student: top-1", "%", "val/acc1"),
         _bars("Top-1: student at its latest epoch, and teacher", "%", ["val/acc1", "teacher/acc1"]),
+        _curve("Student: kNN top-1 of its features", "%", "val/knn1"),
+        _bars("kNN top-1: student at its latest epoch, and teacher", "%", ["val/knn1", "teacher/knn1"]),
+        _curve("Student: linear top-1 of its features", "%", "val/linear1"),
+        _curve("Student: effective rank of its features", "directions", "val/effective_rank"),
+        _curve("Student: kNN top-1 of its averaged weights (callback EMA)", "%", "val/knn1_ema"),
         _curve("Student: top-1 of its averaged weights (callback EMA)", "%", "val/acc1_ema"),
         _curve("Student: top-5", "%", "val/acc5"),
         _curve("Student: cross-entropy in validation", "nats", "val/loss"),

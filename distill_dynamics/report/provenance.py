@@ -117,8 +117,13 @@ def origins(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 _WORDS = {
     "acc1": "top-1 (%)",
+    "knn1": "kNN top-1 (%)",
+    "linear1": "linear top-1 (%)",
+    "effective_rank": "effective rank of its features",
     "stated_acc1": "top-1 that its file states (%)",
     "val_images": "validation images",
+    "val_classes": "classes of validation images",
+    "val_queries": "validation images that kNN classifies",
     "gflop": "GFLOP",
     "ms_1": "ms for 1 image",
     "ms_32": "ms for 32 images",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import combinations, compress
+from itertools import combinations
 from statistics import fmean, stdev
 from textwrap import wrap
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from distill_dynamics.report.contrasts import Contrast
 from distill_dynamics.report.methods import PLAIN, SOFTKD, all_settings
 from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.study import Study
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, Score
 from distill_dynamics.tables import (
     NOTHING,
     Row,
@@ -72,7 +73,8 @@ def gain_rows(study: Study) -> list[Row]:
         if contrast.baseline is not None
     }
     names = [name for name in (SOFTKD, PLAIN) if any(baseline == name for _, baseline in gains)]
-    rows: list[Row] = [("method", "top-1 (%)", *(f"over {name}" for name in names))]
+    titles = {method.score.title for method in study.finished} or {OF_CLASSES[0].title}
+    rows: list[Row] = [("method", f"{' or '.join(sorted(titles))} (%)", *(f"over {name}" for name in names))]
     for method in study.finished:
         label, *rest = wrap(method.label, 28)
         cells = (_gain(gains.get((method.label, name))) for name in names)
@@ -97,19 +99,27 @@ def results_rows(study: Study) -> list[Row]:
     known = [method for method in study.methods if method.by_seed()]
     if not known:
         return []
-    columns = [("best", "val/acc1"), ("last", "val/acc1"), ("best", "val/acc1_ema")]
-    shown = [True] * 6 + [any(method.by_seed("best", "val/acc1_ema") for method in known), True, True]
-    rows: list[Row] = [
-        ("method", "layers", "β", "seeds", "top-1 best", "top-1 last", "EMA best", "epochs", "runs")
-    ]
-    teachers: dict[tuple[str, str], Run] = {}
+    every = {
+        f"{words} {which}": (which, metric)
+        for score in dict.fromkeys(method.score for method in known)
+        for words, which, metric in _columns_of(score)
+    }
+    columns = {title: of for title, of in every.items() if any(method.by_seed(*of) for method in known)}
+    rows: list[Row] = [("method", "layers", "β", "seeds", *columns, "epochs", "runs")]
+    teachers: dict[tuple[str, str, str], None] = {}
     for method in known:
         name = method.settings.get("model.teacher.init_args.name", "")
         for run in method.runs:
             if teacher := accuracies(run.metrics).get("teacher"):
-                teachers.setdefault((name, f"{teacher.top1:.2f}"), run)
+                teachers[name, f"{teacher.top1:.2f}", f"{method.score.title} best"] = None
     rows += [
-        (f"teacher, {name}" if name else "teacher", "", "", "", top1, *[""] * 4) for name, top1 in teachers
+        (
+            f"teacher, {name}" if name else "teacher",
+            *[""] * 3,
+            *(top1 if title == column else "" for title in columns),
+            *[""] * 2,
+        )
+        for name, top1, column in teachers
     ]
     rows += [
         (
@@ -117,13 +127,24 @@ def results_rows(study: Study) -> list[Row]:
             method.layers or NOTHING,
             method.weight or NOTHING,
             str(len(method.by_seed())),
-            *(_mean([*method.by_seed(*column).values()]) for column in columns),
+            *(_mean([*method.by_seed(*of).values()]) for of in columns.values()),
             method.epochs,
             ", ".join(run.name for run in method.runs),
         )
         for method in known
     ]
-    return [tuple(compress(row, shown)) for row in rows]
+    return rows
+
+
+def _columns_of(score: Score) -> list[tuple[str, str, str]]:
+    """What a column is called, which epoch's number it is, and of which metric."""
+    if score == OF_CLASSES[0]:
+        ema = "EMA", "best", f"{score.metric}_ema"
+        return [(score.title, "best", score.metric), (score.title, "last", score.metric), ema]
+    linear = OF_FEATURES[1]
+    ema = "EMA, kNN", "best", f"{score.metric}_ema"
+    of_linear = linear.title, "last", linear.metric
+    return [(score.title, "best", score.metric), (score.title, "last", score.metric), of_linear, ema]
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -10,17 +10,18 @@ import yaml
 
 from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.runs.metrics_csv import read_rows
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, Score
 
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
 
 
-def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float | None) -> str:
+def model_card(run_dir: Path, student: Backbone, epoch: int, top1: float | None) -> str:
     """Markdown under YAML front matter, as the Hugging Face hub reads it.
 
-    `acc1` is `val/acc1` after `epoch` epochs, percent, None of a student that was not chosen by it. The rest
-    is from run.json and metrics.csv; what those do not have, as they may be of an earlier version, is left
-    out.
+    `top1` is `val/acc1` after `epoch` epochs, percent, without classes `val/knn1`; None of a student that was
+    not chosen by it. The rest is from run.json and metrics.csv; what those do not have, as they may be of an
+    earlier version, is left out.
     """
     starts = starts_of(run_dir)
     start = starts[-1] if starts else {}
@@ -32,14 +33,16 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float | None)
         "pipeline_tag": task,
         "tags": [task, "timm", "knowledge-distillation"],
     }
-    if acc1 is not None:
+    if top1 is not None:
+        of_classes = student.num_classes > 0  # a type of its own: readers take "accuracy" for that of classes
+        kind, title = ("accuracy", OF_CLASSES[0].title) if of_classes else ("knn_top1", OF_FEATURES[0].title)
         result = {
             "task": {"type": task},
             "dataset": {"name": data.get("name", "?"), "type": data.get("name", "?")},
-            "metrics": [{"type": "accuracy", "name": "top-1 (%)", "value": round(acc1, 4)}],
+            "metrics": [{"type": kind, "name": f"{title} (%)", "value": round(top1, 4)}],
         }
         head["model-index"] = [{"name": name, "results": [result]}]
-    rows = _rows(run_dir, student, epoch, acc1, data, teacher)
+    rows = _rows(run_dir, student, epoch, top1, data, teacher)
     rows |= _cost(start)
     rows["seed"] = str(start["seed"]) if "seed" in start else ""
     versions = {**(start.get("versions") or {}), "commit": start.get("commit"), "Python": start.get("python")}
@@ -48,7 +51,7 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, acc1: float | None)
     return _CARD.format(
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000),
         student=_code(student.name),
-        chosen="last" if acc1 is None else "best",
+        chosen="last" if top1 is None else "best",
         names="names = model.pretrained_cfg.get('label_names')\n" if student.num_classes else "",
         run=_code(name),
         import_=_import(student),
@@ -97,7 +100,7 @@ def _rows(
     run_dir: Path,
     student: Backbone,
     epoch: int,
-    acc1: float | None,
+    top1: float | None,
     data: dict[str, Any],
     teacher: dict[str, Any],
 ) -> dict[str, str]:
@@ -107,6 +110,9 @@ def _rows(
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (student.mean, student.std))
     images = f", {data['val_images']} images" if data.get("val_images") else ""
     parameters = sum(parameter.numel() for parameter in student.parameters())
+    first, *others = scores = OF_CLASSES if student.num_classes else OF_FEATURES
+    if data.get("val_classes"):
+        images += f", one half classifies the other; by chance {100 / data['val_classes']:.4g} %"
     given = student.timm_kwargs
     shape = [f"{key} {given[key]}" for key in ("base", "width", "lifted_head") if key in given]
     return {
@@ -115,11 +121,17 @@ def _rows(
         "input": f"{pixels}; mean {mean}, std {std}",
         "classes": f"{student.num_classes or 'none: the model gives features, and no logits'}",
         "data": ", fingerprint ".join(_code(data[key]) for key in ("name", "fingerprint") if key in data),
-        "trained": f"{epoch} epochs" if acc1 is None else "",
-        "top-1, validation": "" if acc1 is None else f"{acc1:.2f} % after {epoch} epochs{images}",
-        "top-5, validation": _percent(_metric(run_dir, epoch, "val/acc5")),
+        "trained": f"{epoch} epochs" if top1 is None else "",
+        f"{first.title}, validation": "" if top1 is None else f"{top1:.2f} % after {epoch} epochs{images}",
+        **{
+            f"{score.title}, validation": _with_unit(metric_at(run_dir, epoch, score.metric), score)
+            for score in others
+        },
         "teacher": ", ".join(_code(teacher[key]) for key in ("name", "weights") if teacher.get(key)),
-        "teacher's top-1": _percent(_metric(run_dir, 0, "teacher/acc1")),
+        **{
+            f"teacher's {score.title}": _with_unit(metric_at(run_dir, 0, f"teacher/{score.name}"), score)
+            for score in (scores[:1] if student.num_classes else scores)
+        },
     }
 
 
@@ -144,14 +156,15 @@ _COSTS = {
 }
 
 
-def _metric(run_dir: Path, epoch: int, name: str) -> float | None:
+def metric_at(run_dir: Path, epoch: int, name: str) -> float | None:
+    """A metric after `epoch` epochs, as metrics.csv has it."""
     path = run_dir / "metrics.csv"
     rows, _ = read_rows(path) if path.exists() else ([], 0)
     return next((float(row[name]) for row in rows if float(row["epoch"]) == epoch and name in row), None)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f} %"
+def _with_unit(value: float | None, score: Score) -> str:
+    return "" if value is None else f"{value:.2f} %" if score.unit else f"{value:.1f}"
 
 
 def _code(text: str) -> str:
