@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from distill_dynamics.models.isolated import isolated
@@ -49,6 +50,10 @@ def measure_untrained(distiller: Distiller) -> dict[str, float]:
     trainer, student = distiller.trainer, distiller.student
     if distiller.saved_settings is not None or not measures_quality(datamodule(trainer)):
         return {}
-    loader = datamodule(trainer).val_dataloader()
+    loader, limit = datamodule(trainer).val_dataloader(), trainer.limit_val_batches
+    # On the images of later epochs, so that the numbers compare.
+    batches = limit if isinstance(limit, int) else int(limit * len(loader))
+    if batches == 0:
+        return {}
     with isolated(student):
-        return measure_features(distiller.pooled, loader, trainer, "the student")
+        return measure_features(distiller.pooled, islice(loader, batches), trainer, "the student")
