@@ -46,6 +46,7 @@ def measured(tmp_path, no_report, capsys):
     def run(folder, *options):
         out = tmp_path / "out"
         given = ["--timm_kwargs", json.dumps(KWARGS), "--n_images", "2", "--num_workers", "0"]
+        given += ["--crop_pct", "1"]  # the files are shown as they are
         main(["analyze", "--model", MODEL, "--knn", str(folder), "--out", str(out), *given, *options])
         with (out / "quality.csv").open() as file:
             (row,) = csv.DictReader(file)

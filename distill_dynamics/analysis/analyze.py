@@ -182,9 +182,9 @@ def analyze(
     if asked is not None:
         print(f"{printed_quality([*qualities.items()], asked)}\n")
     write_report([folder], folder / "report.html", folder / "figures")
-    further = "floors.csv, " if student_widths else ""
-    further += "" if knn is None else "quality.csv, "
-    print(f"  written to {folder}: Profiles, table.csv, curves.csv, {further}figures, report.html\n")
+    more = "floors.csv, " if student_widths else ""
+    more += "" if knn is None else "quality.csv, "
+    print(f"  written to {folder}: Profiles, table.csv, curves.csv, {more}figures, report.html\n")
     return folder
 
 

@@ -40,6 +40,7 @@ class Loaders(pl.LightningDataModule):
     crop_pct: float
     interpolation: str
     keep_val_gb: float
+    labels: bool
     seed: int | None
     reduced_decode = False
     sources: dict[Split, Source]

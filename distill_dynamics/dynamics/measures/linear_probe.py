@@ -53,5 +53,5 @@ def fitted(x: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         v.grad = shown.T @ (guesses.exp() - truth) / len(x) + shrink * v
         return (shrink * v.square()).sum() / 2 - (guesses * truth).sum() / len(x)
 
-    search.step(loss)  # type: ignore[arg-type]
+    search.step(loss)
     return change @ v[:-1], v[-1]
