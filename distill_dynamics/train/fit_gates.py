@@ -33,8 +33,9 @@ class _Batches:
     def __init__(self, images: ReferenceImages, model: Backbone, side: int) -> None:
         self.images, self.side = images._replace(mean=model.mean, std=model.std, batch_size=BATCH), side
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((resized(images, self.side), targets) for images, targets in self.images.batches())
+    def __iter__(self) -> Iterator[Tensor]:
+        # Without targets: those of images without labels are padding's, which a profile leaves out.
+        return (resized(images, self.side) for images, _ in self.images.batches())
 
 
 def fit_gates(distiller: Distiller, reference: DrawnOnce) -> None:

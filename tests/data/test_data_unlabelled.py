@@ -68,7 +68,7 @@ def test_validation_images_beside_have_torchvisions_classes(tmp_path):
     theirs = torchvision.datasets.ImageFolder(tmp_path / "labelled" / "x" / "val")
     assert data.val_classes == theirs.classes
     assert data.num_classes == 0
-    targets = torch.cat([targets for _, targets in data.val_dataloader()]).tolist()
+    targets = torch.cat([targets for _, targets, *_ in data.val_dataloader()]).tolist()
     assert targets == theirs.targets
     assert np.bincount(data.sources["val"].targets[data.probe_set(6).indices]).tolist() == [2, 2, 2]
 
