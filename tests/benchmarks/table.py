@@ -152,7 +152,7 @@ def draw(rows: Sequence[Row]) -> plt.Figure:
         )
     axes.axvline(1, color="0.3", lw=1)
     axes.set_yticks(range(len(drawn)), [r.what for r in reversed(drawn)], fontsize=8)
-    axes.set_xlabel("share of the target (median and its interval); left of the line it is met")
+    axes.set_xlabel("share of the target, median and interval;\nleft of the line it is met")
     axes.set_xscale("log")
     axes.set_xticks([0.5, 0.7, 1, 1.5, 2, 3], minor=False)
     axes.xaxis.set_major_formatter("{x:g}")
