@@ -102,3 +102,32 @@ def test_another_size_without_it_is_a_line(capsys):
     words = [*SHORT.split(), "--data.image_size", "48", "--model.student.checkpoint", "student"]
     line = refused(capsys, "fit", "--config", "packaged:label_free/linear", *words)
     assert "model.student: deit_tiny_patch16_224 takes 32 x 32 images and the data give 48 x 48" in line
+
+
+def test_what_a_run_without_labels_leaves_gets_a_head(root):
+    """Its student/ folder and its best.ckpt are of the same weights."""
+    loss = {"class_path": "distill_dynamics.losses.PooledKD"}
+    model = {"name": "deit_tiny_patch16_224", "timm_kwargs": TINY}
+    settings = {"data_dir": "images", "image_size": 32, "batch_size": 4, "num_workers": 0, "labels": False}
+    config = {
+        "model": {"student": model, "teacher": model, "terms": {"pooled": {"loss": loss, "weight": 1.0}}},
+        "data": {"class_path": "distill_dynamics.data.ImageFolder", "init_args": settings},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "probe": {"every_n_epochs": 0},
+        "wandb": {"mode": "disabled"},
+    }
+    Path("label_free.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "label_free.yaml", "--name", "pre"])
+    before = weights("runs/pre/student")
+    assert not any(key.startswith("head") for key in before)
+    assert not all(torch.equal(value, weights("student")[key]) for key, value in before.items())
+    for name, checkpoint in (
+        ("of_folder", "runs/pre/student"),
+        ("of_best", "runs/pre/checkpoints/best.ckpt"),
+    ):
+        told = fit("linear", name, checkpoint=checkpoint)
+        assert any(
+            "it has no head, and the model has a fresh one of 3 (num_classes)" in line for line in told
+        )
+        after = weights(f"runs/{name}/student")
+        assert all(torch.equal(value, after[key]) for key, value in before.items())
