@@ -84,21 +84,24 @@ class Console(Callback):
         if pl_module.teacher is not None:
             rows.append(("teacher", _model(pl_module.teacher.backbone)))
             rows.append(("", accuracy_line(pl_module.teacher.backbone, pl_module.teacher.accuracy, data)))
-            if (own := teacher_side(pl_module.teacher.backbone, data)) != (drawn := views_side(data)):
-                rows.append(("", f"views of {drawn} px are resized to its {own} px"))
+            if (own := teacher_side(pl_module.teacher.backbone, data)) != views_side(data):
+                rows.append(("", f"views of {views_side(data)} px are resized to its {own} px"))
             reads = pl_module.teacher_reads() if pl_module.teacher_cache is None else ()
             if line := precision_error(pl_module.teacher, trainer, reads):
                 rows.append(("", line))
         rows += [("" if i else "student", line) for i, line in enumerate(_student(pl_module.student))]
         if pl_module.untrained:
             rows.append(("", f"untrained: {quality_text(pl_module.untrained, len(data.val_classes))}"))
+        drawn = f" (views of {views_side(data)} px)" if views_side(data) != data.image_size else ""
         rows.append(
             (
                 "data",
-                f"{type(data).__name__}: {_classes(data)}, {_sizes(data)}, "
+                f"{type(data).__name__}: {data.num_classes or 'no'} classes, {data.image_size} px{drawn}, "
                 f"{trainer.num_training_batches} steps of {pl_module.global_batch} images an epoch",
             )
         )
+        if not getattr(data, "has_val", True):
+            rows.append(("", "no validation images: nothing is measured, and the last student is exported"))
         rows += [("loss" if i == 0 else "", line) for i, line in enumerate(_terms(pl_module))]
         rows.append(("optimiser", pl_module.optimisation.summary()))
         record = starts_of(Path(trainer.default_root_dir))[-1]
@@ -165,19 +168,6 @@ def _model(backbone: Backbone) -> str:
     width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}" if widths else "?"
     name = " of ".join(filter(None, [backbone.name, backbone.timm_kwargs.get("base")]))
     return f"{name}: {count:.2f} M parameters, {len(backbone.layers)} layers of {width} channels"
-
-
-def _classes(data: Any) -> str:
-    if data.num_classes:
-        return f"{data.num_classes} classes"
-    without_val = "" if getattr(data, "has_val", True) else ", no validation images: the last student is kept"
-    return f"no classes{without_val}"
-
-
-def _sizes(data: Any) -> str:
-    drawn = views_side(data)
-    of_views = f" of views of {drawn} px" if drawn != data.image_size else ""
-    return f"{data.image_size} px{of_views}"
 
 
 def _student(student: Backbone) -> list[str]:

@@ -186,7 +186,8 @@ def test_whoever_shows_the_teacher_images_shows_them_at_its_size(tmp_path, capsy
     printed = capsys.readouterr().out
     assert "bf16-mixed beside float32, 32 images" in printed
     assert "views of 42 px are resized to its 56 px" in printed
-    assert "no classes, no validation images: the last student is kept, 28 px of views of 42 px" in printed
+    assert "UnlabelledFolder: no classes, 28 px (views of 42 px), " in printed
+    assert "no validation images: nothing is measured, and the last student is exported" in printed
     assert "the last one; for timm.create_model" in " ".join(printed.split())
 
 
