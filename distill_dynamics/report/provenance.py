@@ -90,8 +90,10 @@ def _images(runs: Sequence[Run]) -> Iterator[str]:
 
 def _source(run: Run) -> str:
     if run.kind == "fit":
-        name = (run.last_start.get("data") or {}).get("name")
-        return f"the validation images of {name}" if isinstance(name, str) else ""
+        data = run.last_start.get("data") or {}
+        name, without_val = data.get("name"), data.get("classes") == 0 and data.get("val_images") == 0
+        split = "training" if without_val else "validation"
+        return f"the {split} images of {name}" if isinstance(name, str) else ""
     images = run.last_start.get("images")
     return str(images["source"]) if isinstance(images, dict) and "source" in images else ""
 

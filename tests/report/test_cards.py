@@ -271,6 +271,19 @@ def test_what_next_of_terms_and_floors(tmp_path):
         assert advice in text
 
 
+def test_a_run_without_classes_and_validation_images_is_told_as_one(tmp_path):
+    data = {"name": "UnlabelledFolder", "fingerprint": "d1", "classes": 0, "val_images": 0}
+    rows = [{"epoch": n, "step": n, "train/loss": 1.0 / n} for n in (1, 2, 3)]
+    folder = made.write_run(tmp_path / "r", rows, starts=[made.start(data=data)], **made.all_profiles())
+    runs = load_runs([folder])
+    step = next_steps(Study(runs))[0]
+    assert "`--seeds 3` trains it on three" in step
+    assert "SoftKD" not in step
+    assert "of the training images of UnlabelledFolder" in " ".join(circumstances_of(runs))
+    missing = [line for line in runs[0].warnings if line.startswith("No ")]
+    assert missing == ["No validation images: the student is that of the last epoch, whatever its quality."]
+
+
 def test_what_next_of_several(tmp_path):
     runs = made.seeds("soft", {}, 80.0, 81.0) | made.seeds("last", {"s": made.term(last=1)}, 80.5, 80.4)
     text = " ".join(
