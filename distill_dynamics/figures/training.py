@@ -46,9 +46,10 @@ _SCORED = {
 _WORDS = {
     "val/loss": "validation loss",
     **{
-        metric: score.title + (" of averaged weights (EMA)" if metric.endswith("_ema") else "")
+        metric: f"{score.title} (EMA)" if metric.endswith("_ema") else score.title
         for metric, score in _SCORED.items()
     },
+    "val/acc1_ema": "top-1 of averaged weights (EMA)",
 }
 _LOSS, _WEIGHT = "train/loss_", "train/weight_"
 _MOST_PANELS = 40
@@ -189,7 +190,7 @@ def _axis(metric: str) -> str:
 
 
 def _capitalised(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    return words if words.startswith("kNN") else words[:1].upper() + words[1:]
 
 
 def _draw_floors(

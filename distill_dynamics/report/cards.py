@@ -35,10 +35,10 @@ def _student(run: Run) -> Iterator[Card]:
     if best and last:
         end = "and last " if best == last else ""
         details = [f"{title} at the best {end}epoch, {best.epoch}"]
+        details += _further(run, best)
         details += [] if best == last else [f"{last.top1:.2f} % at the last, {last.epoch}"]
         if untrained := known.get("student, untrained"):
             details.append(f"{untrained.top1:.2f} % before training{_chance(run)}")
-        details += _further(run, best)
         if averaged := known.get("EMA, best"):
             details.append(f"{averaged.top1:.2f} % with averaged weights (EMA), at epoch {averaged.epoch}")
         yield Card("Student", f"{best.top1:.2f} %", [*details, *_name(run, "student")])
