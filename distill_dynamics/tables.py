@@ -4,6 +4,7 @@ A table in which nothing would stand is [].
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ class Accuracy(NamedTuple):
 def accuracies(metrics: Sequence[Mapping[str, float]]) -> dict[str, Accuracy]:
     """Accuracy of "teacher", "student, best" and "student, last", those of them that were measured.
 
+    Further teachers are "teacher NAME".
+
     Best is the highest top-1, and the first epoch of several: the one whose checkpoint is kept. "EMA, best"
     and "EMA, last" are of the student's averaged weights (callback EMA), each at an epoch of its own.
     "student, untrained" is known where there are no classes.
@@ -59,8 +62,12 @@ def accuracies(metrics: Sequence[Mapping[str, float]]) -> dict[str, Accuracy]:
         return [accuracy for accuracy in found if math.isfinite(accuracy.top1)]
 
     known = {}
-    for accuracy in scored("teacher")[:1]:  # once, before training
-        known["teacher"] = accuracy._replace(epoch=None)
+    of_teachers = re.compile(rf"(teacher(?:_.+)?)/{scores[0].name}")
+    for role in sorted(
+        {found[1] for row in metrics for name in row if (found := of_teachers.fullmatch(name))}
+    ):
+        for accuracy in scored(role)[:1]:  # once, before training
+            known[role.replace("_", " ", 1)] = accuracy._replace(epoch=None)
     for who, end in (("student", ""), ("EMA", "_ema")):
         every = scored("val", end)
         if untrained := [accuracy for accuracy in every if accuracy.epoch == 0]:
@@ -244,7 +251,7 @@ def gap_rows(profiles: RunProfiles) -> list[Row]:
         )
     ]
     for who, profile in profiles.named():
-        if profiles.teacher is None or profile is profiles.teacher:
+        if profiles.teacher is None or any(profile is one for one in profiles.teachers()):
             continue
         distance = gap(profile, profiles.teacher)
         distances = [

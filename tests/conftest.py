@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from distill_dynamics.cli.main import main
 
@@ -179,3 +181,12 @@ def fit_once(folder: Path, name: str = "r", options: tuple[str, ...] = (), **cha
             patch.delenv(variable)
         main(["fit", "--config", str(path), "--name", name, *options])
     return folder / name
+
+
+def blank_real_vit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where configs name the weights of notebooks/study/real_vit_weights.py, there are some, from here on."""
+    monkeypatch.chdir(folder)
+    path = folder / "runs" / "study" / "real_vit" / "weights.safetensors"
+    path.parent.mkdir(parents=True)
+    model = timm.create_model("vit_small_patch14_dinov2", img_size=98)
+    save_file(model.state_dict(), path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, blank_real_vit
 from PIL import Image
 
 from distill_dynamics.cli.fit import DistillCLI
@@ -89,6 +89,8 @@ def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
     made = {"--model.teacher.pretrained": "false", "--data.data_dir": image_folder, "--data.num_workers": 0}
     extra = [item for pair in made.items() for item in pair] if imagenet else []
     monkeypatch.chdir(ROOT)  # the study's teachers are named from there
+    if path.stem == "two_teachers":
+        blank_real_vit(tmp_path, monkeypatch)
     built = build(monkeypatch, tmp_path, *configs(path), *extra)
     model, data = built.model, built.datamodule
     assert data.batch_size > 0

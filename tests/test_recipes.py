@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, blank_real_vit
 from test_fit import rows
 
 from distill_dynamics.cli.main import main
@@ -25,6 +25,8 @@ def model(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_recipe_trains_online_and_from_a_cache(path, experiment, tmp_path, monkeypatch):
+    if path.stem == "two_teachers":
+        blank_real_vit(tmp_path, monkeypatch)
     deep = {f"model__{role}__timm_kwargs__depth": 8 for role in ("student", "teacher")}
     config = str(experiment(model__terms={}, **deep, **TEACHERS.get(path.stem, {})))
     views = ["--data.init_args.views", "2"]

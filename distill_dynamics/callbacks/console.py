@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.input_size import teacher_side, views_side
+from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed, quality_text
 from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
@@ -81,13 +82,13 @@ class Console(Callback):
         """Print who learns what from whom."""
         data = datamodule(trainer)
         rows = [("run", trainer.default_root_dir)]
-        if pl_module.teacher is not None:
-            rows.append(("teacher", _model(pl_module.teacher.backbone)))
-            rows.append(("", accuracy_line(pl_module.teacher.backbone, pl_module.teacher.accuracy, data)))
-            if (own := teacher_side(pl_module.teacher.backbone, data)) != views_side(data):
+        for name, teacher in pl_module.teachers.items():
+            rows.append((teacher.title, _model(teacher.backbone)))
+            rows.append(("", accuracy_line(teacher.backbone, teacher.accuracy, data)))
+            if (own := teacher_side(teacher.backbone, data)) != views_side(data):
                 rows.append(("", f"views of {views_side(data)} px are resized to its {own} px"))
-            reads = pl_module.teacher_reads() if pl_module.teacher_cache is None else ()
-            if line := precision_error(pl_module.teacher, trainer, reads):
+            reads = pl_module.teacher_reads(name) if teacher.cache is None else ()
+            if line := precision_error(teacher, trainer, reads):
                 rows.append(("", line))
         rows += [("" if i else "student", line) for i, line in enumerate(_student(pl_module.student))]
         if pl_module.untrained:
@@ -106,9 +107,10 @@ class Console(Callback):
         rows.append(("optimiser", pl_module.optimisation.summary()))
         record = starts_of(Path(trainer.default_root_dir))[-1]
         rows += [("" if i else "cost", line) for i, line in enumerate(aligned(cost_rows(record)))]
-        print("\n" + "\n".join(f"  {name:<10} {text}" for name, text in rows) + "\n", flush=True)
+        wide = max(10, *(len(name) for name, _ in rows))
+        print("\n" + "\n".join(f"  {name:<{wide}} {text}" for name, text in rows) + "\n", flush=True)
         self._began = time.monotonic(), trainer.global_step
-        if warning := doubt_of(pl_module):
+        for warning in doubts_of(pl_module):
             print(framed(warning), file=sys.stderr)
 
     @rank_zero_only
@@ -128,8 +130,11 @@ class Console(Callback):
         if (top1 := row.get(scores[0].metric)) is not None:
             named = "val" if scores is OF_CLASSES else "kNN"
             parts += [f"{named} {top1:.2f}", f"best {max(top1, _best(trainer)):.2f}"]
-        if pl_module.teacher is not None and pl_module.teacher.accuracy:
-            parts.append(f"teacher {pl_module.teacher.accuracy[scores[0].name]:.2f}")
+        parts += [
+            f"{teacher.title} {teacher.accuracy[scores[0].name]:.2f}"
+            for teacher in pl_module.teachers.values()
+            if teacher.accuracy
+        ]
         parts += [f"rate {row['train/lr']:.2g}", f"{row['train/images_per_s']:.0f} images/s"]
         (began, first), steps = self._began, trainer.estimated_stepping_batches
         if trainer.global_step > first and steps < float("inf"):
@@ -155,11 +160,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def doubt_of(distiller: Distiller) -> str | None:
-    """What is to be doubted of the teacher, if anything."""
-    teacher = distiller.teacher
-    classes = len(getattr(datamodule(distiller.trainer), "val_classes", ()))
-    return None if teacher is None else doubt(teacher.backbone, teacher.accuracy, classes)
+def doubts_of(distiller: Distiller) -> list[str]:
+    """What is to be doubted of the teachers."""
+    return [text for teacher in distiller.teachers.values() if (text := doubt_of(teacher, distiller.trainer))]
+
+
+def doubt_of(teacher: Teacher, trainer: Trainer) -> str | None:
+    """What is to be doubted of a teacher, if anything."""
+    classes = len(getattr(datamodule(trainer), "val_classes", ()))
+    return doubt(teacher.backbone, teacher.accuracy, classes, teacher.key)
 
 
 def _model(backbone: Backbone) -> str:

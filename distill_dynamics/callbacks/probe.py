@@ -22,6 +22,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.input_size import of_side, teacher_side
 from distill_dynamics.models.sharding import is_sharded
+from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.runs.profiles import RunProfiles, load_profiles, until_epoch
 from distill_dynamics.train.checkpoints import best_checkpoint, read_best
 from distill_dynamics.train.distiller import Distiller
@@ -31,7 +32,7 @@ from distill_dynamics.train.wandb_rows import wandb_loggers_of
 
 
 class DynamicsProbe(AtProbes):
-    """Profiles the student on a fixed, class-balanced set of validation images, and the teacher once.
+    """Profiles the student on a fixed, class-balanced set of validation images, and each teacher once.
 
     Without validation images they are training images. A teacher of another image size sees the same images,
     made at its own; its Profile has the `probe_id` of the student's all the same.
@@ -42,8 +43,9 @@ class DynamicsProbe(AtProbes):
     of the student, of its gap to the teacher and of its change over epochs, and figures to W&B. Each
     Profile of a student has its blocks beside the teacher's, too (`Profile.pairs`, of the first `batch_size`
     images), for which the teacher sees the images again. The teacher's has the floors at the student's width,
-    the channels of its last block: earlier stages of a student, where they have fewer, hold less. Training
-    is not touched: weights, generators, flags and gradients are afterwards what they were.
+    the channels of its last block: earlier stages of a student, where they have fewer, hold less. Of several
+    teachers the student is compared with the first. Training is not touched: weights, generators, flags and
+    gradients are afterwards what they were.
 
     Under DDP each rank profiles its share of the images; a sharded teacher, which all ranks must call
     equally often, profiles all of them on each.
@@ -73,7 +75,7 @@ class DynamicsProbe(AtProbes):
         self.value_range = value_range
         self.batch_size = batch_size
         self.probe_set: ProbeSet
-        self._of_teacher: ProbeSet
+        self._of_teachers: dict[str, ProbeSet] = {}  # by role, each at its teacher's size
         self._folder: Path
 
     def on_fit_start(self, trainer: Trainer, pl_module: Distiller) -> None:
@@ -81,26 +83,31 @@ class DynamicsProbe(AtProbes):
         self.period = self.every_n_epochs if pl_module.student.layers else 0
         if self.period:
             self._folder = Path(trainer.default_root_dir) / "dynamics"
-            data, teacher = datamodule(trainer), _watched_teacher(pl_module)
-            self.probe_set = self._of_teacher = data.probe_set(self.n_images, self.seed)
-            if teacher is not None and (size := of_side(data, teacher_side(teacher, data))):
-                self._of_teacher = data.probe_set(self.n_images, self.seed, **size)
+            data = datamodule(trainer)
+            self.probe_set = data.probe_set(self.n_images, self.seed)
+            self._of_teachers = {}
+            for teacher in _watched_teachers(pl_module):
+                size = of_side(data, teacher_side(teacher.backbone, data))
+                drawn = data.probe_set(self.n_images, self.seed, **size) if size else self.probe_set
+                self._of_teachers[teacher.role] = drawn
 
     def on_train_start(self, trainer: Trainer, pl_module: Distiller) -> None:
-        """Profile the teacher, and the student at epoch 0."""
-        teacher = _watched_teacher(pl_module)
-        if self.period and trainer.global_step == 0 and teacher is not None:
-            width = pl_module.student.channels[-1]
-            profile = self._profile(trainer, teacher, self._of_teacher, None, width=width)
-            self._write(trainer, profile, "teacher")
-            spectra = {"teacher_spectra": figures.spectra(profile)} if wandb_loggers_of(trainer) else {}
-            self.log_probe(trainer, 0, _scalars("teacher", profile), spectra)
+        """Profile the teachers, and the student at epoch 0."""
+        begins = self.period and trainer.global_step == 0
+        width = pl_module.student.channels[-1] if begins else None
+        for teacher in _watched_teachers(pl_module) if begins else ():
+            probe_set = self._of_teachers[teacher.role]
+            profile = self._profile(trainer, teacher.backbone, probe_set, None, width=width)
+            self._write(trainer, profile, teacher.role)
+            drawn = wandb_loggers_of(trainer)
+            spectra = {f"{teacher.role}_spectra": figures.spectra(profile)} if drawn else {}
+            self.log_probe(trainer, 0, _scalars(teacher.role, profile), spectra)
         super().on_train_start(trainer, pl_module)
 
     def measure(self, trainer: Trainer, pl_module: Distiller, epoch: int) -> None:
         """Profile the student, beside the teacher."""
-        teacher = _watched_teacher(pl_module)
-        profile = self._profile(trainer, pl_module.student, self.probe_set, epoch, beside=teacher)
+        first = _first_watched(pl_module)
+        profile = self._profile(trainer, pl_module.student, self.probe_set, epoch, beside=first)
         self._write(trainer, profile, f"student_epoch_{epoch:04d}")
         if trainer.is_global_zero:
             profiles = until_epoch(load_profiles(self._folder), epoch)
@@ -115,8 +122,8 @@ class DynamicsProbe(AtProbes):
         if not self.period or best is None:
             return
         student = Backbone(checkpoint=best.best_model_path).to(trainer.strategy.root_device)
-        epoch, teacher = read_best(best)[0], _watched_teacher(pl_module)
-        profile = self._profile(trainer, student, self.probe_set, epoch, beside=teacher)
+        epoch, first = read_best(best)[0], _first_watched(pl_module)
+        profile = self._profile(trainer, student, self.probe_set, epoch, beside=first)
         self._write(trainer, profile, "student_best")
         loggers = wandb_loggers_of(trainer)
         if trainer.is_global_zero and loggers:
@@ -152,7 +159,7 @@ class DynamicsProbe(AtProbes):
         )
         if beside is not None:
             images, _ = self._share(trainer, backbone, probe_set, alone=is_sharded(beside))
-            theirs, group = self._share(trainer, beside, self._of_teacher)
+            theirs, group = self._share(trainer, beside, self._of_teachers["teacher"])
             profile.pairs = compare_models(
                 backbone, beside, images, theirs, most=self.batch_size, group=group
             )
@@ -176,7 +183,12 @@ class DynamicsProbe(AtProbes):
             profile.save(self._folder / f"{stem}.npz")
 
 
-def _watched_teacher(pl_module: Distiller) -> Backbone | None:
+def _watched_teachers(pl_module: Distiller) -> list[Teacher]:
+    return [teacher for teacher in pl_module.teachers.values() if teacher.backbone.layers]
+
+
+def _first_watched(pl_module: Distiller) -> Backbone | None:
+    """The first teacher, with which the student is compared, if it can be watched."""
     teacher = pl_module.teacher
     return teacher.backbone if teacher is not None and teacher.backbone.layers else None
 
@@ -201,5 +213,5 @@ def _pictures(trainer: Trainer, profiles: RunProfiles, epoch: int) -> dict[str, 
     """What W&B gets to see after so many epochs: of the teacher alone, once."""
     if not wandb_loggers_of(trainer):
         return {}
-    drawn = figures.run_figures(*profiles)
+    drawn = figures.run_figures(*profiles[:3])
     return drawn if epoch == 0 else {n: f for n, f in drawn.items() if n != "floors_by_block"}

@@ -18,6 +18,7 @@ from distill_dynamics.files import atomic_write_folder
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.cost import cost
 from distill_dynamics.models.input_size import teacher_side
+from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.runs import lease
 from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
@@ -71,8 +72,9 @@ class RunRecord(Callback):
                     "val_images": len(dataset) if trainer.limit_val_batches == 1.0 or not dataset else None,
                     **quality_facts(data),
                 },
-                teacher=_teacher(pl_module),
-                **_costs(pl_module, data),
+                **_teachers(pl_module, data),
+                student_cost=cost(pl_module.student, data.image_size),
+                threads=torch.get_num_threads(),  # that costs were measured with
                 **_gates(pl_module),
                 devices=f"{trainer.world_size} x {pl_module.device.type}",
                 images_a_step=pl_module.global_batch,
@@ -211,29 +213,32 @@ def _relocate_files(callback: ModelCheckpoint, state: dict[str, Any], epoch: int
         }
 
 
-def _teacher(distiller: Distiller) -> dict[str, Any] | None:
-    """Who teaches, how well, and what is to be doubted of it."""
-    if distiller.teacher is None:
-        return None
-    teacher, accuracy = distiller.teacher.backbone, distiller.teacher.accuracy
+def _teachers(distiller: Distiller, data: Any) -> dict[str, Any]:
+    """Who teaches, how well, at what cost, and what is to be doubted: the first, and all with names."""
+    facts: dict[str, Any] = {"teacher": None, "teacher_cost": None}
+    named = {}
+    for name, teacher in distiller.teachers.items():
+        backbone = teacher.backbone
+        about, costs = _teacher(teacher, distiller.trainer), cost(backbone, teacher_side(backbone, data))
+        if teacher is distiller.teacher:
+            facts = {"teacher": about, "teacher_cost": costs}
+        if name:
+            named[name] = about | {"role": teacher.role, "cost": costs}
+    return facts | ({"teachers": named} if named else {})
+
+
+def _teacher(teacher: Teacher, trainer: Trainer) -> dict[str, Any]:
+    backbone = teacher.backbone
     return {
-        "name": teacher.name,
-        "weights": teacher.source,
-        "mean": list(teacher.mean),
-        "std": list(teacher.std),
-        "acc1": accuracy.get("acc1"),
-        **{name: value for name, value in accuracy.items() if not name.startswith("acc")},
-        "stated_acc1": teacher.stated_accuracy,
-        "doubt": doubt_of(distiller),
+        "name": backbone.name,
+        "weights": backbone.source,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "acc1": teacher.accuracy.get("acc1"),
+        **{name: value for name, value in teacher.accuracy.items() if not name.startswith("acc")},
+        "stated_acc1": backbone.stated_accuracy,
+        "doubt": doubt_of(teacher, trainer),
     }
-
-
-def _costs(distiller: Distiller, data: Any) -> dict[str, Any]:
-    """Of student and teacher, at their sizes; with the threads that they were measured with."""
-    own = None if distiller.teacher is None else distiller.teacher.backbone
-    teacher = None if own is None else cost(own, teacher_side(own, data))
-    student = cost(distiller.student, data.image_size)
-    return {"student_cost": student, "teacher_cost": teacher, "threads": torch.get_num_threads()}
 
 
 def _gates(distiller: Distiller) -> dict[str, Any]:

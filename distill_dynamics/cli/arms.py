@@ -108,6 +108,7 @@ def _softkd(config: Any) -> tuple[str, list[str]]:
 
 def _alone(config: Any) -> list[str]:
     options = ["--model.teacher", "null", "--model.terms", "null", "--model.alpha", "null"]
+    options += ["--model.teachers", "null"] if config.model.teachers else []
     for key, nothing in (("teacher_cache", None), ("teacher_precision", None), ("shard_teacher", False)):
         if config.model[key] != nothing:
             options += [f"--model.{key}", "null" if nothing is None else "false"]
@@ -117,6 +118,8 @@ def _alone(config: Any) -> list[str]:
 def _no_softkd(config: Any, method: str, classes: int | None) -> str:
     """Why SoftKD cannot be trained; "" if it can."""
     model = config.model
+    if model.teachers:
+        return "of which of model.teachers it would be is for a config to say"
     if model.teacher is None:
         return "the config has no teacher"
     if method == SOFTKD or (model.alpha != 0 and "kd" not in (model.terms or {})):

@@ -30,7 +30,11 @@ class CacheTeacherCLI(DistillCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Those of `fit`, so that its configs can be read, and its own."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--out", type=str, required=True, help="folder of the cache")
+        parser.add_argument(
+            "--out",
+            type=str | None,
+            help="folder of the cache; each of model.teachers has its own, which its `cache` names",
+        )
         parser.add_argument(
             "--top_k",
             type=PositiveInt,
@@ -51,7 +55,8 @@ class CacheTeacherCLI(DistillCLI):
 
     def predict(self, model: Any, datamodule: ImageData, **kwargs: Any) -> None:
         """Build or verify."""
-        model.folder, model.top_k = Path(self.config.predict.out).expanduser(), self.config.predict.top_k
+        out = self.config.predict.out
+        model.folder, model.top_k = out and Path(out).expanduser(), self.config.predict.top_k
         model.verifies = self.config.predict.verify
         bar: Any = self.trainer.progress_bar_callback
         model.shows_progress = bar is not None

@@ -45,12 +45,15 @@ def set_num_classes(config: Any) -> None:
     another number is refused later.
     UserError where the data's folder cannot be listed.
     """
-    models = [model for role in ("student", "teacher") if (model := _without_classes(config.model, role))]
+    named = [of.get("backbone") for of in (config.model.get("teachers") or {}).values()]
+    given = [("student", config.model.get("student")), ("teacher", config.model.get("teacher"))]
+    roles = [*given, *(("teacher", model) for model in named)]
+    models = [of for role, model in roles if (of := _without_classes(role, model))]
     if not models:
         return
     data = _made(config.data, [])
     if not data.labels:
-        _take_head_off(config.model)
+        _take_head_off(config.model.student)
         return
     if not (classes := len(data.find_classes())):
         return
@@ -61,14 +64,13 @@ def set_num_classes(config: Any) -> None:
 
 def _take_head_off(config: Any) -> None:
     """Of the student; a teacher's is not asked for."""
-    student = _without_classes(config, "student")
+    student = _without_classes("student", config)
     if student is not None and classes_of(student.get("name")) != 0:
         student.timm_kwargs = {**(student.timm_kwargs or {}), "num_classes": 0}
 
 
-def _without_classes(config: Any, role: str) -> Any:
+def _without_classes(role: str, model: Any) -> Any:
     """The settings of a model for which no number of classes is given, None where there is none to give."""
-    model = config.get(role)
     model = model.get("init_args", model) if model else None
     if model is None or "timm_kwargs" not in model or "num_classes" in (model.timm_kwargs or {}):
         return None

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from distill_dynamics.callbacks.console import doubt_of
+from distill_dynamics.callbacks.console import doubts_of
 from distill_dynamics.callbacks.record import BEST_STUDENT
 from distill_dynamics.errors import first_line
 from distill_dynamics.models.reshape import ARCHITECTURES
@@ -44,7 +44,7 @@ def end(run_dir: Path, distiller: Distiller) -> None:
         lines += [f"no report was made ({reason}); make it with: {again}", ""]
     lines += _files(run_dir, distiller.student.name in ARCHITECTURES)
     print("\n" + "\n".join(f"  {line}".rstrip() for line in lines) + "\n")
-    if warning := doubt_of(distiller):
+    for warning in doubts_of(distiller):
         print(framed(warning), file=sys.stderr)
 
 

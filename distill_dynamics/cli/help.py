@@ -82,8 +82,8 @@ NOT_FOR_CACHE_TEACHER = {"ckpt_path", "images", "name", "predictions", "runs_dir
 
 CACHE_TEACHER = {
     "description": f"{PLAIN_COMMANDS['cache-teacher']} Training then goes without it: "
-    "fit --model.teacher_cache DIR.",
-    "usage": f"{PROGRAM} cache-teacher --config FILE --out DIR\n       [--verify] [--KEY VALUE ...]",
+    "fit --model.teacher_cache DIR. Of several teachers each is stored in the folder that its `cache` names.",
+    "usage": f"{PROGRAM} cache-teacher --config FILE [--out DIR]\n       [--verify] [--KEY VALUE ...]",
     "epilog": f"Example: {PROGRAM} cache-teacher --config X.yaml --data.init_args.views 10 --out cache",
 }
 

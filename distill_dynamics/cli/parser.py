@@ -81,7 +81,7 @@ class OneLineParser(ArgumentParser):
     def _load_config_parser_mode(
         self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Namespace | None = None
     ) -> Namespace:
-        """Read a config. Its terms take the place of all that earlier ones have.
+        """Read a config. Its terms, and its teachers, take the place of all that earlier ones have.
 
         jsonargparse drops an earlier config's terms of other names, and would take from one of the same name
         each key that this one leaves to its default.
@@ -90,7 +90,9 @@ class OneLineParser(ArgumentParser):
         with suppress(yaml.YAMLError):  # which is told of below
             file = yaml.safe_load(content)
         model = file.get("model") if isinstance(file, dict) else None
-        if prev_cfg is not None and isinstance(model, dict) and "terms" in model:
+        replaced = [key for key in ("terms", "teachers") if isinstance(model, dict) and key in model]
+        if prev_cfg is not None and replaced:
             prev_cfg = prev_cfg.clone()
-            prev_cfg.pop("model.terms", None)
+            for key in replaced:
+                prev_cfg.pop(f"model.{key}", None)
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)

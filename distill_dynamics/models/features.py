@@ -127,6 +127,8 @@ class Wanted(NamedTuple):
     """Which of the term's losses, from 0."""
     word: str
     block: int | None
+    teacher: str = ""
+    """Which of several: its name."""
 
 
 TeacherOutputs = dict[tuple[str, int, str], Any]

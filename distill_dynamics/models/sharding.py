@@ -11,7 +11,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 
 
-def shard(backbone: Backbone, device: torch.device, ranks: int) -> None:
+def shard(backbone: Backbone, device: torch.device, ranks: int, key: str = "model.shard_teacher") -> None:
     """Spread a frozen backbone over n ranks' devices, each of which keeps 1/n of every parameter.
 
     A block's parameters are gathered when the block runs and let go after it (torch's FSDP2); those outside
@@ -32,15 +32,15 @@ def shard(backbone: Backbone, device: torch.device, ranks: int) -> None:
     block by block. Untested on GPU.
 
     Raises:
-        UserError: a model whose parts share parameters.
+        UserError: a model whose parts share parameters; `key` is the setting that asks for it.
     """
     if isinstance(backbone, FSDPModule):
         return  # of an earlier fit with the same Trainer
     named = dict(backbone.named_parameters(remove_duplicate=False))
     if len(named) > len(list(backbone.parameters())):
         raise UserError(
-            f"model.shard_teacher: parts of {backbone.name} share parameters, and such a model cannot be "
-            "sharded; set model.shard_teacher: false"
+            f"{key}: parts of {backbone.name} share parameters, and such a model cannot be sharded; set "
+            f"{key}: false"
         )
     mesh = init_device_mesh(device.type, (ranks,))
     for module in [*blocks(backbone), backbone]:

@@ -29,6 +29,9 @@ class Teacher:
         precision: what it computes in; None is what surrounds it. Its weights stay as they are.
         channels_last: store images with the channels last.
         sharded: `shard` is to be called before the first batch; until then it stays where it is.
+        name: of one of `model.teachers`; "" of the one `model.teacher`.
+        is_first: whether files and metrics call it "teacher", as they do the only one, and not by its name.
+        cache: folder of its stored answers.
     """
 
     def __init__(
@@ -37,15 +40,35 @@ class Teacher:
         precision: Precision | None = None,
         channels_last: bool = False,
         sharded: bool = False,
+        name: str = "",
+        is_first: bool = True,
+        cache: str | None = None,
     ) -> None:
+        self.name = name
+        self.role = "teacher" if is_first else f"teacher_{name}"
         self.backbone = backbone.requires_grad_(False).eval()
-        self.precision = precision
+        self.precision, self.cache = precision, cache
         self.sharded = sharded
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
         self.accuracy: dict[str, float] = {}
         """acc1 and acc5 in percent on the validation images, once they are measured; without classes the
         quality of its features (`feature_quality`)."""
+
+    @property
+    def key(self) -> str:
+        """Its place in a config."""
+        return f"model.teachers.{self.name}" if self.name else "model.teacher"
+
+    def key_of(self, setting: str) -> str:
+        """That of its "precision", "cache" or "shard"."""
+        of_the_one = {"precision": "teacher_precision", "cache": "teacher_cache", "shard": "shard_teacher"}
+        return f"{self.key}.{setting}" if self.name else f"model.{of_the_one[setting]}"
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"teacher {self.name}" if self.name else "teacher"
 
     def take_images_of(self, data: Any) -> None:
         """Have batches as `data` makes them be what is given from here on: of its normalisation and size."""
@@ -89,3 +112,17 @@ class Teacher:
     def facts(self) -> dict[str, Any]:
         """What it is, so that the accuracy of one is not taken for that of another."""
         return self.backbone.description() | {"weights": self.backbone.source}
+
+
+def of_teachers(
+    teachers: Mapping[str, Callable[..., TeacherOutputs]],
+    batch: Tensor,
+    wanted: Sequence[Wanted],
+    stored: Mapping[str, Tensor] | None = None,
+) -> TeacherOutputs:
+    """What the terms want of several, from one call of each that any of them wants something of."""
+    outputs: TeacherOutputs = {}
+    for name, teacher in teachers.items():
+        if own := [one for one in wanted if one.teacher == name]:
+            outputs |= teacher(batch, own, stored)
+    return outputs

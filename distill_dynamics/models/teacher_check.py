@@ -30,7 +30,7 @@ def normalisation(backbone: Backbone) -> str:
 
 def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> str:
     """For the start block: top-1 if it was measured, and what its images were like."""
-    measured = "not measured, as alpha is 0" if data.num_classes else "not measured: no classes"
+    measured = "not measured, as no term reads its logits" if data.num_classes else "not measured: no classes"
     if "knn1" in accuracy:
         measured = quality_text(accuracy, len(data.val_classes))
     elif accuracy:
@@ -50,10 +50,13 @@ def quality_text(quality: dict[str, float], classes: int) -> str:
     return f"{top1}, effective rank {rank:.1f}"
 
 
-def doubt(teacher: Backbone, accuracy: dict[str, float], val_classes: int = 0) -> str | None:
+def doubt(
+    teacher: Backbone, accuracy: dict[str, float], val_classes: int = 0, key: str = "model.teacher"
+) -> str | None:
     """What is wrong with a teacher that was measured, in one line; None if nothing is.
 
-    `val_classes` is how many classes the validation images have; of its features alone it is needed.
+    `val_classes` is how many classes the validation images have; of its features alone it is needed. `key` is
+    the teacher's place in a config.
     """
     if not accuracy:
         return None
@@ -63,7 +66,7 @@ def doubt(teacher: Backbone, accuracy: dict[str, float], val_classes: int = 0) -
         return (
             f"the teacher has {accuracy['knn1']:.2f} % kNN top-1 on the validation images, near chance "
             f"({100 / val_classes:.2f} %). It was shown images under {normalisation(teacher)}. The student "
-            "will learn its features: look at model.teacher.mean and std, and at its weights"
+            f"will learn its features: look at {key}.mean and std, and at its weights"
         )
     acc1, stated = accuracy["acc1"], teacher.stated_accuracy
     if near_chance(acc1, teacher.num_classes):
@@ -74,7 +77,7 @@ def doubt(teacher: Backbone, accuracy: dict[str, float], val_classes: int = 0) -
         return None
     return (
         f"the teacher has {acc1:.2f} % top-1 on the validation images, {problem}. It was shown images under "
-        f"{normalisation(teacher)}. The student will learn what it answers: look at model.teacher.mean and "
+        f"{normalisation(teacher)}. The student will learn what it answers: look at {key}.mean and "
         "std, its weights, and the order of its classes"
     )
 

@@ -136,7 +136,10 @@ def _compression(runs: Sequence[Run]) -> Iterator[Card]:
         details = [_compared(ratios[key], *words) for key, words in _LESS.items() if ratios[key]]
         if len(runs) == 1:
             own, whole = (number(_cost(starts[0], who, "parameters") / 1e6, 2) for who in _ROLES)
-            of = "of" if sizes[0] >= 1 else "beside the teacher's"
+            several = len(starts[0].get("teachers") or ()) > 1
+            of = (
+                "beside the first teacher's" if several else "of" if sizes[0] >= 1 else "beside the teacher's"
+            )
             details.insert(0, f"{own} M {of} {whole} M parameters")
         yield Card("Compression", f"{_between(sizes)} ×" if max(sizes) >= 1.05 else "none", details)
     elif len(runs) == 1 and (size := _cost(starts[0], "student", "parameters")):

@@ -15,6 +15,7 @@ _TERMS = ("model.terms", "model.alpha", "model.temperature")
 _DISTILLATION = (
     *_TERMS,
     "model.teacher",
+    "model.teachers",
     "model.teacher_cache",
     "model.teacher_precision",
     "model.shard_teacher",

@@ -120,7 +120,7 @@ def _profiles(path: Path, metrics: list[dict[str, float]], warnings: list[str]) 
     unreadable: dict[str, list[str]] = {}
     profiles = load_profiles(path / "dynamics", unreadable)
     warnings += left_out(unreadable)
-    profiles = fitting(*profiles, warnings)
+    profiles = fitting(*profiles[:3], warnings)._replace(others=profiles.others)
     if not metrics:
         return profiles
     reached = max(row["epoch"] for row in metrics)

@@ -1,6 +1,7 @@
 """What a reader must know of a training first: how it ended, what it lacks, what changed on the way."""
 
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -44,12 +45,14 @@ def _missing(run: Run) -> list[str]:
     """What the run directory does not hold."""
     columns = {name for row in run.metrics for name in row}
     folder = run.path / "dynamics"
-    distils = "model" not in run.config or (run.config["model"] or {}).get("teacher") is not None
+    model = run.config.get("model") or {}
+    distils = "model" not in run.config or any(model.get(key) for key in ("teacher", "teachers"))
     probed = (run.config.get("probe") or {}).get("every_n_epochs") != 0
     data = run.last_start.get("data") or {}
     has_classes = data.get("classes") != 0
     measured = has_classes or data.get("val_images") != 0
     score, what = (OF_CLASSES[0].name, "accuracy") if has_classes else (OF_FEATURES[0].name, "kNN top-1")
+    measured_teachers = [name for name in columns if re.fullmatch(f"teacher(_.+)?/{score}", name)]
     wanted = [
         ("train/loss" in columns, "No completed epoch: metrics.csv has no training loss."),
         (
@@ -61,7 +64,7 @@ def _missing(run: Run) -> list[str]:
             f"No {what} of the student: metrics.csv has no val/{score}.",
         ),
         (
-            f"teacher/{score}" in columns or not distils or not measured,
+            bool(measured_teachers) or not distils or not measured,
             f"No {what} of a teacher: metrics.csv has no teacher/{score}.",
         ),
         (probed, "No Profiles: probing was off (probe.every_n_epochs is 0)."),
@@ -100,15 +103,24 @@ def _changes(run: Run) -> list[str]:
 
 
 def _doubt(run: Run) -> list[str]:
-    """What `fit` found to be wrong with the teacher."""
-    teachers = [start["teacher"] for start in run.starts if isinstance(start.get("teacher"), dict)]
-    text = teachers[-1].get("doubt") if teachers else None
-    return [f"{text[0].upper()}{text[1:]}."] if isinstance(text, str) and text else []
+    """What `fit` found to be wrong with the teachers."""
+    teachers = [start["teacher"] for start in run.starts if isinstance(start.get("teacher"), dict)][-1:]
+    if isinstance(named := run.last_start.get("teachers"), dict):
+        teachers = [of for of in named.values() if isinstance(of, dict)]
+    texts = [text for of in teachers if isinstance(text := of.get("doubt"), str) and text]
+    return [f"{text[0].upper()}{text[1:]}." for text in texts]
 
 
 def _profiles(run: Run) -> list[str]:
     """What makes a run's Profiles differ by more than the training."""
     warnings = []
+    if run.profiles.others:
+        first = next(iter((run.config.get("model") or {}).get("teachers") or {}), "model.teacher")
+        first = "model.teacher" if (run.config.get("model") or {}).get("teacher") else first
+        warnings.append(
+            f"Several teachers: where one alone is shown or compared with, it is the first, {first}; "
+            f"{listed([*run.profiles.others])} stand beside it in the tables."
+        )
     profiles = [profile for _, profile in run.profiles.named()]
     if len({profile.probe_id for profile in profiles}) > 1:
         warnings.append("The Profiles are of different probe images: they differ by these, too.")

@@ -62,7 +62,7 @@ def gallery(study: Study) -> list[Picture]:
 
 
 def _of_one(study: Study, run: Run) -> Iterator[Picture]:
-    students, teacher, best = run.profiles
+    students, teacher, best, _ = run.profiles
     styles = _styles(study)
     if not students:
         yield from _by_block(study, styles)
@@ -204,7 +204,7 @@ def _by_block(study: Study, styles: Mapping[str, LineStyle]) -> Iterator[Picture
         )
         return
     latest = next(iter(ranges.values()), {})
-    teachers = distinct(run.profiles.teacher for run in study.runs)
+    teachers = distinct(one for run in study.runs for one in run.profiles.teachers())
     for curve in _BY_EPOCH:
         students = {label: profile for label, profile in latest.items() if profile.known(curve.name)}
         known = [teacher for teacher in teachers if teacher.known(curve.name)]
@@ -260,7 +260,7 @@ def _floors(runs: Sequence[Run]) -> Iterator[Picture]:
 
 
 def _teacher_spectra(runs: Sequence[Run]) -> Iterator[Picture]:
-    for teacher in distinct(run.profiles.teacher for run in runs):
+    for teacher in distinct(one for run in runs for one in run.profiles.teachers()):
         yield from _spectra("teacher_spectra", f"Spectra of the teacher, {teacher.model}", teacher)
 
 

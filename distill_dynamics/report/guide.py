@@ -114,7 +114,7 @@ def _term_steps(run: Run) -> Iterator[str]:
     model = run.config.get("model") or {}
     if not model:
         return
-    if not model.get("teacher"):
+    if not model.get("teacher") and not model.get("teachers"):
         yield "Without a teacher it is what distillation has to beat: give `model.teacher`."
         return
     terms = {name: term for name, term in (model.get("terms") or {}).items() if isinstance(term, dict)}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -132,18 +133,22 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
         if term is None or not _is_as_written(name, term, alpha)
     }
     terms = {name: term for name, term in given.items() if term is not None}
-    distils = bool(model.get("teacher") or terms) if alpha is None else alpha > 0
-    without = "" if distils and "kd" not in given else " without SoftKD"
+    one = model.get("teacher") or (terms and not model.get("teachers"))
+    distils = bool(one) if alpha is None else alpha > 0
+    losses = [_loss(term) for term in terms.values()]
+    classes = [loss["class_path"].rsplit(".", 1)[-1] for loss in losses]
+    without = "" if (distils and "kd" not in given) or SOFTKD in classes else f" without {SOFTKD}"
     without += " without cross-entropy" if "ce" in given and given["ce"] is None else ""
     if not _has_labels(config.get("data")):
         without = " without labels"  # nor, therefore, either of these
     if not terms:
         return PLAIN if SOFTKD in without else f"{SOFTKD}{without}", "", "", ""
-    losses = [_loss(term) for term in terms.values()]
-    classes = [loss["class_path"].rsplit(".", 1)[-1] for loss in losses]
+    kinds = [
+        f"{kind} of {term['teacher']}" if term.get("teacher") else kind
+        for kind, term in zip(classes, terms.values(), strict=True)
+    ]
     names = [
-        f"{kind} ({name})" if classes.count(kind) > 1 else kind
-        for name, kind in zip(terms, classes, strict=True)
+        f"{kind} ({name})" if kinds.count(kind) > 1 else kind for name, kind in zip(terms, kinds, strict=True)
     ]
     options = [_arguments(loss) for loss in losses]
     return (
@@ -161,6 +166,12 @@ def _has_labels(data: Any) -> bool:
     given = data.get("init_args")
     hidden = isinstance(given, dict) and given.get("labels") is False
     return not (hidden or str(data.get("class_path")).endswith(".UnlabelledFolder"))
+
+
+def teachers_of(method: Method) -> str:
+    """The models that teach, by name; "" without one."""
+    key = re.compile(r"model\.(teacher|teachers\..+\.backbone)\.init_args\.name")
+    return ", ".join(value for name, value in method.settings.items() if key.fullmatch(name))
 
 
 # Of the terms that alpha writes: class, argument, its value there, and where it is left out.

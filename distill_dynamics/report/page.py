@@ -186,7 +186,8 @@ def _latest(runs: Sequence[Run]) -> list[Table]:
     """Tables that compare several runs."""
     latest = {run.name: run.latest for run in runs if run.latest is not None}
     once = {run.label: run.latest for run in runs if run.latest is not None}  # no range concerns these
-    teachers = [(f"teacher, {t.model}", t) for t in distinct(run.profiles.teacher for run in runs)]
+    known = distinct(one for run in runs for one in run.profiles.teachers())
+    teachers = [(f"teacher, {teacher.model}", teacher) for teacher in known]
     return [
         _signatures(_LATEST, [*latest.items(), *teachers], runs),
         *_curves(_LATEST, [*once.items(), *teachers], runs),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from distill_dynamics.report.contrasts import make_contrast, over_plain
-from distill_dynamics.report.methods import Method, make_method
+from distill_dynamics.report.methods import Method, make_method, teachers_of
 from distill_dynamics.report.records import Run, counted, listed
 
 
@@ -67,7 +67,7 @@ def _labels(methods: Sequence[Method]) -> list[str]:
         f"{name}, β {m.weight}" if m.weight else name for name, m in zip(titled, methods, strict=True)
     ]
     epochs = [counted(m.epochs, "epoch") if m.finished else m.epochs for m in methods]
-    teachers = [m.settings.get("model.teacher.init_args.name", "no teacher") for m in methods]
+    teachers = [teachers_of(m) or "no teacher" for m in methods]
     names = [_run_names(m) for m in methods]
     ways = [short, titled, weighted]
     for base, details in ((weighted, epochs), (weighted, teachers), (short, names)):

@@ -12,7 +12,7 @@ import numpy as np
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.signature import change_error, evolution, rebound, signature
 from distill_dynamics.report.contrasts import Contrast
-from distill_dynamics.report.methods import PLAIN, SOFTKD, all_settings
+from distill_dynamics.report.methods import PLAIN, SOFTKD, all_settings, teachers_of
 from distill_dynamics.report.records import Run, listed
 from distill_dynamics.report.study import Study
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, Score
@@ -108,7 +108,7 @@ def results_rows(study: Study) -> list[Row]:
     rows: list[Row] = [("method", "layers", "β", "seeds", *columns, "epochs", "runs")]
     teachers: dict[tuple[str, str, str], None] = {}
     for method in known:
-        name = method.settings.get("model.teacher.init_args.name", "")
+        name = teachers_of(method)
         for run in method.runs:
             if teacher := accuracies(run.metrics).get("teacher"):
                 teachers[name, f"{teacher.top1:.2f}", f"{method.score.title} best"] = None

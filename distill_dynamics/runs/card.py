@@ -25,7 +25,7 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, top1: float | None)
     """
     starts = starts_of(run_dir)
     start = starts[-1] if starts else {}
-    data, teacher = start.get("data") or {}, start.get("teacher") or {}
+    data = start.get("data") or {}
     name = run_dir.resolve().name
     task = "image-classification" if student.num_classes else "image-feature-extraction"
     head: dict[str, Any] = {
@@ -42,7 +42,8 @@ def model_card(run_dir: Path, student: Backbone, epoch: int, top1: float | None)
             "metrics": [{"type": kind, "name": f"{title} (%)", "value": round(top1, 4)}],
         }
         head["model-index"] = [{"name": name, "results": [result]}]
-    rows = _rows(run_dir, student, epoch, top1, data, teacher)
+    rows = _rows(run_dir, student, epoch, top1, data)
+    rows |= _teachers(run_dir, start, student)
     rows |= _cost(start)
     rows["seed"] = str(start["seed"]) if "seed" in start else ""
     versions = {**(start.get("versions") or {}), "commit": start.get("commit"), "Python": start.get("python")}
@@ -97,12 +98,7 @@ def _import(student: Backbone) -> str:
 
 
 def _rows(
-    run_dir: Path,
-    student: Backbone,
-    epoch: int,
-    top1: float | None,
-    data: dict[str, Any],
-    teacher: dict[str, Any],
+    run_dir: Path, student: Backbone, epoch: int, top1: float | None, data: dict[str, Any]
 ) -> dict[str, str]:
     (height, width), crop, interpolation, _ = student.evaluation
     resized = "" if crop == 1 else f", the centre of a side of {min(height, width) / crop:.0f}"
@@ -110,7 +106,7 @@ def _rows(
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (student.mean, student.std))
     images = f", {data['val_images']} images" if data.get("val_images") else ""
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    first, *others = scores = OF_CLASSES if student.num_classes else OF_FEATURES
+    first, *others = OF_CLASSES if student.num_classes else OF_FEATURES
     if data.get("val_classes"):
         images += f", one half classifies the other; by chance {100 / data['val_classes']:.4g} %"
     given = student.timm_kwargs
@@ -127,21 +123,31 @@ def _rows(
             f"{score.title}, validation": _with_unit(metric_at(run_dir, epoch, score.metric), score)
             for score in others
         },
-        "teacher": ", ".join(_code(teacher[key]) for key in ("name", "weights") if teacher.get(key)),
-        **{
-            f"teacher's {score.title}": _with_unit(metric_at(run_dir, 0, f"teacher/{score.name}"), score)
-            for score in (scores[:1] if student.num_classes else scores)
-        },
     }
+
+
+def _teachers(run_dir: Path, start: dict[str, Any], student: Backbone) -> dict[str, str]:
+    """Who taught, and how well: the one, or those with names."""
+    teachers = {"teacher": {"role": "teacher", **(start.get("teacher") or {})}}
+    if named := start.get("teachers"):
+        one = {} if any(of["role"] == "teacher" for of in named.values()) else teachers
+        teachers = one | {f"teacher {name}": of for name, of in named.items()}
+    rows = {}
+    for who, of in teachers.items():
+        rows[who] = ", ".join(_code(of[key]) for key in ("name", "weights") if of.get(key))
+        for score in OF_CLASSES[:1] if student.num_classes else OF_FEATURES:
+            value = metric_at(run_dir, 0, f"{of['role']}/{score.name}")
+            rows[f"{who}'s {score.title}"] = _with_unit(value, score)
+    return rows
 
 
 def _cost(start: dict[str, Any]) -> dict[str, str]:
     """What the student costs, and how many times more its teacher does; {} where run.json has no numbers."""
     student, teacher = start.get("student_cost") or {}, start.get("teacher_cost") or {}
-    found = {}
+    found, which = {}, "first teacher" if len(start.get("teachers") or ()) > 1 else "teacher"
     for key, (name, unit) in _COSTS.items():
         if value := student.get(key):
-            times = f" (teacher: {teacher[key] / value:.1f} times as much)" if teacher.get(key) else ""
+            times = f" ({which}: {teacher[key] / value:.1f} times as much)" if teacher.get(key) else ""
             found[name] = f"{value:.4g} {unit}{times}"
     if "ms_1" in student:
         found["measured on"] = f"{start.get('devices', '?')}, threads: {start.get('threads', '?')}, float32"

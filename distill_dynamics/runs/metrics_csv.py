@@ -13,7 +13,7 @@ from distill_dynamics.files import atomic_write
 PLACE = ("epoch", "step")
 """Columns that say which row it is."""
 
-_OURS = (*PLACE, "train/", "val/", "teacher/", "dynamics/")
+_OURS = (*PLACE, "train/", "val/", "teacher/", "teacher_", "dynamics/")
 
 
 def parse(text: str) -> tuple[list[str], list[dict[str, str] | None]]:

@@ -1,6 +1,7 @@
 """The Profiles of one training, read from its run directory."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,20 @@ class RunProfiles(NamedTuple):
     """None without a teacher."""
     best: Profile | None
     """The best checkpoint's, None before the end of `fit`."""
+    others: Mapping[str, Profile] = {}
+    """Of several teachers those after the first, by name."""
+
+    def teachers(self) -> list[Profile]:
+        """All of them, the first one first."""
+        return [*([self.teacher] if self.teacher else []), *self.others.values()]
 
     def named(self) -> list[tuple[str, Profile]]:
-        """What a table calls each: teacher, students by epoch, best."""
+        """What a table calls each: teachers, students by epoch, best."""
         known = self.best is not None and self.best.epoch is not None
         best = f"student, best (epoch {self.best.epoch})" if self.best and known else "student, best"
         return [
             *([("teacher", self.teacher)] if self.teacher else []),
+            *((f"teacher {name}", profile) for name, profile in self.others.items()),
             *((f"student, epoch {profile.epoch}", profile) for profile in self.students),
             *([(best, self.best)] if self.best else []),
         ]
@@ -39,7 +47,9 @@ def load_profiles(
     folder = Path(folder)
     students = [read_profile(path, unreadable) for path in sorted(folder.glob("student_epoch_*.npz"))]
     teacher, best = (read_profile(folder / name, unreadable) for name in ("teacher.npz", "student_best.npz"))
-    return RunProfiles([student for student in students if student is not None], teacher, best)
+    found = {path: read_profile(path, unreadable) for path in sorted(folder.glob("teacher_*.npz"))}
+    others = {path.stem.removeprefix("teacher_"): one for path, one in found.items() if one is not None}
+    return RunProfiles([student for student in students if student is not None], teacher, best, others)
 
 
 def read_profile(path: Path, unreadable: dict[str, list[str]] | None = None) -> Profile | None:

@@ -20,7 +20,7 @@ from distill_dynamics.teacher_cache.files import Writer, rows_checksum
 from distill_dynamics.teacher_cache.fitted import write_fitted
 from distill_dynamics.teacher_cache.identity import validated_on
 from distill_dynamics.teacher_cache.layout import Block
-from distill_dynamics.teacher_cache.plan import check_room, expected_seconds, size_text
+from distill_dynamics.teacher_cache.plan import expected_seconds, free_text, size_text
 from distill_dynamics.teacher_cache.rows import rounded, rows_of
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.teacher_cache.views import Views, ViewsOf
@@ -40,15 +40,15 @@ class CacheBuilder:
 
     def __init__(self, views: Views, top_k: int) -> None:
         self.views, self.top_k, self.folder = views, top_k, views.folder
+        self.key = views.teacher.key_of("cache") if views.teacher.name else "--out"
 
-    def begun(self) -> TeacherCache | None:
+    def found(self) -> TeacherCache | None:
         """The plan that is in the folder, if these settings make the same; to be called by the first rank."""
         if not (self.folder / "cache.json").exists():
             others = [path for path in self.folder.glob("*") if not path.name.startswith(".")]
             if self.folder.exists() and (others or not self.folder.is_dir()):
-                raise UserError(f"--out: {self.folder} holds other files; choose a new folder")
+                raise UserError(f"{self.key}: {self.folder} holds other files; choose a new folder")
             return None
-        self._hold()
         stored = read_cache(self.views)
         logits = stored.layout.fields.get("log_probs")
         if logits is not None and logits.shape[0] != min(self.top_k, stored.classes):
@@ -59,8 +59,8 @@ class CacheBuilder:
         known = [*stored.logit_fields(), *(name for name, _ in self.views.parts.values())]
         if more := [name for name in stored.layout.fields if name not in known]:
             raise UserError(
-                f"--out: {self.folder} was begun with terms that this config lacks ({more[0]}); go on with "
-                "the config that began it, or choose a new folder"
+                f"{self.key}: {self.folder} was begun with terms that this config lacks ({more[0]}); go on "
+                "with the config that began it, or choose a new folder"
             )
         return stored
 
@@ -69,9 +69,8 @@ class CacheBuilder:
     ) -> TeacherCache:
         """Write the plan; to be called by the first rank."""
         views = self.views
-        if warning := doubt(views.teacher.backbone, accuracy, len(views.data.val_classes)):
+        if warning := doubt(views.teacher.backbone, accuracy, len(views.data.val_classes), views.teacher.key):
             print(framed(warning), file=sys.stderr)
-        self._hold()
         remove_partial(self.folder)
         # Streamed images lie in chunks: in their order each chunk is read about once a view.
         places = getattr(views.data.sources["train"], "places", np.arange(planned.layout.images))
@@ -89,39 +88,53 @@ class CacheBuilder:
             partial.write_text(json.dumps(stored.to_json(), indent=1) + "\n")
         return stored
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
         """Keep others from building in the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             lease.hold(self.folder)
         except UserError as error:
             raise UserError(
-                f"--out: another cache-teacher is building in {self.folder}: wait for it, or choose a new "
-                "folder"
+                f"{self.key}: another cache-teacher is building in {self.folder}: wait for it, or choose a "
+                "new folder"
             ) from error
 
     def build(self, stored: TeacherCache) -> None:
-        """Write what is missing of a cache that is planned; every rank its share."""
-        trainer = self.views.trainer
-        missing: Any = self._missing(stored) if self.views.is_first else None
-        missing = trainer.strategy.broadcast(missing)
+        """Write what is missing of a cache that is begun; every rank its share."""
+        trainer, teacher = self.views.trainer, self.views.teacher
+        if self.views.is_first:
+            stored.files.make()
+        missing: Any = trainer.strategy.broadcast(self.missing(stored) if self.views.is_first else None)
         share = np.array_split(np.arange(len(missing)), trainer.world_size)[trainer.global_rank]
         self._write(stored, [missing[i] for i in share])
         trainer.strategy.barrier()
         if self.views.is_first:
             stored.check_finished()
-            print(f"\n  {self.folder} is whole; train with --model.teacher_cache {self.folder}\n")
+            print(
+                f"\n  {self.folder} is whole; train with --{teacher.key_of('cache')} {self.folder}\n"
+                if not teacher.name
+                else f"\n  {self.folder} is whole\n"
+            )
 
-    def _missing(self, stored: TeacherCache) -> list[Block]:
-        """The blocks to be written, once there is room for them; says what is stored, how long it takes."""
+    def missing(self, stored: TeacherCache) -> list[Block]:
+        """The blocks to be written: they have no record, or the file of their view is not there."""
+        files = stored.files
+        absent = {view for view in range(stored.layout.views) if not files.view(view).exists()}
+        missing = set(files.missing())
+        return [block for block in stored.layout.blocks() if block in missing or block.view in absent]
+
+    def lacking(self, stored: TeacherCache) -> int:
+        """Bytes of those."""
+        return sum(last - first for _, first, last in self.missing(stored)) * stored.layout.dtype.itemsize
+
+    def tell(self, stored: TeacherCache) -> None:
+        """Say what is stored, and what is left to do."""
         layout, views = stored.layout, self.views
-        stored.files.make()
-        missing = stored.files.missing()
-        rows = sum(last - first for _, first, last in missing)
-        check_room(views, rows * layout.dtype.itemsize)
+        rows = self.lacking(stored) // layout.dtype.itemsize
         print(
-            f"\n  {layout.images} images x {layout.views} views: {size_text(layout.bytes)}, "
-            f"{size_text(layout.dtype.itemsize)} a view"
+            f"\n  {views.teacher.title} {views.teacher.backbone.name}: {layout.images:,} images x "
+            f"{layout.views} {'view' if layout.views == 1 else 'views'}, {size_text(layout.bytes)} "
+            f"({size_text(layout.dtype.itemsize)} a view) in {self.folder}; {free_text(self.folder)} are free"
         )
         if "log_probs" in layout.fields:
             kept = layout.fields["log_probs"].shape[0]
@@ -133,12 +146,11 @@ class CacheBuilder:
                 how = f"stored, {size_text(field.bytes)} a view" if field else how
                 print(f"  {reader.wanted.term:16} {reader.place}: {how}")
         total = len(layout.blocks())
-        state = f"  {total - len(missing)} of {total} blocks are there"
+        state = f"  {total - len(self.missing(stored))} of {total} blocks are there"
         if rows:
             seconds = expected_seconds(views, stored, views.fields_in(layout), rows)
             state += f"; the rest takes about {tqdm.format_interval(seconds)}"
         print(f"{state}\n")
-        return missing
 
     def _write(self, stored: TeacherCache, blocks: Sequence[Block]) -> None:
         layout, fields = stored.layout, self.views.fields_in(stored.layout)
@@ -148,7 +160,8 @@ class CacheBuilder:
             if blank[name].dtype.kind == "f":
                 blank[name] = np.nan  # of an image that cannot be read
         images_of = np.argsort(stored.files.row_of_image())
-        for images, shown, asked in self.views.shown(ViewsOf(blocks, images_of), "Teacher"):
+        title = self.views.teacher.title.capitalize()
+        for images, shown, asked in self.views.shown(ViewsOf(blocks, images_of), title):
             rows = np.full(len(asked), blank)
             place = {view: i for i, view in enumerate(asked)}
             places = [place[view] for view in shown]

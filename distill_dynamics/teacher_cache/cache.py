@@ -117,9 +117,9 @@ class TeacherCache:
         for view in range(share, self.layout.views, of):
             self.files.check(secrets.choice(self.layout.blocks_of(view)))
 
-    def answers(self, fields: Sequence[str]) -> CacheReader:
-        """Its rows, of them these fields."""
-        return CacheReader(self.files, fields)
+    def answers(self, fields: Sequence[str], prefix: str = "") -> CacheReader:
+        """Its rows, of them these fields, with `prefix` before their names."""
+        return CacheReader(self.files, fields, prefix)
 
     def logit_fields(self) -> list[str]:
         """Those that `logits` or `top` needs; none if no logits are stored."""

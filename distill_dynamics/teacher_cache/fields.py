@@ -45,10 +45,11 @@ class Reader(NamedTuple):
 
     @property
     def place(self) -> str:
-        """ "student block 2 with teacher block 3", or what is read once."""
+        """ "map, student block 2 with teacher block 3", or what is read once."""
         if self.wanted.block is None:
-            return f"the teacher's {self.wanted.word}"
-        return f"student block {self.student_block} with teacher block {self.wanted.block}"
+            return self.wanted.word
+        blocks = f"student block {self.student_block} with teacher block {self.wanted.block}"
+        return f"{self.wanted.word}, {blocks}"
 
     @property
     def narrows(self) -> bool:

@@ -53,6 +53,8 @@ def validated_on(data: Any) -> dict[str, Any]:
     """What, beside `identity`, the teacher's accuracy depends on; `data` is set up for fitting."""
     images = data.sources.get("val")
     return {
+        # Of a teacher that takes any size; `identity` has that of the views.
+        **({"image_size": data.image_size} if data.view_size != data.image_size else {}),
         "images": None if images is None else fingerprint(images),
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,

@@ -6,6 +6,8 @@ import os
 import shutil
 import time
 from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,7 +30,7 @@ CHEAP_SHARE = 0.1
 def plan(views: Views, top_k: int) -> TeacherCache:
     """Which answers are stored and which computed while training.
 
-    Raises UserError where that is nothing, where the losses need all classes, and for a disk too small.
+    Raises UserError where that is nothing, and where the losses need all classes.
     """
     teacher, data = views.teacher.backbone, views.data
     online = cheap_depth(views)
@@ -49,11 +51,10 @@ def plan(views: Views, top_k: int) -> TeacherCache:
     }
     if not (fields | stored):
         raise UserError(
-            "cache-teacher: nothing to store: alpha is 0, and the blocks that the terms look at are "
-            "cheap to run while training"
+            f"cache-teacher: nothing to store of {teacher.name}: no term reads its logits, and the blocks "
+            "that the terms look at are cheap to run while training"
         )
     layout = Layout.of(len(data.sources["train"].targets), data.views, fields | stored)
-    check_room(views, layout.bytes)
     _, answers = views.answers(views.sample().images, stored, logits=False)
     scales = {name: Scale.of(values.cpu()) for name, values in answers.items()}
     return TeacherCache(
@@ -119,16 +120,33 @@ def expected_seconds(views: Views, stored: TeacherCache, fields: list[str], coun
     return count * each / views.trainer.world_size
 
 
-def check_room(views: Views, lacking: int) -> None:
-    """UserError for a disk that so many bytes do not fit on."""
-    folder = views.folder
-    parent = next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
-    free = shutil.disk_usage(parent).free
-    if lacking > 0.99 * free:
-        raise UserError(
-            f"--out: the cache takes {size_text(lacking)} and {parent} has {size_text(free)} free: fewer "
-            "views, a smaller --top_k, or another disk"
-        )
+def check_room(caches: Sequence[tuple[str, Path, int]], cut: bool) -> None:
+    """UserError where a disk has no room for all: where each is set, its folder, the bytes that it lacks.
+
+    `cut` where logits are stored.
+    """
+    on_disk: dict[int, int] = {}
+    for key, folder, lacking in caches:
+        parent = existing(folder)
+        disk = parent.stat().st_dev
+        on_disk[disk] = on_disk.get(disk, 0) + lacking
+        free = shutil.disk_usage(parent).free
+        if on_disk[disk] > 0.99 * free:
+            what = "the cache" if on_disk[disk] == lacking else "the cache, with those before it,"
+            raise UserError(
+                f"{key}: {what} takes {size_text(on_disk[disk])} and {parent} has {size_text(free)} free: "
+                f"fewer views, {'a smaller --top_k, ' if cut else ''}or another disk"
+            )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or where it is to be made."""
+    return next(place for place in [folder, *folder.absolute().parents] if place.is_dir())
+
+
+def free_text(folder: Path) -> str:
+    """How much the disk of a folder has free."""
+    return size_text(shutil.disk_usage(existing(folder)).free)
 
 
 def size_text(number: float) -> str:

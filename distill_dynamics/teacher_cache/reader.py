@@ -19,10 +19,13 @@ OPEN_FILES = 64
 
 
 class CacheReader:
-    """Gives rows of a cache. Maps its files when they are first asked for, in each process anew."""
+    """Gives rows of a cache. Maps its files when they are first asked for, in each process anew.
 
-    def __init__(self, files: CacheFiles, fields: Sequence[str]) -> None:
-        self.files, self.fields = files, list(fields)
+    Its fields are given with `prefix` before their names, so that those of several caches are told apart.
+    """
+
+    def __init__(self, files: CacheFiles, fields: Sequence[str], prefix: str = "") -> None:
+        self.files, self.fields, self.prefix = files, list(fields), prefix
         self._mapped: dict[int, NDArray[Any]] = {}
         self._row_of_image: NDArray[np.int64] | None = None
 
@@ -55,7 +58,7 @@ class CacheReader:
                 f"teacher_cache: image {image[i]} of the training data could not be read when "
                 f"{self.files.folder} was built; delete {record} and run cache-teacher again"
             )
-        return {name: torch.from_numpy(values) for name, values in cached.items()}
+        return {self.prefix + name: torch.from_numpy(values) for name, values in cached.items()}
 
     def _view(self, view: int) -> NDArray[Any]:
         mapped = self._mapped.pop(view) if view in self._mapped else self.files.map_view(view)
@@ -63,3 +66,14 @@ class CacheReader:
         if len(self._mapped) > OPEN_FILES:
             del self._mapped[next(iter(self._mapped))]
         return mapped
+
+
+class CacheReaders:
+    """Gives what several caches hold of the same views, each of another teacher."""
+
+    def __init__(self, readers: Sequence[CacheReader]) -> None:
+        self.readers = readers
+
+    def __call__(self, views: Sequence[View]) -> dict[str, Tensor]:
+        """The fields of all."""
+        return {name: values for reader in self.readers for name, values in reader(views).items()}

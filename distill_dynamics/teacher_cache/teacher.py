@@ -12,6 +12,7 @@ from distill_dynamics.models.features import TeacherOutputs, Wanted
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader
+from distill_dynamics.teacher_cache.reader import CacheReader
 
 
 class CachedTeacher:
@@ -47,16 +48,26 @@ class CachedTeacher:
         logits = self.cache.logit_fields() if self.of_logits else []
         return [*logits, *dict.fromkeys(self.stored.values())]
 
+    @property
+    def prefix(self) -> str:
+        """Of its fields' names among those of other teachers' caches."""
+        return f"{self.teacher.name}/" if self.teacher.name else ""
+
+    def reader(self) -> CacheReader:
+        """What gives a batch's rows."""
+        return self.cache.answers(self.fields, self.prefix)
+
     def __call__(
         self, batch: Tensor, wanted: Sequence[Wanted], stored: Mapping[str, Tensor] | None = None
     ) -> TeacherOutputs:
         """What the terms want of the teacher; images that have no row are shown to the live one."""
         if stored is None:
             return self.teacher(batch, wanted)
+        cached = {name: stored[self.prefix + name] for name in self.fields}
         outputs = self.teacher(batch, self.live)
-        outputs |= {key: self.cache.target(stored, name) for key, name in self.stored.items()}
+        outputs |= {key: self.cache.target(cached, name) for key, name in self.stored.items()}
         if self.of_logits:
-            answer: Any = self.cache.top(stored) if self.cache.is_cut else self.cache.logits(stored)
+            answer: Any = self.cache.top(cached) if self.cache.is_cut else self.cache.logits(cached)
             outputs |= dict.fromkeys(self.of_logits, answer)
         return outputs
 

@@ -17,7 +17,7 @@ from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader, par
 from distill_dynamics.teacher_cache.fitted import load_fitted
 from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
-from distill_dynamics.train.dry_run import model_outputs
+from distill_dynamics.train.dry_run import student_outputs, teacher_outputs
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.reference_images import depend_on
 from distill_dynamics.train.step import keyed_draws
@@ -34,8 +34,8 @@ def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> Cache
     cache.check_identity(made_by(distiller, teacher))
     cache.check_finished()
     cache.check_samples(trainer.global_rank, trainer.world_size)
-    load_fitted(cache.folder, distiller.terms, depend_on(datamodule(trainer)))
-    found = CachedTeacher(teacher, cache, *readers_of(distiller))
+    load_fitted(cache.folder, distiller.terms_of(teacher.name), depend_on(datamodule(trainer)))
+    found = CachedTeacher(teacher, cache, *readers_of(distiller, teacher.name))
     data = datamodule(trainer)
     # Of one with classes it is another measure than of one without.
     if cache.validated_on == validated_on(data) and ("knn1" in cache.accuracy) == (data.num_classes == 0):
@@ -49,18 +49,20 @@ def made_by(distiller: Distiller, teacher: Teacher) -> dict[str, Any]:
     return identity(teacher.backbone, datamodule(distiller.trainer), precision)
 
 
-def readers_of(distiller: Distiller) -> tuple[list[Reader], dict[Key, Part]]:
-    """Every loss beside what it reads of the teacher, and the parts that it sees; runs both models once."""
-    student, teacher = model_outputs(distiller, datamodule(distiller.trainer))
+def readers_of(distiller: Distiller, name: str) -> tuple[list[Reader], dict[Key, Part]]:
+    """Every loss beside what it reads of a teacher, and the parts that it sees; runs both models once."""
+    data = datamodule(distiller.trainer)
+    student, teacher = student_outputs(distiller, data), teacher_outputs(distiller, name, data)
     readers = []
-    for term in distiller.terms.values():
+    terms = distiller.terms_of(name)
+    for term in terms.values():
         for wanted in term.of_teacher():
             inputs = term.inputs[wanted.pair]
             of_student = [i for i in inputs if i.who == "student" and i.word == wanted.word]
             shape = student[of_student[0].word, of_student[0].block].shape[1:] if of_student else ()
             block = term.pairs[wanted.pair][0] if term.pairs else None
             readers.append(Reader(wanted, term[wanted.pair], block, tuple(shape)))
-    for term in distiller.terms.values():
+    for term in terms.values():
         _check_parts(term, readers, _drawn(student), _drawn(teacher))
     return readers, parts_of(readers, teacher)
 

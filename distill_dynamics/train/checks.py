@@ -16,7 +16,7 @@ from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.input_size import check_patches, teacher_side
-from distill_dynamics.models.teacher import Precision
+from distill_dynamics.models.teacher import Precision, Teacher
 from distill_dynamics.schedule import sampled
 
 if TYPE_CHECKING:
@@ -45,30 +45,8 @@ def check_schedule(key: str, value: Any, least: float = 0, above: bool = False) 
         check_number(key, number, least=least, above=above)
 
 
-def check_arguments(
-    teacher: Backbone | None,
-    alpha: float,
-    temperature: Any,
-    label_smoothing: float,
-    lr_images: int | None,
-    teacher_precision: str | None,
-    channels_last: bool,
-    shard_teacher: bool,
-    teacher_cache: str | None,
-) -> None:
-    """UserError for arguments of a Distiller that are none, or do not go together."""
-    if teacher is None and alpha:
-        raise UserError("model: without a teacher no terms can read one, and alpha must be 0 (or left out)")
-    if (shard_teacher or teacher_cache or teacher_precision) and teacher is None:
-        raise UserError(
-            "model: without a teacher shard_teacher, teacher_cache and teacher_precision have no meaning"
-        )
-    if teacher_precision not in (None, *get_args(Precision)):
-        raise UserError(
-            f"model.teacher_precision is {' or '.join(get_args(Precision))}, not {teacher_precision!r}"
-        )
-    if shard_teacher and channels_last:
-        raise UserError("model: a teacher cannot be sharded with its channels last; choose one of the two")
+def check_arguments(alpha: float, temperature: Any, label_smoothing: float, lr_images: int | None) -> None:
+    """UserError for numbers of a Distiller that are none."""
     if not 0 <= alpha <= 1:
         raise UserError(f"model.alpha is a share, between 0 and 1, not {alpha}")
     check_schedule("temperature", temperature, above=True)
@@ -140,12 +118,7 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
             f"data: the DataModule has no {lacking[0]}; Distiller needs mean, std, num_classes, "
             "image_size and batch_size (those of distill_dynamics.data have them)"
         )
-    student, teacher, trainer = distiller.student, distiller.teacher, distiller.trainer
-    if teacher is not None and teacher.precision and trainer.precision not in get_args(Precision):
-        raise UserError(
-            f"model.teacher_precision: with trainer.precision {trainer.precision} the teacher's "
-            f"weights have that one too; leave it out, or set there {' or '.join(get_args(Precision))}"
-        )
+    student = distiller.student
     if not student.has_weights and student.normalised_by != "given":
         student.set_normalisation(data.mean, data.std)
         student.normalised_by = "data"
@@ -165,37 +138,14 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
             f"model.student has {student.num_classes} classes and the data {data.num_classes}; "
             f"set model.student.timm_kwargs.num_classes: {data.num_classes}"
         )
-    reads_logits = any(wanted.word in ("logits", "dist_logits") for wanted in distiller.wanted)
-    if teacher is not None and reads_logits and teacher.backbone.num_classes != student.num_classes:
-        raise UserError(
-            f"model.teacher has {teacher.backbone.num_classes} classes and the student "
-            f"{student.num_classes}: terms that read its logits, as SoftKD does, need the same classes (or "
-            "model.alpha: 0)"
-        )
-    if teacher is not None and reads_logits and stage in ("fit", "predict") and teacher.backbone.has_new_head:
-        raise UserError(
-            f"model.teacher: {teacher.backbone.source} has another number of classes than the data, "
-            f"{data.num_classes}, and a head made anew answers at random: train it on these images first, or "
-            "leave its logits out (model.alpha: 0)"
-        )
-    for role, backbone in (("student", student), ("teacher", teacher.backbone if teacher else None)):
-        if backbone is not None:
-            side = data.image_size if role == "student" else teacher_side(backbone, data)
-            try:
-                backbone.check_input(len(data.mean), side)
-                if (
-                    role == "teacher" and side != data.image_size
-                ):  # of one that equals, an old run was trained
-                    check_patches(backbone)
-            except UserError as error:
-                raise UserError(f"model.{role}: {error}") from error
+    _check_input("model.student", student, data, data.image_size)
+    for teacher in distiller.teachers.values():
+        _check_teacher(distiller, teacher, data, stage)
     if "index" in distiller.reads_of_batch() and not hasattr(data, "indexed"):
         raise UserError(
             "data: the DataModule gives no place in the data set, which a term reads as index (those of "
             "distill_dynamics.data do)"
         )
-    if stage == "fit" and teacher is not None and teacher.sharded:
-        check_sharding(trainer)
 
 
 def _check_without_classes(distiller: Distiller) -> None:
@@ -214,12 +164,46 @@ def _check_without_classes(distiller: Distiller) -> None:
                 )
 
 
-def check_sharding(trainer: Trainer) -> None:
+def _check_teacher(distiller: Distiller, teacher: Teacher, data: Any, stage: str) -> None:
+    key, backbone, trainer = teacher.key, teacher.backbone, distiller.trainer
+    if teacher.precision and trainer.precision not in get_args(Precision):
+        raise UserError(
+            f"{teacher.key_of('precision')}: with trainer.precision {trainer.precision} the teacher's "
+            f"weights have that one too; leave it out, or set there {' or '.join(get_args(Precision))}"
+        )
+    reads_logits = any(word in ("logits", "dist_logits") for word, _ in distiller.teacher_reads(teacher.name))
+    without = "leave out the terms that read them" if teacher.name else "model.alpha: 0"
+    if reads_logits and backbone.num_classes != distiller.student.num_classes:
+        raise UserError(
+            f"{key} has {backbone.num_classes} classes and the student {distiller.student.num_classes}: "
+            f"terms that read its logits, as SoftKD does, need the same classes (or {without})"
+        )
+    if reads_logits and stage in ("fit", "predict") and backbone.has_new_head:
+        raise UserError(
+            f"{key}: {backbone.source} has another number of classes than the data, {data.num_classes}, and "
+            "a head made anew answers at random: train it on these images first, or leave its logits out "
+            f"({without})"
+        )
+    _check_input(key, backbone, data, teacher_side(backbone, data))
+    if stage == "fit" and teacher.sharded:
+        check_sharding(trainer, teacher.key_of("shard"))
+
+
+def _check_input(key: str, backbone: Backbone, data: Any, side: int) -> None:
+    try:
+        backbone.check_input(len(data.mean), side)
+        if side != data.image_size:  # of one that equals, an old run was trained
+            check_patches(backbone)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def check_sharding(trainer: Trainer, key: str = "model.shard_teacher") -> None:
     """UserError unless there are several devices to share a teacher out over."""
     if not isinstance(trainer.strategy, DDPStrategy) or trainer.world_size < 2:
         raise UserError(
-            "model.shard_teacher shares the teacher out over several devices: set trainer.strategy: ddp and "
-            "trainer.devices or trainer.num_nodes to 2 or more, or model.shard_teacher: false"
+            f"{key} shares the teacher out over several devices: set trainer.strategy: ddp and "
+            f"trainer.devices or trainer.num_nodes to 2 or more, or {key}: false"
         )
 
 

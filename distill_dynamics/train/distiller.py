@@ -24,7 +24,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.compiled import check_compiler, compile_blocks
 from distill_dynamics.models.features import read
-from distill_dynamics.models.teacher import Precision, Teacher
+from distill_dynamics.models.teacher import Precision, Teacher, of_teachers
 from distill_dynamics.schedule import ProgressCosine, Schedule
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.budget import scale
@@ -35,14 +35,21 @@ from distill_dynamics.train.fit_losses import fit_losses
 from distill_dynamics.train.loss_floors import loss_floors
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.optimised_student import OptimisedStudent
-from distill_dynamics.train.prepare_teacher import measure_teacher, measure_untrained, prepare_teacher
+from distill_dynamics.train.prepare_teachers import (
+    measure_teachers,
+    measure_untrained,
+    prepare_teachers,
+    terms_to_fit,
+)
 from distill_dynamics.train.progress import progress_at
 from distill_dynamics.train.reference_images import drawn_once
 from distill_dynamics.train.run_facts import facts_to_save, take_facts
 from distill_dynamics.train.run_logger import log_row
 from distill_dynamics.train.settings import saved_settings
+from distill_dynamics.train.standard_terms import with_standard
 from distill_dynamics.train.step import Step, keyed_draws
-from distill_dynamics.train.terms import BoundTerm, Term, TermValue, of_student, of_teacher, with_standard
+from distill_dynamics.train.teachers import TeacherSettings, check_all_read, make_teachers, one_teacher
+from distill_dynamics.train.terms import BoundTerm, Term, TermValue, of_student, of_teacher
 
 
 class Distiller(OptimisedStudent):
@@ -56,9 +63,10 @@ class Distiller(OptimisedStudent):
         student: the model that is trained. One without weights takes the data's normalisation.
         teacher: the model it learns from. One whose architecture fixes another image size is shown the
             student's view resized to it, and grey images in three channels where it takes so many.
+        teachers: others, or several, by name; a term says which one it reads (`Term.teacher`).
         terms: of the loss, by name; `train/loss_<name>` is the unweighted value. `ce` or `kd` here takes the
             place of the one that α writes, and null removes it.
-        alpha: share of the teacher's logits in the loss: 0.9 with a teacher and classes, else 0.
+        alpha: share of the teacher's logits in the loss: 0.9 with a `teacher` and classes, else 0.
         temperature: T of `kd`, a number or a schedule.
         label_smoothing: of `ce`.
         optimizer: makes the optimiser from parameter groups. Its weight decay spares biases, norms,
@@ -111,40 +119,47 @@ class Distiller(OptimisedStudent):
         shard_teacher: bool = False,
         teacher_cache: str | None = None,
         freeze_backbone: bool = False,
+        teachers: dict[str, TeacherSettings] | None = None,
     ) -> None:
         alpha = alpha if alpha is not None else (0.9 if teacher and student.num_classes else 0.0)
-        check_arguments(
-            teacher, alpha, temperature, label_smoothing, lr_images, teacher_precision, channels_last,
-            shard_teacher, teacher_cache,
-        )  # fmt: skip
-        taught = Teacher(teacher, teacher_precision, channels_last, shard_teacher) if teacher else None
-        super().__init__(student, taught, channels_last)
+        check_arguments(alpha, temperature, label_smoothing, lr_images)
+        own = teacher_precision, teacher_cache, shard_teacher
+        known = make_teachers(one_teacher(teacher, *own), teachers or {}, channels_last)
+        super().__init__(student, known, channels_last)
         self.make_optimizer, self.make_scheduler, self.lr_images = optimizer, scheduler, lr_images
-        self.teacher_cache = teacher_cache
-        self.training_teacher: Teacher | CachedTeacher | None = taught  # what is asked in training
-        for model in (student, teacher):
-            if model is not None and channels_last:
+        self.answering: dict[str, Teacher | CachedTeacher] = {**known}  # what is asked in training, by name
+        backbones = {name: of.backbone for name, of in known.items()}
+        for model in dict.fromkeys([student, *backbones.values()]):
+            if channels_last:
                 model.to(memory_format=torch.channels_last)
-            if model is not None and compile:
+            if compile:
                 compile_blocks(model)
         self._compiled = compile
-        given = with_standard(terms or {}, alpha, temperature, label_smoothing, student)
-        self.terms = nn.ModuleDict({name: BoundTerm(name, t, student, teacher) for name, t in given.items()})
+        given = with_standard(terms or {}, alpha, temperature, label_smoothing, student, backbones)
+        made = {name: BoundTerm(name, term, student, backbones) for name, term in given.items()}
+        self.terms = nn.ModuleDict(made)
         if not self.terms:
             raise UserError("model.terms: no term is left, so there is nothing to train by")
         if freeze_backbone:
             freeze(student, self.terms)
         bound: list[Any] = [*self.terms.values()]
         self.student_reads, self.wanted = of_student(bound), of_teacher(bound)
+        check_all_read(known, self.wanted)
         if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self.teacher_reads()]):
             raise UserError("model.compile: a compiled model does not show its attention, which a term reads")
         self.latest: Step  # once there was one
         self.untrained: dict[str, float] = {}
         """How good its features are before training, where they are measured."""
 
-    def teacher_reads(self) -> set[tuple[str, int | None]]:
-        """What the terms read of the teacher, words and blocks."""
-        return {(w.word, w.block) for w in self.wanted}
+    def teacher_reads(self, name: str | None = None) -> set[tuple[str, int | None]]:
+        """What the terms read of the teacher of a name, or of all, words and blocks."""
+        return {(w.word, w.block) for w in self.wanted if name in (None, w.teacher)}
+
+    def terms_of(self, name: str) -> dict[str, Any]:
+        """The terms of the teacher of a name; those that read none go with the first."""
+        first = next(iter(self.teachers), "")
+        terms: Any = self.terms.items()
+        return {n: term for n, term in terms if (first if term.teacher is None else term.teacher) == name}
 
     def configure_callbacks(self) -> list[Callback]:
         """What belongs to every training: validation at an epoch's end, its row, the watch for NaN."""
@@ -164,9 +179,7 @@ class Distiller(OptimisedStudent):
         `batch` has "targets" [B], "progress" and, where a term reads it, "index" [B]; `stored` a batch's rows
         of the teacher's cache. The student's pass and the losses run under `draws`.
         """
-        taught = {}
-        if self.training_teacher and self.wanted:
-            taught = self.training_teacher(images, self.wanted, stored)
+        taught = of_teachers(self.answering, images, self.wanted, stored)
         with draws or nullcontext():
             learnt = read(self.student, self.for_student(images), self.student_reads)
             return {name: term(learnt, taught, batch) for name, term in self.terms.items()}
@@ -216,21 +229,20 @@ class Distiller(OptimisedStudent):
             data.indexed = True
         dry_run(self, data, stage, self.trainer.strategy)
         self.take_images_of(data)
-        prepare_teacher(self, data, stage)
+        prepare_teachers(self, data, stage)
 
     def on_fit_start(self) -> None:
         """Measure what is there before training, and let losses fit what they fit, at a run's first start."""
         begins, reference = self.saved_settings is None, drawn_once(datamodule(self.trainer))
-        if begins and not isinstance(self.training_teacher, CachedTeacher):
-            fit_losses(self, reference)
         if begins:
+            fit_losses(self, reference, terms_to_fit(self))
             fit_gates(self, reference)
         for term in self.terms.values():
             term.begin()
         self.loss_floors = loss_floors(self, reference) if begins else {}
         self.untrained = measure_untrained(self)
         of_student = {f"val/{name}": value for name, value in self.untrained.items()}
-        self._measured = of_student | measure_teacher(self)
+        self._measured = of_student | measure_teachers(self)
 
     def on_train_start(self) -> None:
         """Write down what was measured before the first step."""
@@ -243,7 +255,7 @@ class Distiller(OptimisedStudent):
     # --- checkpoints ------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what builds the student again, and the teacher's accuracy. UserError for NaN."""
+        """Add what builds the student again, and the teachers' accuracy. UserError for NaN."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FiniteLoss):  # Lightning asks no callback where only weights are saved
                 callback.check(self.trainer, self)

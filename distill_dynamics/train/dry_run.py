@@ -34,7 +34,9 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
     answer = LOGITS if student.num_classes else POOLED
     reads = distiller.student_reads if stage == "fit" else {answer}
     with _restored(distiller):
-        learnt = _run_model("student", student, {*reads, answer}, count, data.image_size, stage == "fit")
+        learnt = _run_model(
+            "model.student", student, {*reads, answer}, count, data.image_size, stage == "fit"
+        )
         if student.num_classes and learnt[answer].shape != (count, student.num_classes):
             raise UserError(
                 f"model.student: {student.name} answers {count} images with {_shape(learnt[answer])}, not "
@@ -42,36 +44,36 @@ def dry_run(distiller: Distiller, data: Any, stage: str, strategy: Any = None) -
             )
         if stage != "fit":
             return
-        of_teacher = {}
-        if distiller.teacher is not None and distiller.wanted:
-            teacher = distiller.teacher.backbone
-            wanted = {(w.word, w.block) for w in distiller.wanted}
-            side = teacher_side(teacher, data)
-            of_teacher = _run_model("teacher", teacher, wanted, count, side, False)
+        of_teacher: dict[str | None, dict[Read, Tensor]] = {}
+        for name, teacher in distiller.teachers.items():
+            if its := distiller.teacher_reads(name):
+                side = teacher_side(teacher.backbone, data)
+                of_teacher[name] = _run_model(teacher.key, teacher.backbone, its, count, side, False)
         with torch.set_grad_enabled(_needs_every_gradient(strategy)):
             values = [
                 value
                 for name, term in distiller.terms.items()
-                for value in _term(name, term, learnt, of_teacher, count)
+                for value in _term(name, term, learnt, of_teacher.get(term.teacher, {}), count)
             ]
             if torch.is_grad_enabled():
                 _check_gradients(student, values)
 
 
-def model_outputs(distiller: Distiller, data: Any) -> tuple[dict[Read, Tensor], dict[Read, Tensor]]:
-    """What the terms read of student and teacher, of two images that are none."""
-    assert distiller.teacher is not None
-    of_teacher = {(w.word, w.block) for w in distiller.wanted}
-    teacher = distiller.teacher.backbone
-    found = []
-    for backbone, reads, side in (
-        (distiller.student, distiller.student_reads, data.image_size),
-        (teacher, of_teacher, teacher_side(teacher, data)),
-    ):
-        images = _ramp(2, backbone.input_size[0], side)
-        with isolated(backbone):
-            found.append(read(backbone, images.to(next(backbone.parameters())), reads))
-    return found[0], found[1]
+def student_outputs(distiller: Distiller, data: Any) -> dict[Read, Tensor]:
+    """What the terms read of the student, of two images that are none."""
+    return _outputs(distiller.student, distiller.student_reads, data.image_size)
+
+
+def teacher_outputs(distiller: Distiller, name: str, data: Any) -> dict[Read, Tensor]:
+    """What the terms read of the teacher of a name, of two images that are none."""
+    backbone = distiller.teachers[name].backbone
+    return _outputs(backbone, distiller.teacher_reads(name), teacher_side(backbone, data))
+
+
+def _outputs(backbone: Backbone, reads: set[Read], side: int) -> dict[Read, Tensor]:
+    images = _ramp(2, backbone.input_size[0], side)
+    with isolated(backbone):
+        return read(backbone, images.to(next(backbone.parameters())), reads)
 
 
 def _ramp(n: int, channels: int, size: int) -> Tensor:
@@ -79,7 +81,7 @@ def _ramp(n: int, channels: int, size: int) -> Tensor:
 
 
 def _run_model(
-    role: str, backbone: Backbone, reads: set[Read], count: int, side: int, train: bool
+    key: str, backbone: Backbone, reads: set[Read], count: int, side: int, train: bool
 ) -> dict[Read, Tensor]:
     images, size = _ramp(count, backbone.input_size[0], side), f"{side} x {side} images"
     device = next(backbone.parameters()).device
@@ -88,16 +90,16 @@ def _run_model(
         try:
             found = read(backbone, images.to(device), reads)
         except UserError as error:  # it has not what a term reads
-            raise UserError(f"model.{role}: {error}") from error
+            raise UserError(f"{key}: {error}") from error
         except Exception as error:  # whatever a model stumbles over
             if "more than 1 value per channel" in str(error):
                 raise UserError(
-                    f"model.{role}: {backbone.name} has batch norm, which cannot be trained with "
+                    f"{key}: {backbone.name} has batch norm, which cannot be trained with "
                     f"{len(images)} of these {size} a batch: set a larger "
                     "data.init_args.batch_size, or larger images"
                 ) from error
             raise UserError(
-                f"model.{role}: {backbone.name} cannot take {size}: {_reason(error)}. Set data.image_size, "
+                f"{key}: {backbone.name} cannot take {size}: {_reason(error)}. Set data.image_size, "
                 "or another model"
             ) from error
         if (POOLED in reads or backbone.frozen) and backbone.num_classes > 0:
@@ -105,7 +107,7 @@ def _run_model(
             both = read(backbone, images.to(device), {POOLED, LOGITS})
             if not torch.allclose(both[LOGITS], backbone(images.to(device)).logits, atol=1e-4):
                 raise UserError(
-                    f"model.{role}: the logits of {backbone.name} do not follow from its pooled features, "
+                    f"{key}: the logits of {backbone.name} do not follow from its pooled features, "
                     + ("so freeze_backbone cannot be" if backbone.frozen else "which a term reads")
                 )
     return found

@@ -5,14 +5,14 @@ Legend of letters: B batch, C channels, H W grid, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.backbone import Backbone
@@ -28,18 +28,29 @@ class EvaluatedStudent(LightningModule):
     """A student that is validated, tested and asked for predictions; `Distiller` trains it."""
 
     student: Backbone
-    teacher: Teacher | None
+    teachers: dict[str, Teacher]
+    """By name, in the order of the config."""
 
-    def __init__(self, student: Backbone, teacher: Teacher | None, channels_last: bool = False) -> None:
+    def __init__(
+        self, student: Backbone, teachers: Mapping[str, Teacher], channels_last: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
-        # Kept out of the module tree: nothing that walks it (state_dict, train(), DDP, an EMA copy) meets it.
-        object.__setattr__(self, "teacher", teacher)
+        # No modules: nothing that walks the tree (state_dict, train(), DDP, an EMA copy) meets them.
+        self.teachers = {**teachers}
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
-        self.val_metrics, self.teacher_metrics = (accuracies(student.num_classes) for _ in range(2))
+        self.val_metrics = accuracies(student.num_classes)
+        roles = [teacher.role for teacher in teachers.values()]
+        self.teacher_metrics = nn.ModuleDict({role: accuracies(student.num_classes) for role in roles})
+        self.teacher_quality = nn.ModuleDict({role: FeatureQuality() for role in roles})
         self.val_loss = WeightedMean()
-        self.val_quality, self.teacher_quality = FeatureQuality(), FeatureQuality()
+        self.val_quality = FeatureQuality()
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The first, with which the student is compared."""
+        return next(iter(self.teachers.values()), None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Student logits [B, K] for a batch as the DataModule gives it, [B, C, H, W].
@@ -77,28 +88,31 @@ class EvaluatedStudent(LightningModule):
         counted = (targets != IGNORED).sum()
         loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
         self.val_loss.update(loss / counted.clamp(min=1), weight=counted)
-        if self._teacher_answers and self._teacher_sees_the_same and self.teacher is not None:
-            self.teacher_metrics.update(self.teacher.logits(images), targets)
+        for teacher in self._measured_beside():
+            if self._sees_the_same(teacher):
+                metrics: Any = self.teacher_metrics[teacher.role]
+                metrics.update(teacher.logits(images), targets)
 
     test_step = validation_step
 
     def _gather(self, images: Tensor, targets: Tensor, places: Tensor) -> None:
         self.val_quality.update(self.pooled(images), targets, places)
-        if self._teacher_answers and self._teacher_sees_the_same and self.teacher is not None:
-            self.teacher_quality.update(self.teacher.pooled(images), targets, places)
+        for teacher in self._measured_beside():
+            if self._sees_the_same(teacher):
+                quality: Any = self.teacher_quality[teacher.role]
+                quality.update(teacher.pooled(images), targets, places)
 
-    @property
-    def _teacher_answers(self) -> bool:
-        """Whether the teacher is measured beside the student, when no training goes on."""
-        if self.teacher is None or self.trainer.state.fn == "fit" or self.teacher.sharded:
-            return False
-        return self.student.num_classes in (0, self.teacher.backbone.num_classes)
+    def _measured_beside(self) -> list[Teacher]:
+        """The teachers that are measured beside the student, when no training goes on."""
+        if self.trainer.state.fn == "fit":
+            return []
+        classes, teachers = self.student.num_classes, self.teachers.values()
+        return [t for t in teachers if classes in (0, t.backbone.num_classes) and not t.sharded]
 
-    @property
-    def _teacher_sees_the_same(self) -> bool:
+    def _sees_the_same(self, teacher: Teacher) -> bool:
         """Whether that is on the student's batches, which have its size."""
         data = datamodule(self.trainer)
-        return self.teacher is not None and not of_side(data, teacher_side(self.teacher.backbone, data))
+        return not of_side(data, teacher_side(teacher.backbone, data))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Class probabilities [B, K] and targets [B]."""
@@ -118,11 +132,12 @@ class EvaluatedStudent(LightningModule):
         if not measures_quality(datamodule(trainer)):
             return
         found = {split: quality_of(self.val_quality, trainer, "the student")}
-        if self._teacher_answers and self.teacher is not None:
-            found["teacher"] = (
-                quality_of(self.teacher_quality, trainer, "the teacher")
-                if self._teacher_sees_the_same
-                else measure(self.teacher, trainer, 0)
+        for teacher in self._measured_beside():
+            quality: Any = self.teacher_quality[teacher.role]
+            found[teacher.role] = (
+                quality_of(quality, trainer, f"the {teacher.title}")
+                if self._sees_the_same(teacher)
+                else measure(teacher, trainer, 0)
             )
         for whose, values in found.items():
             for name, value in values.items():
@@ -139,20 +154,21 @@ class EvaluatedStudent(LightningModule):
         self.val_metrics.reset()
         self.val_loss.reset()
         fitting = self.trainer.state.fn == "fit"
-        if self._teacher_answers and self.teacher is not None:
+        for teacher in self._measured_beside():
+            metrics: Any = self.teacher_metrics[teacher.role]
             found: Any = (
-                self.teacher_metrics.compute()
-                if self._teacher_sees_the_same
-                else measure(self.teacher, self.trainer, self.student.num_classes)
+                metrics.compute()
+                if self._sees_the_same(teacher)
+                else measure(teacher, self.trainer, self.student.num_classes)
             )
             for name, value in found.items():
-                self.log(f"teacher/{name}", value)
-            self.teacher_metrics.reset()
+                self.log(f"{teacher.role}/{name}", value)
+            metrics.reset()
         for name, value in values.items():
             self.log(f"{split}/{name}", value, prog_bar=name == "acc1", logger=not fitting)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> EvaluatedStudent:
-        """Moves to a device or dtype take the teacher along, though it is no submodule."""
-        if (teacher := self.__dict__.get("teacher")) is not None:
+        """Moves to a device or dtype take the teachers along, though they are no submodules."""
+        for teacher in self.__dict__.get("teachers", {}).values():
             teacher.move(fn)
         return super()._apply(fn, *args, **kwargs)

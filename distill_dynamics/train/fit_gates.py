@@ -48,18 +48,17 @@ def fit_gates(distiller: Distiller, reference: DrawnOnce) -> None:
         UserError: a gate that raises an error, or gives what is none.
     """
     terms: Any = distiller.terms
-    profiles: dict[tuple[str, int | None], Profile] = {}
+    profiles: dict[tuple[str, str, int | None], Profile] = {}
     for term in terms.values():
         if term.gate is None:
             continue
-        assert distiller.teacher is not None
-        teacher = distiller.teacher.backbone
+        teacher = distiller.teachers[term.teacher].backbone
         side = teacher_side(teacher, datamodule(distiller.trainer))
         widths = {distiller.student.channels[block - 1] for block, _ in term.pairs}
-        what = term.gate.value_range, widths.pop() if len(widths) == 1 else None
+        what = term.teacher, term.gate.value_range, widths.pop() if len(widths) == 1 else None
         if what not in profiles:
             profiles[what] = profile_model(
-                teacher, _Batches(reference(), teacher, side), value_range=what[0], student_width=what[1]
+                teacher, _Batches(reference(), teacher, side), value_range=what[1], student_width=what[2]
             )
         values = _values(term, profiles[what])
         first: Any = distiller.trainer.strategy.broadcast(values)

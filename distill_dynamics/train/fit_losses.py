@@ -11,7 +11,7 @@ from torch import Tensor
 from distill_dynamics.models.features import Read, TeacherOutputs
 from distill_dynamics.models.isolated import isolated
 from distill_dynamics.train.checks import checked
-from distill_dynamics.train.dry_run import model_outputs
+from distill_dynamics.train.dry_run import student_outputs
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.reference_images import DrawnOnce, ReferenceImages
 
@@ -43,9 +43,10 @@ class TeacherBatches:
         device, plugin = distiller.device, distiller.trainer.precision_plugin
         for images, targets in self.images.batches():
             found: TeacherOutputs = {}
-            if distiller.teacher is not None:
+            if self.wanted:
+                teacher = distiller.teachers[self.wanted[0].teacher]
                 with plugin.forward_context():  # not around what the loss does with it
-                    found = distiller.teacher(plugin.convert_input(images).to(device), self.wanted)
+                    found = teacher(plugin.convert_input(images).to(device), self.wanted)
             by_word = {word: value for (_, _, word), value in found.items()}
             given = {}
             for parameter, who, word, block in self.inputs:
@@ -58,17 +59,14 @@ class TeacherBatches:
             yield given
 
 
-def fit_losses(distiller: Distiller, reference: DrawnOnce) -> None:
-    """Call `fit(batches)` of every loss that has it, once, and give all ranks what the first came to.
+def fit_losses(distiller: Distiller, reference: DrawnOnce, terms: Mapping[str, Any]) -> None:
+    """Call `fit(batches)` of every loss of these terms that has it, and give all what the first rank came to.
 
     All ranks do the work, as a sharded teacher answers to all or none.
     """
-    terms: Any = distiller.terms
     if not any(hasattr(loss, "fit") for term in terms.values() for loss in term):
         return
-    student: Mapping[Read, Tensor] = {}
-    if distiller.teacher is not None:
-        student, _ = model_outputs(distiller, datamodule(distiller.trainer))
+    student = student_outputs(distiller, datamodule(distiller.trainer))
     for term_name, term in terms.items():
         for pair, loss in enumerate(term):
             if not hasattr(loss, "fit"):

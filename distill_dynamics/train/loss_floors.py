@@ -10,7 +10,8 @@ from torch import Tensor
 from distill_dynamics.losses.maps import match_grids
 from distill_dynamics.losses.token_statistics import TokenStatistics
 from distill_dynamics.models.isolated import isolated
-from distill_dynamics.train.dry_run import model_outputs
+from distill_dynamics.models.teacher import of_teachers
+from distill_dynamics.train.dry_run import student_outputs
 from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.reference_images import DrawnOnce
 
@@ -26,8 +27,8 @@ def loss_floors(distiller: Distiller, reference: DrawnOnce) -> dict[str, float]:
 
     `floor` is a number, or a function of the covariance of the teacher's tokens, pooled to the grid that the
     loss sees, and of the student's channels. The tokens are those of the images that losses are fitted to,
-    over which the teacher runs once for all terms, on every rank; where no loss has such a function, not at
-    all.
+    over which each teacher runs once for all its terms, on every rank; where no loss has such a function, not
+    at all.
     """
     terms: Any = distiller.terms
     stated: dict[Place, Any] = {
@@ -50,22 +51,23 @@ def _covariances(
 
     None of a loss that does not read the maps of both, nor of tokens that do not vary or are not finite.
     """
-    data, teacher = datamodule(distiller.trainer), distiller.teacher
+    data = datamodule(distiller.trainer)
     student_maps = {}
     for name, pair in places:
         blocks = {i.who: i.block for i in distiller.terms[name].inputs[pair] if i.word == "map"}
         if {"student", "teacher"} <= blocks.keys():
             student_maps[name, pair] = ("map", blocks["student"])
-    if not student_maps or teacher is None or not hasattr(data, "probe_set"):
+    if not student_maps or not hasattr(data, "probe_set"):
         return {}
-    student, _ = model_outputs(distiller, data)
+    student = student_outputs(distiller, data)
     wanted = [one for one in distiller.wanted if (one.term, one.pair) in student_maps and one.word == "map"]
     statistics = {place: TokenStatistics() for place in student_maps}
     plugin = distiller.trainer.precision_plugin
     with isolated(distiller), torch.no_grad():
         for images, _ in reference().batches():
             with plugin.forward_context():
-                maps = teacher(plugin.convert_input(images).to(distiller.device), wanted)
+                shown = plugin.convert_input(images).to(distiller.device)
+                maps = of_teachers(distiller.teachers, shown, wanted)
             for place, of in statistics.items():
                 grid = student[student_maps[place]][:1].expand(len(images), -1, -1, -1)
                 of.add(match_grids(grid, maps[*place, "map"])[1])

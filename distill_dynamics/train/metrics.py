@@ -87,12 +87,12 @@ def measure(teacher: Teacher, trainer: Trainer, classes: int) -> dict[str, float
     data = datamodule(trainer)
     loader = data.val_dataloader(**of_side(data, teacher_side(teacher.backbone, data)))
     if classes == 0:
-        return measure_features(teacher.pooled, loader, trainer, "the teacher")
+        return measure_features(teacher.pooled, loader, trainer, f"the {teacher.title}")
     device, plugin = trainer.strategy.root_device, trainer.precision_plugin
     metrics = accuracies(classes).to(device)
     with plugin.forward_context():
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        for batch in tqdm(loader, "Teacher", leave=False, disable=not shown):
+        for batch in tqdm(loader, teacher.title.capitalize(), leave=False, disable=not shown):
             images, targets = (part.to(device) for part in plugin.convert_input(batch)[:2])
             metrics.update(teacher.logits(images), targets)
     return {name: value.item() for name, value in metrics.compute().items()}

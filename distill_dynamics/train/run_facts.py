@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def facts_to_save(distiller: Distiller) -> dict[str, Any]:
-    """Plain values: what builds the student again, the teacher's accuracy, what the gates were made by."""
+    """Plain values: what builds the student again, the teachers' accuracy, what the gates were made by."""
     teacher = distiller.teacher
+    named = {n: {"facts": t.facts(), "accuracy": t.accuracy} for n, t in distiller.teachers.items() if n}
     return {
         "student": distiller.student.description(),
         "teacher_accuracy": teacher.accuracy if teacher else {},
         "teacher": teacher.facts() if teacher else None,
+        **({"teachers": named} if named else {}),
         "settings": distiller.optimisation.settings,
         "gates": _gates(distiller),
         "freeze_backbone": distiller.student.frozen,
@@ -47,10 +49,12 @@ def take_facts(distiller: Distiller, checkpoint: Mapping[str, Any]) -> None:
             f"ckpt_path: model.freeze_backbone was {str(frozen).lower()}: give what the run had, or begin a "
             "new one from its weights (model.student.checkpoint)"
         )
-    teacher = distiller.teacher
-    facts = teacher.facts() if teacher else None
-    if teacher is not None and saved.get("teacher", facts) == facts:
-        teacher.accuracy = saved["teacher_accuracy"]
+    for name, teacher in distiller.teachers.items():
+        facts, its = teacher.facts(), saved.get("teachers", {}).get(name)
+        if its is not None and its["facts"] == facts:
+            teacher.accuracy = its["accuracy"]
+        elif teacher is distiller.teacher and saved.get("teacher", facts) == facts:
+            teacher.accuracy = saved["teacher_accuracy"]
 
 
 def _gates(distiller: Distiller) -> dict[str, dict[str, Any]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from distill_dynamics.errors import UserError
-from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.features import BY_BLOCK, Read, TeacherOutputs, Wanted
 from distill_dynamics.models.layers import pair_layers
@@ -23,6 +21,7 @@ from distill_dynamics.schedule import Schedule
 from distill_dynamics.train.checks import check_name_of_term, check_number, check_schedule, checked
 from distill_dynamics.train.gates import Gate
 from distill_dynamics.train.reads import block_of, class_of, takes_widths, width_of, words_of
+from distill_dynamics.train.teachers import name_of_teacher
 
 
 class MakeLoss(Protocol):
@@ -56,6 +55,8 @@ class Term:
         budget: scales the weight so that weight(progress) · gate(pair), averaged over the pairs and over the
             steps of the training, is this number: terms of other schedules and gates then spend what a
             constant weight of this number spends without a gate. `weight` gives the shape alone.
+        teacher: name of the one that it reads, of several in `model.teachers`. Left out, it is the one
+            `model.teacher`, or the only one that there is.
     """
 
     loss: MakeLoss
@@ -65,39 +66,7 @@ class Term:
     pairs: list[tuple[int, int]] | Literal["all", "depth"] | None = None
     gate: Gate | None = None
     budget: float | None = None
-
-
-def with_standard(
-    terms: Mapping[str, Term | None],
-    alpha: float,
-    temperature: float | Schedule,
-    label_smoothing: float,
-    student: Backbone,
-) -> dict[str, Term]:
-    """The terms of a config after `ce` and `kd`, which α writes; one of that name replaces it, None removes.
-
-    Without classes neither is written, with α = 0 no `kd`. Raises UserError for a setting of one that is
-    replaced, or not written.
-    """
-    if student.num_classes == 0 and (alpha or temperature != 1.0 or label_smoothing != 0.1):
-        raise UserError(
-            "model.alpha, temperature and label_smoothing are of ce and kd, and a student without classes "
-            "has neither: leave them out"
-        )
-    for name, key, value, default in (
-        ("kd", "temperature", temperature, 1.0),
-        ("ce", "label_smoothing", label_smoothing, 0.1),
-    ):
-        if name in terms and value != default:
-            raise UserError(
-                f"model.{key} is of the {name} that alpha writes, and model.terms.{name} replaces it"
-            )
-    written: dict[str, Term | None] = {}
-    if student.num_classes > 0:
-        written["ce"] = Term(partial(CrossEntropy, label_smoothing), 1 - alpha)
-    if student.num_classes > 0 and alpha > 0:
-        written["kd"] = Term(partial(SoftKD, temperature), alpha)
-    return {name: term for name, term in (written | dict(terms)).items() if term is not None}
+    teacher: str | None = None
 
 
 class _Input(NamedTuple):
@@ -119,14 +88,14 @@ class TermValue(NamedTuple):
 class BoundTerm(nn.ModuleList):
     """A term between two models: a loss for each pair, or one, and what each reads.
 
-    Raises UserError for a word that no loss can read, pairs or a gate where none are taken, and what
-    `__init__` raises.
+    Raises UserError for a word that no loss can read, a teacher that is not known, pairs or a gate where none
+    are taken, and what `__init__` raises.
     """
 
     gates: Tensor
     """[P] of a term with a gate: what it gave for each pair; 1 before training."""
 
-    def __init__(self, name: str, term: Term, student: Backbone, teacher: Backbone | None) -> None:
+    def __init__(self, name: str, term: Term, student: Backbone, teachers: Mapping[str, Backbone]) -> None:
         super().__init__()
         check_name_of_term(name)
         check_schedule(f"terms.{name}.weight", term.weight)
@@ -138,11 +107,8 @@ class BoundTerm(nn.ModuleList):
         self.scale: float | None = None  # what the budget makes of the weight, once the steps are known
         made_of = class_of(term.loss)
         words = None if made_of is None else words_of(name, made_of)
-        if teacher is None and any(who == "teacher" for who, _ in (words or {}).values()):
-            raise UserError(
-                f"model.terms.{name}: its loss reads the teacher, and there is none: without one, terms read "
-                "the student and the batch alone, and alpha must be 0 (or left out)"
-            )
+        self.teacher = _name_of_teacher(name, term, words, teachers)
+        teacher = None if self.teacher is None else teachers[self.teacher]
         by_block = any(word in BY_BLOCK for _, word in (words or {}).values())
         if words is None:  # a function: what it reads is seen when it has made a loss
             by_block = bool(term.first or term.last or term.pairs)
@@ -212,7 +178,7 @@ class BoundTerm(nn.ModuleList):
     def of_teacher(self) -> list[Wanted]:
         """What its losses read of the teacher."""
         return [
-            Wanted(self.name, pair, i.word, i.block)
+            Wanted(self.name, pair, i.word, i.block, self.teacher or "")
             for pair, inputs in enumerate(self.inputs)
             for i in inputs
             if i.who == "teacher"
@@ -249,6 +215,29 @@ def loss_settings(loss: nn.Module) -> dict[str, Any]:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """As a file gives them back; of what is no plain value the name of its type."""
     return json.loads(json.dumps(values, skipkeys=True, default=lambda value: type(value).__name__))
+
+
+def _name_of_teacher(
+    name: str, term: Term, words: Mapping[str, tuple[str, str]] | None, teachers: Mapping[str, Backbone]
+) -> str | None:
+    """Whose pairs they are and what is read; None without teachers, or where none of several is read.
+
+    UserError where a loss that reads these words has no teacher, or names one without need. What a function
+    makes is taken to read one.
+    """
+    reads = words is None or any(who == "teacher" for who, _ in words.values())
+    if words is not None and reads and not teachers:
+        raise UserError(
+            f"model.terms.{name}: its loss reads the teacher, and there is none: without one, terms read "
+            "the student and the batch alone, and alpha must be 0 (or left out)"
+        )
+    if term.teacher is not None and not reads and term.gate is None:
+        raise UserError(
+            f"model.terms.{name}: its loss reads no teacher, so leave out teacher: {term.teacher}"
+        )
+    if not reads and term.teacher is None and len(teachers) > 1 and "" not in teachers:
+        return None
+    return name_of_teacher(name, term.teacher, teachers)
 
 
 def _pairs(

@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-KNOWN_ONCE = ("teacher/", "dynamics/teacher/")
-"""How the metrics of a teacher begin. They are measured once, and stand in the run's summary alone."""
+KNOWN_ONCE = ("teacher/", "teacher_", "dynamics/teacher/", "dynamics/teacher_")
+"""How the metrics of teachers begin. They are measured once, and stand in the run's summary alone."""
 
 _AXES = {"val/": "epoch", "dynamics/": "dynamics/epoch"}
 """What metrics that begin so are drawn over; others over Lightning's trainer/global_step."""

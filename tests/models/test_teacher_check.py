@@ -14,7 +14,7 @@ from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.models.teacher_check import accuracy_line, doubt, near_chance
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs import lease
-from distill_dynamics.train import distiller
+from distill_dynamics.train import prepare_teachers
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -116,7 +116,7 @@ def test_two_points_below_its_file_are_none_too_many():
 
 def test_it_is_measured_before_the_first_step(monkeypatch):
     order = []
-    for place, name in ((distiller, "measure"), (Distiller, "training_step")):
+    for place, name in ((prepare_teachers, "measure"), (Distiller, "training_step")):
         original = getattr(place, name)
 
         def watched(*args, name=name, original=original):
@@ -135,13 +135,13 @@ def test_a_continued_run_measures_a_teacher_that_is_another(tmp_path, monkeypatc
     shutil.copytree(ROOT / "tests" / "fixtures" / "run", run)
     more = ["--ckpt_path", "last", "--trainer.limit_train_batches", "2", "--probe.every_n_epochs", "0"]
     measured = []
-    original = distiller.measure
+    original = prepare_teachers.measure
 
     def watched(teacher, trainer, classes):
         measured.append(trainer.current_epoch)
         return original(teacher, trainer, classes)
 
-    monkeypatch.setattr(distiller, "measure", watched)
+    monkeypatch.setattr(prepare_teachers, "measure", watched)
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "3")  # a file of before, which does not say
     fit(run / "config.yaml", *more, "--trainer.max_epochs", "4")
     assert measured == []

@@ -29,7 +29,7 @@ from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.layout import Field, Layout
 from distill_dynamics.train import cache_teacher as cache_teacher_module
-from distill_dynamics.train import distiller
+from distill_dynamics.train import prepare_teachers
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_the_teachers_accuracy_is_measured_anew_on_other_images(folder, tmp_path
         measured.append(trainer.datamodule.crop_pct)
         return {"acc1": 12.5, "acc5": 50.0}
 
-    for module in (distiller, cache_teacher_module):
+    for module in (prepare_teachers, cache_teacher_module):
         monkeypatch.setattr(module, "measure", measure)
     Setup(folder).cache(tmp_path)
     for crop in (1.0, 0.5):

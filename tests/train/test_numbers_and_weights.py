@@ -155,7 +155,7 @@ def test_the_probe_looks_at_the_same_images_whatever_the_runs_seed(monkeypatch, 
 
     probe = DynamicsProbe(n_images=8)
     trainer = types.SimpleNamespace(default_root_dir=".", datamodule=data)
-    probe.on_fit_start(trainer, types.SimpleNamespace(student=student(), teacher=None))
+    probe.on_fit_start(trainer, types.SimpleNamespace(student=student(), teachers={}))
     other = np.random.default_rng(0).permutation(8)  # whatever is drawn elsewhere
     assert len(other) == 8
     first = FashionMNISTSample(seed=0)
