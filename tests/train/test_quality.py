@@ -191,7 +191,7 @@ def test_a_cache_tells_the_teachers_quality(measured, tmp_path, no_report, monke
         "--trainer.max_epochs",
         "1",
     ]
-    monkeypatch.setattr("distill_dynamics.train.prepare_teacher.measure", None)  # it would fail
+    monkeypatch.setattr("distill_dynamics.train.prepare_teachers.measure", None)  # it would fail
     main(["fit", "--config", config, "--name", "cached", *options])
     online, cached = rows(measured)[0], rows(tmp_path / "cached")[0]
     for name in QUALITY:

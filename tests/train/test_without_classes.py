@@ -271,4 +271,5 @@ def test_a_gate_is_made_of_images_without_classes(tmp_path):
     gated = {**TOKEN, "last": 2, "gate": {"class_path": "distill_dynamics.train.gates.CapacityGate"}}
     run = fit_once(tmp_path, **CHANGES | {"model__terms": {"token": gated}, "trainer__max_epochs": 1})
     gates = json.loads((run / "run.json").read_text())["gates"]["token"]
-    assert len(gates) == 2 and all(0 <= gate <= 1 for *_, gate in gates)
+    assert len(gates) == 2
+    assert all(0 <= gate <= 1 for *_, gate in gates)
