@@ -270,6 +270,7 @@ def test_two_ranks_train_as_one(finished, tmp_path):
 def test_a_gate_is_made_of_images_without_classes(tmp_path):
     gated = {**TOKEN, "last": 2, "gate": {"class_path": "distill_dynamics.train.gates.CapacityGate"}}
     run = fit_once(tmp_path, **CHANGES | {"model__terms": {"token": gated}, "trainer__max_epochs": 1})
-    gates = json.loads((run / "run.json").read_text())["gates"]["token"]
+    (start,) = json.loads((run / "run.json").read_text())["starts"]
+    gates = start["gates"]["token"]
     assert len(gates) == 2
     assert all(0 <= gate <= 1 for *_, gate in gates)
