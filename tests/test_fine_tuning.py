@@ -98,6 +98,19 @@ def test_position_embeddings_for_another_size_are_resampled_and_said_to_be(check
     torch.testing.assert_close(after["pos_embed"], expected)
 
 
+@pytest.mark.parametrize(
+    ("changed", "shape"), [({"in_chans": 1}, "[16, 1, 16, 16]"), ({"patch_size": 8}, "[16, 3, 8, 8]")]
+)
+def test_other_channels_or_patches_are_not_said_to_be_position_embeddings(changed, shape):
+    with pytest.warns(UserWarning, match="as timm does") as told:
+        Backbone(checkpoint="student", timm_kwargs=changed)
+    lines = [str(warning.message) for warning in told]
+    assert f"patch_embed.proj.weight from [16, 3, 16, 16] to {shape}" in "".join(lines)
+    of_places = [line for line in lines if "position embeddings" in line]
+    assert len(of_places) == ("patch_size" in changed)
+    assert all("pos_embed from" in line for line in of_places)
+
+
 def test_another_size_without_it_is_a_line(capsys):
     words = [*SHORT.split(), "--data.image_size", "48", "--model.student.checkpoint", "student"]
     line = refused(capsys, "fit", "--config", "packaged:label_free/linear", *words)

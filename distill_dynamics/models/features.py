@@ -101,7 +101,8 @@ def check_class_token(backbone: Backbone) -> None:
     model: Any = backbone.model
     readable = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     count = int(getattr(model, "num_prefix_tokens", 0)) if readable else 0
-    if count and getattr(model, "cls_token", None) is not None:
+    holds_it = getattr(model, "embeds", model)  # a NaFlexViT has its tokens there
+    if count and getattr(holds_it, "cls_token", None) is not None:
         return
     others = ", their prefix tokens are registers" if count else ""
     raise UserError(

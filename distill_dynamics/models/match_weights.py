@@ -83,7 +83,8 @@ def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> bool:
 def tell_changes(model: nn.Module, path: str | os.PathLike) -> bool:
     """Warn of what timm changed in a safetensors file's weights when it loaded them; whether the head is new.
 
-    It leaves out a head of other classes, and resamples position embeddings, without a word.
+    It leaves out a head of other classes, resamples position embeddings and patches, and sums or repeats the
+    colours of the first convolution, without a word.
     """
     own = model.state_dict()
     with safetensors.safe_open(path, framework="pt") as file:
@@ -177,15 +178,17 @@ def _as_timm_does(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
 def _resampled(before: State, after: State) -> list[str]:
     lines = []
     changed = [key for key in before if key in after and after[key].shape != before[key].shape]
-    if changed:
-        one = changed[0]
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        lines.append(
-            f"position embeddings resampled to this input size: {one} from {list(before[one].shape)} to "
-            f"{list(after[one].shape)}{more}"
-        )
-    if others := [key for key in before if key not in after]:
-        lines.append(f"renamed or left out as timm does: {others[0]} ({len(others)} such)")
+    on_a_grid = [key for key in changed if any(word in key for word in _ON_A_GRID)]
+    others = [key for key in changed if key not in on_a_grid]  # other channels, other patches
+    for keys, what in (
+        (on_a_grid, "position embeddings resampled to this input size"),
+        (others, "weights of another shape, made to fit as timm does"),
+    ):
+        if keys:
+            one, more = keys[0], f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            lines.append(f"{what}: {one} from {list(before[one].shape)} to {list(after[one].shape)}{more}")
+    if gone := [key for key in before if key not in after]:
+        lines.append(f"renamed or left out as timm does: {gone[0]} ({len(gone)} such)")
     return lines
 
 

@@ -160,7 +160,7 @@ def _check_without_classes(distiller: Distiller) -> None:
             if one.word in ("targets", "logits", "dist_logits"):
                 raise UserError(
                     f"model.terms.{name}: its loss reads {one.parameter}, and the data have no classes: take "
-                    "a loss of map, prefix, attention or pooled"
+                    "a loss of map, prefix, class_token, attention or pooled"
                 )
 
 

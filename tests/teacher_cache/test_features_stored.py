@@ -48,6 +48,7 @@ def test_what_was_fitted_comes_with_the_cache(folder, tmp_path):
     for name in ("map", "class", "pooled"):
         basis = state[f"{name}.0.basis"].double()
         torch.testing.assert_close(basis.T @ basis, torch.eye(24).double(), atol=1e-5, rtol=0)
+        assert not torch.equal(basis, torch.eye(24).double())  # what it is before it is fitted
     setup.model["terms"] = of_all("channel")
     with pytest.raises(UserError, match="standardise was phi-s and is channel"):
         setup.fit(tmp_path)

@@ -85,6 +85,22 @@ def test_cait_has_attention_and_no_prefix():
         read(cait, images(), {("prefix", 1)})
 
 
+def test_a_naflex_vit_gives_its_class_token_which_comes_before_its_registers():
+    kwargs = {**VIT, "depth": 2, "num_classes": 0}
+    backbone = Backbone(
+        "vit_small_patch14_reg4_dinov2", timm_kwargs={**kwargs, "img_size": 28, "use_naflex": True}
+    ).eval()
+    with torch.no_grad():
+        backbone.model.embeds.cls_token.fill_(3.0)
+        for block in backbone.model.blocks:  # what enters a block leaves it
+            for branch in (block.attn.proj, block.mlp.fc2):
+                branch.weight.zero_()
+                branch.bias.zero_()
+    found = read(backbone, images(), {("class_token", 2), ("prefix", 2)})
+    assert found["prefix", 2].shape[1] == 5
+    torch.testing.assert_close(found["class_token", 2], torch.full((3, VIT["embed_dim"]), 3.0))
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "registers"),
     [
