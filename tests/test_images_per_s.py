@@ -11,7 +11,7 @@ from distill_dynamics.data import FashionMNISTSample
 
 
 class Clock(pl.Callback):
-    """Stands still but for 5 s a step and an hour a validation; at the epoch's end there are `ranks`."""
+    """Stands still but for 5 s a step, an hour a validation and one at the epoch's end, with then `ranks`."""
 
     def __init__(self, monkeypatch, ranks):
         self.now, self.monkeypatch, self.ranks = 100.0, monkeypatch, ranks
@@ -24,6 +24,7 @@ class Clock(pl.Callback):
         self.now += 3600
 
     def on_train_epoch_end(self, *args):
+        self.now += 3600
         self.monkeypatch.setattr(pl.Trainer, "world_size", self.ranks)
 
 

@@ -59,6 +59,10 @@ class EpochRows(Callback):
         self._steps += 1
         self._images += step.images
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Distiller, *args: Any) -> None:
+        """Read the clock: what other callbacks do after the last batch, such as to probe, is no training."""
+        self._read_clock()
+
     def on_validation_start(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Stop the clock of `train/images_per_s`: validation is not training."""
         self._read_clock()
@@ -81,8 +85,6 @@ class EpochRows(Callback):
         row = dict(zip(names, means.tolist(), strict=True))
         row |= {f"train/weight_{name}": value / self._steps for name, value in self._weights.items()}
         validated = self._validated_at == trainer.global_step
-        if not validated:
-            self._read_clock()
         row["train/images_per_s"] = self._images * trainer.world_size / self._seconds
         row["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}

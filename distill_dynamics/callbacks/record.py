@@ -61,6 +61,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             data = datamodule(trainer)
             dataset: Any = getattr(data.val_dataloader(), "dataset", ())  # nothing without such images
+            whole = trainer.limit_val_batches == 1.0 or not dataset
             record(
                 Path(trainer.default_root_dir),
                 trainer.current_epoch,
@@ -69,8 +70,8 @@ class RunRecord(Callback):
                     "name": type(data).__name__,
                     "fingerprint": data.fingerprint(),
                     "classes": data.num_classes,
-                    "val_images": len(dataset) if trainer.limit_val_batches == 1.0 or not dataset else None,
-                    **quality_facts(data),
+                    "val_images": len(dataset) if whole else None,
+                    **quality_facts(data, whole),
                 },
                 **_teachers(pl_module, data),
                 student_cost=cost(pl_module.student, data.image_size),

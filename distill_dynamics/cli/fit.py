@@ -249,7 +249,8 @@ class DistillCLI(LightningCLI):
     def _print(self, results: Sequence[Mapping[str, float]]) -> None:
         rows = [(name, f"{value:.4f}") for name, value in results[0].items()] if results else []
         if self.trainer.is_global_zero:
-            print("\n" + "\n".join(f"  {name:<14} {value:>9}" for name, value in rows) + "\n")
+            width = max(14, *(len(name) for name, _ in rows), 0)
+            print("\n" + "\n".join(f"  {name:<{width}} {value:>9}" for name, value in rows) + "\n")
 
     def _leave_nothing(self) -> None:
         """Take back what this start has put into its run directory; the directory, if it made that."""

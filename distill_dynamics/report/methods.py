@@ -154,7 +154,7 @@ def describe(config: dict[str, Any]) -> tuple[str, str, str, str]:
     return (
         " + ".join(names) + without,
         "; ".join(options) if any(options) else "",
-        "; ".join(_blocks(term) for term in terms.values()),
+        "; ".join(filter(None, map(_blocks, terms.values()))),  # what reads no maps has none
         "; ".join(map(_weight, terms.values())),
     )
 

@@ -25,10 +25,15 @@ def measures_quality(data: Any) -> bool:
     return data.num_classes == 0 and bool(getattr(data, "val_classes", ()))
 
 
-def quality_facts(data: Any) -> dict[str, int]:
-    """What a figure is to be read with: classes of the validation images, and how many images are queries."""
+def quality_facts(data: Any, whole: bool) -> dict[str, int]:
+    """What a figure is to be read with: classes of the validation images, and how many images are queries.
+
+    The latter is known where the `whole` of them is measured.
+    """
     if data.num_classes:
         return {}
+    if not whole:
+        return {"val_classes": len(data.val_classes)}
     targets = data.sources["val"].targets if data.has_val else []
     queries = int((~halves(torch.as_tensor(targets, dtype=torch.int64))).sum())
     return {"val_classes": len(data.val_classes), "val_queries": queries}

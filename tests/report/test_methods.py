@@ -68,7 +68,7 @@ def test_training_without_labels_is_called_that(tmp_path, data):
                     weight={"class_path": "some.Until", "init_args": {"start": 0.2, "end": 0.5}}, last=1
                 ),
             },
-            ("DKD + SpectralKD without SoftKD", "; L 1", "1; Until [start: 0.2, end: 0.5]"),
+            ("DKD + SpectralKD without SoftKD", "L 1", "1; Until [start: 0.2, end: 0.5]"),
         ),
         (
             {"a": {**made.term(pairs="depth"), "gate": {"class_path": "some.PhaseGate"}, "budget": 0.1}},

@@ -138,6 +138,7 @@ def test_an_epochs_row_is_of_all_ranks(monkeypatch):
         module.latest = Step(["ce"], torch.tensor(values), {"ce": values[1]}, 15, 0)
         callback.on_before_backward(trainer, module, None)
     monkeypatch.setattr(f"{place}.time.perf_counter", lambda: 13.0)
+    callback.on_train_batch_end(trainer, module)
     callback.on_train_epoch_end(trainer, module)
     ((epoch, row),) = logged
     assert epoch == 1

@@ -22,7 +22,7 @@ from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import results_rows
 from distill_dynamics.tables import accuracies, accuracy_rows
-from distill_dynamics.train.quality import FeatureQuality
+from distill_dynamics.train.quality import FeatureQuality, quality_facts
 
 EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.0}}
 
@@ -113,6 +113,14 @@ def test_what_is_printed_names_the_measure(tmp_path, capsys):
     assert "(chance 10.00 %)" in printed
     assert "  kNN " in printed
     assert "student, untrained" in printed
+
+
+def test_how_many_are_queries_is_told_where_all_are_measured():
+    data = FashionMNISTSample(labels=False)
+    data.setup("validate")
+    images = len(data.sources["val"].targets)
+    assert quality_facts(data, whole=True) == {"val_classes": 10, "val_queries": images // 2}
+    assert quality_facts(data, whole=False) == {"val_classes": 10}
 
 
 def gathered(features, targets, batches):

@@ -17,6 +17,8 @@ from distill_dynamics import Backbone
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import UnlabelledFolder
 from distill_dynamics.dynamics import Profile, profile_model
+from distill_dynamics.report.provenance import circumstances_of
+from distill_dynamics.report.runs import load_runs
 
 LOSSES = "distill_dynamics.losses"
 HEADLESS = {key: value for key, value in VIT.items() if key != "num_classes"}
@@ -103,6 +105,7 @@ def test_without_validation_images_the_last_student_is_kept(unmeasured):
     assert "label_names" not in config
     starts = json.loads((unmeasured / "run.json").read_text())["starts"]
     assert starts[-1]["data"]["val_images"] == 0
+    assert "of the training images of UnlabelledFolder" in " ".join(circumstances_of(load_runs([unmeasured])))
 
 
 def test_plain_timm_makes_the_student_and_gives_its_features(unmeasured):
