@@ -14,7 +14,8 @@ from distill_dynamics.models.backbone import Backbone
 CONFIGS = ROOT / "configs"
 CONTROL = CONFIGS / "fashion_mnist" / "teacher_cait24_std035.yaml"
 """Given after the teacher's own config."""
-STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/teacher*.yaml"))]
+LABEL_FREE = [CONFIGS / "label_free" / f"{name}.yaml" for name in ("fashion_mnist", "dinov3_vit_tiny")]
+STANDALONE = [CONFIGS / "quickstart.yaml", *sorted(CONFIGS.glob("*/teacher*.yaml")), *LABEL_FREE]
 NONE = {"base.yaml", "beta.yaml"}  # not an experiment by itself; a sweep of W&B's
 NONE |= {"finetune.yaml", "linear.yaml"}  # of a student that is given: test_fine_tuning.py
 ROWS = [p for p in sorted(CONFIGS.glob("*/*.yaml")) if p.name not in NONE and p not in STANDALONE]
@@ -87,13 +88,17 @@ def _no_random_weights(monkeypatch):
 def test_every_config_builds(path, monkeypatch, tmp_path, image_folder):
     imagenet = path.parent.name == "imagenet"
     made = {"--model.teacher.pretrained": "false", "--data.data_dir": image_folder, "--data.num_workers": 0}
-    extra = [item for pair in made.items() for item in pair] if imagenet else []
+    of_folder = imagenet or path.stem == "dinov3_vit_tiny"
+    extra = [item for pair in made.items() for item in pair] if of_folder else []
     monkeypatch.chdir(ROOT)  # the study's teachers are named from there
-    if path.stem == "two_teachers":
+    if path.stem == "two_teachers" or path == LABEL_FREE[0]:
         blank_real_vit(tmp_path, monkeypatch)
     built = build(monkeypatch, tmp_path, *configs(path), *extra)
     model, data = built.model, built.datamodule
     assert data.batch_size > 0
+    if path in LABEL_FREE:
+        assert model.student.num_classes == data.num_classes == 0
+        assert {w.word for w in model.wanted} == {"map", "pooled"}
     if imagenet:
         top1, ends, weight, epochs = PUBLISHED[path.stem]
         assert top1 is None or f"{top1:.2f} %" in path.read_text()
