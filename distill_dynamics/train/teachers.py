@@ -59,9 +59,10 @@ def make_teachers(
         for place, (name, of) in enumerate(given.items())
     }
     for name in named:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # YAML has 1 for a number
             raise UserError(
-                f"model.teachers: {name!r} is no name of files and metrics; take letters, digits, _ and -"
+                f"model.teachers: {name!r} is no name of files and metrics; take letters, digits, _ and - "
+                "(a number in quotes)"
             )
     folders: dict[Path, Teacher] = {}
     for teacher in made.values():

@@ -300,6 +300,7 @@ def test_a_run_that_goes_on_is_one_that_was_not_interrupted(run, experiment, tmp
             r"model.alpha is the share of model.teacher.*loss: SoftKD, weight: 0.5, teacher",
         ),
         ({"teachers": {"a/b": CLASSES}, "terms": {}}, "model.teachers: 'a/b' is no name of files"),
+        ({"teachers": {1: CLASSES}, "terms": {}}, r"model.teachers: 1 is no name of files.*in quotes"),
         ({"teachers": {}}, "there is no teacher 'dino'|reads the teacher, and there is none"),
     ],
 )
