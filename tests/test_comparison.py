@@ -215,6 +215,10 @@ HEADLESS = {**VIT, "depth": 2, "num_classes": 0}
         ("seeds are from 0 to 4294967295", ["--seed_everything", "4294967294", "--seeds", "3"]),
         ("seeds are counted from a number", ["--seed_everything", "true"]),
         ("trainer.limit_val_batches is 0", ["--trainer.limit_val_batches", "0"]),
+        (
+            "data: UnlabelledFolder has no validation images here, and runs are compared by them",
+            ["--data", json.dumps({"class_path": "UnlabelledFolder", "init_args": {"data_dir": "x"}})],
+        ),
         ("the student has no classes", ["--model.student.timm_kwargs", json.dumps(HEADLESS)]),
         (
             "there is none to compare with: SoftKD is left out: the config has no teacher; no distill",

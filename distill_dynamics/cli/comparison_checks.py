@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from distill_dynamics.cli.datamodule import has_validation_images
 from distill_dynamics.cli.sweep import in_sweep
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.methods import differing
@@ -47,6 +48,11 @@ def check_config(config: Any, seeds: int) -> None:
         key = "fast_dev_run" if config.trainer.fast_dev_run else "limit_val_batches"
         raise UserError(
             f"trainer.{key} is {config.trainer[key]}: runs are compared by their top-1 on validation images"
+        )
+    if not has_validation_images(config.data):
+        raise UserError(
+            f"data: {config.data.class_path.rpartition('.')[2]} has no validation images here, and runs are "
+            "compared by them"
         )
     for path in map(Path, map(str, config.config or [])):
         if path.name.startswith("config") and (path.parent / "run.json").is_file():

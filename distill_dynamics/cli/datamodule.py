@@ -26,6 +26,11 @@ def datamodule_of(config: str, option: str) -> ImageData:
     return _made(content["data"], args)
 
 
+def has_validation_images(settings: Any) -> bool:
+    """Whether a config's data have some to measure on. UserError where they cannot be listed."""
+    return _made(settings, []).has_val
+
+
 def _made(settings: Any, args: list[str]) -> ImageData:
     parser = OneLineParser()
     parser.args = args

@@ -118,10 +118,9 @@ def class_folders(folder: Path, setting: str) -> list[str]:
         if classes := folders_in(folder, setting):
             return classes
         problem = f"{folder.resolve()} holds no class folders"
-    raise UserError(
-        f"{setting}: {problem}; images belong in {folder.name}/<class>/<image> (images without classes are "
-        "for class_path: distill_dynamics.data.UnlabelledFolder)"
-    )
+    without = " (images without classes are for class_path: distill_dynamics.data.UnlabelledFolder)"
+    known = without if setting == _SETTING else ""  # of others it is known that they have classes
+    raise UserError(f"{setting}: {problem}; images belong in {folder.name}/<class>/<image>{known}")
 
 
 def _check_same(data_dir: Path) -> None:

@@ -29,7 +29,8 @@ def draw_probe(targets: NDArray[np.integer], n: int, seed: int = 0) -> NDArray[n
     Raises UserError if n is not between 1 and N.
     """
     if not 1 <= n <= len(targets):
-        raise UserError(f"{n} probe images cannot be drawn from {len(targets)} images")
+        most = f"; n_images is from 1 to {len(targets)}" if len(targets) else ""
+        raise UserError(f"{n} probe images cannot be drawn from {len(targets)} images{most}")
     generator = np.random.default_rng(seed)
     images = generator.permutation(len(targets))
     classes, class_of = np.unique(targets[images], return_inverse=True)

@@ -70,21 +70,24 @@ def next_steps(study: Study) -> list[str]:
     if len(trained) > 1:
         return [*_seeds(study), *_floor_step(trained), *_scale_step(trained)]
     run = trained[0]
-    # Without classes there is neither SoftKD nor training alone.
-    has_classes = (run.last_start.get("data") or {}).get("classes") != 0
-    again = (
-        "`--baselines --seeds 3` trains SoftKD and no teacher beside it"
-        if has_classes
-        else "`--seeds 3` trains it on three"
-    )
     return [
-        f"One run with one seed compares with nothing: the same `fit` with {again}, and "
-        "`distill_dynamics report RUN RUN ... --out report.html` compares any runs.",
+        f"One run with one seed compares with nothing: {_more_runs(run)}`distill_dynamics report RUN RUN ... "
+        "--out report.html` compares any runs.",
         *_training_steps(run),
         *_term_steps(run),
         *_floor_step([run]),
         *_scale_step([run]),
     ]
+
+
+def _more_runs(run: Run) -> str:
+    """What `fit` trains by itself to compare with."""
+    data = run.last_start.get("data") or {}
+    if data.get("classes") != 0:
+        return "the same `fit` with `--baselines --seeds 3` trains SoftKD and no teacher beside it, and "
+    if data.get("val_images") == 0:  # nothing that runs could be compared by
+        return ""
+    return "the same `fit` with `--seeds 3` trains it on three, and "
 
 
 def _training_steps(run: Run) -> Iterator[str]:

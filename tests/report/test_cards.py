@@ -277,6 +277,11 @@ def test_a_run_without_classes_and_validation_images_is_told_as_one(tmp_path):
     folder = made.write_run(tmp_path / "r", rows, starts=[made.start(data=data)], **made.all_profiles())
     runs = load_runs([folder])
     step = next_steps(Study(runs))[0]
+    assert "--seeds" not in step  # `fit` has nothing to compare them by
+    assert "SoftKD" not in step
+    data["val_images"] = 100
+    other = made.write_run(tmp_path / "s", rows, starts=[made.start(data=data)], **made.all_profiles())
+    step = next_steps(Study(load_runs([other])))[0]
     assert "`--seeds 3` trains it on three" in step
     assert "SoftKD" not in step
     assert "of the training images of UnlabelledFolder" in " ".join(circumstances_of(runs))
