@@ -56,9 +56,18 @@ def _unknown_key(match: re.Match, parser: Any, key: str) -> Reason:
         if part not in here:
             break
     inner = [] if parser.exit_on_error else ["class_path", "init_args"]
+    taken = [f"{action.dest}.{part}" for action in parser._actions if inner and _takes(action, part)]
     elsewhere = next((f"; did you mean {'.'.join(path)!r}?" for path in known if path[-1] == part), "")
-    suggestion = nearest(part, [*here, *inner], few=0) or elsewhere or nearest(part, here)
+    below_one = f"; did you mean {taken[0]!r}?" if taken else ""
+    suggestion = below_one or nearest(part, [*here, *inner], few=0) or elsewhere or nearest(part, here)
     return Reason(f"no key {part!r}{suggestion}", key=".".join(parts[: depth + 1]))
+
+
+def _takes(action: Any, key: str) -> bool:
+    """Whether an option, not that of help, is for an object of a class whose arguments have this name."""
+    made: Any = getattr(action, "_typehint", None)
+    wanted = inspect.isclass(made) and not action.dest.endswith(".help")
+    return wanted and key in inspect.signature(made.__init__).parameters
 
 
 def _unknown_word(match: re.Match, parser: Any, key: str) -> Reason:

@@ -342,3 +342,5 @@ def test_a_mistake_in_a_config_says_which_teacher(experiment, capsys):
     assert "model.teachers.labels: " in error(model__teachers={**teachers, "labels": wide})
     unknown = {**teachers, "labels": {**teachers["labels"], "chache": "x"}}
     assert "chache" in error(model__teachers=unknown)
+    line = error(model__teachers={**teachers, "labels": teachers["labels"]["backbone"]})
+    assert re.search(r"model\.teachers\.labels\.(\w+): no key '\1'; did you mean 'backbone\.\1'\?", line)
