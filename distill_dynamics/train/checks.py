@@ -18,6 +18,7 @@ from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.input_size import check_patches, teacher_side
 from distill_dynamics.models.teacher import Precision, Teacher
 from distill_dynamics.schedule import sampled
+from distill_dynamics.train.quality import check_labelled
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
@@ -133,6 +134,7 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
     student.evaluation = EvalTransform(size, crop, interpolation)
     if not data.num_classes:
         _check_without_classes(distiller)
+        check_labelled(data)
     if student.num_classes != data.num_classes:
         raise UserError(
             f"model.student has {student.num_classes} classes and the data {data.num_classes}; "

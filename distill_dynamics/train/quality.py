@@ -18,11 +18,25 @@ from tqdm import tqdm
 
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.dynamics.measures.feature_quality import feature_quality, halves
+from distill_dynamics.errors import UserError
 
 
 def measures_quality(data: Any) -> bool:
     """Whether training has no classes, and the validation images of a DataModule have."""
     return data.num_classes == 0 and bool(getattr(data, "val_classes", ()))
+
+
+def check_labelled(data: Any) -> None:
+    """UserError where validation images have labels by which no student can be told from another."""
+    if not measures_quality(data):
+        return
+    targets = torch.as_tensor(data.sources["val"].targets, dtype=torch.int64)
+    classes = len(targets.unique())
+    if classes < 2 or halves(targets).all():
+        raise UserError(
+            f"data: {len(targets)} labelled validation images of {classes} classes; two classes are needed, "
+            "and two images of one of them: one half classifies the other"
+        )
 
 
 def quality_facts(data: Any, whole: bool) -> dict[str, int]:

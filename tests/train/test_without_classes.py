@@ -228,6 +228,23 @@ def test_a_folder_without_classes_has_no_labels_to_be_set(experiment, capsys, gr
     assert "labels" in error
 
 
+@pytest.mark.parametrize(
+    ("classes", "images", "told"), [(3, 1, "3 labelled validation images of 3"), (1, 4, "4 labelled")]
+)
+def test_labels_that_tell_no_student_from_another_are_one_line(
+    experiment, capsys, grey_folder, tmp_path, classes, images, told
+):
+    for i in range(classes * images):
+        (tmp_path / f"val/{i % classes}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(grey_folder / "00.png", tmp_path / f"val/{i % classes}/{i}.png")
+    changes = {k: v for k, v in CHANGES.items() if not k.startswith("data")}
+    given = of_folder(grey_folder, val_dir=str(tmp_path / "val"))
+    error = refused(capsys, "fit", "--config", experiment(**changes | given))
+    assert told in error
+    assert "two classes are needed" in error
+    assert len(error.strip().splitlines()) == 1
+
+
 def test_commands_that_need_classes_or_validation_images_are_one_line(unmeasured, capsys):
     given = ["--config", unmeasured / "config.yaml", "--ckpt_path", "last"]
     for command, words in (("predict", "the student has no classes"), ("validate", "no validation images")):
