@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
     from distill_dynamics.models.features import Features
     from distill_dynamics.train.distiller import Distiller
+    from distill_dynamics.train.teachers import TeacherSettings
     from distill_dynamics.train.terms import Term
 
 __version__ = "0.2.0.dev0"
@@ -18,6 +19,7 @@ _HOMES = {
     "Backbone": "models.backbone",
     "Distiller": "train.distiller",
     "Features": "models.features",
+    "TeacherSettings": "train.teachers",
     "Term": "train.terms",
     "UserError": "errors",
 }

@@ -85,7 +85,10 @@ class _StandardisedKD(nn.Module):
         return batch[self.word]
 
     def standardised(self, teacher: Tensor) -> Tensor:
-        """The target [..., D] of the teacher's features [..., D]: mean 0, variance 1 a channel."""
+        """The target [..., D] of the teacher's features [..., D]: mean 0, variance 1 a channel.
+
+        Less where a variance is so small that it was clamped.
+        """
         centred = at_least_float32(teacher) - self.mean
         if self.standardise == "channel":
             return centred / self.std
@@ -101,10 +104,10 @@ class TokenKD(SeesPooled, _StandardisedKD):
     Args:
         student_channels, teacher_channels: of the maps.
         standardise: "channel": (x - μ) / σ, each channel by itself. "phi-s": PHI-S (`phis_target.py`), a
-            rotation to channels of equal variance and one scale for all: angles and distances between the
-            teacher's centred tokens stay what they are. "whiten": Uᵀ(x - μ) / √λ, principal components of
-            variance 1 (λ clamped at 1e-3 · λ_1), none correlated with another: directions in which the
-            teacher hardly varies count as much as its first.
+            rotation to channels of equal variance and one scale for all: angles between the teacher's centred
+            tokens, and ratios of their distances, stay what they are. "whiten": Uᵀ(x - μ) / √λ, principal
+            components of variance 1 (λ clamped at 1e-3 · λ_1), none correlated with another: directions in
+            which the teacher hardly varies count as much as its first.
 
     Raises:
         ValueError: features of other channels than those declared, a width that has no Hadamard matrix with

@@ -53,6 +53,12 @@ def make_teachers(
 
     UserError for names and settings that are none, or do not go together.
     """
+    for name, of in named.items():
+        if not isinstance(of, TeacherSettings):
+            raise UserError(
+                f"model.teachers: {name!r} is of the type {type(of).__name__}; give "
+                "distill_dynamics.TeacherSettings(backbone)"
+            )
     given = ({} if one is None else {"": one}) | dict(named)
     made = {
         name: Teacher(of.backbone, of.precision, channels_last, of.shard, name, place == 0, of.cache)

@@ -15,14 +15,13 @@ from lightning.pytorch import Trainer, seed_everything
 from standins import Rows
 from test_fit import assert_same_run, fit, rows
 
-from distill_dynamics import Backbone, Distiller, Term, UserError
+from distill_dynamics import Backbone, Distiller, TeacherSettings, Term, UserError
 from distill_dynamics.cli.main import main
 from distill_dynamics.data import FashionMNISTSample
 from distill_dynamics.losses import SoftKD, SpectralKD
 from distill_dynamics.report.methods import describe
 from distill_dynamics.runs.profiles import load_profiles
 from distill_dynamics.train.gates import CapacityGate
-from distill_dynamics.train.teachers import TeacherSettings
 
 STUDENT = {"name": "deit_tiny_patch16_224", "timm_kwargs": {**VIT, "depth": 2}}
 TOKENS = {  # without a head
@@ -325,6 +324,11 @@ def test_a_setting_that_is_none_is_a_line(given, words):
     }
     with pytest.raises(UserError, match=words):
         made(teachers=teachers, channels_last="shard" in given)
+
+
+def test_a_backbone_without_its_settings_is_a_line():
+    with pytest.raises(UserError, match=r"'dino' is of the type Backbone; give distill_dynamics\.TeacherSet"):
+        Distiller(backbone(STUDENT), teachers={"dino": backbone(TOKENS)})
 
 
 def test_a_mistake_in_a_config_says_which_teacher(experiment, capsys):
