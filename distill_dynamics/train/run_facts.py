@@ -20,7 +20,7 @@ def facts_to_save(distiller: Distiller) -> dict[str, Any]:
         "student": distiller.student.description(),
         "teacher_accuracy": teacher.accuracy if teacher else {},
         "teacher": teacher.facts() if teacher else None,
-        **({"teachers": named} if named else {}),
+        **({"teachers": named, "first_teacher": teacher.name} if teacher and named else {}),
         "settings": distiller.optimisation.settings,
         "gates": _gates(distiller),
         "freeze_backbone": distiller.student.frozen,
@@ -49,6 +49,14 @@ def take_facts(distiller: Distiller, checkpoint: Mapping[str, Any]) -> None:
             f"ckpt_path: model.freeze_backbone was {str(frozen).lower()}: give what the run had, or begin a "
             "new one from its weights (model.student.checkpoint)"
         )
+    if distiller.teacher is not None and distiller.trainer.state.fn == "fit":
+        first, was_first = distiller.teacher.name, saved.get("first_teacher")
+        if was_first not in (None, first):
+            raise UserError(
+                "ckpt_path: the first teacher, which files and metrics call teacher, was "
+                f"{was_first or 'model.teacher'} and is {first or 'model.teacher'}: give them in the order "
+                "that the run had"
+            )
     for name, teacher in distiller.teachers.items():
         facts, its = teacher.facts(), saved.get("teachers", {}).get(name)
         if its is not None and its["facts"] == facts:

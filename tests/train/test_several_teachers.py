@@ -274,6 +274,16 @@ def test_a_run_that_goes_on_is_one_that_was_not_interrupted(run, experiment, tmp
     assert re.search(r"^  teacher dino +vit_tiny_patch16_224: ", printed, re.M)
 
 
+def test_a_run_does_not_go_on_with_another_one_first(run, tmp_path, capsys):
+    """`dynamics/teacher/*` before and after would be of two models."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["teachers"] = dict(reversed([*config["model"]["teachers"].items()]))
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(config, sort_keys=False))
+    line = refused(capsys, "fit", "--config", other, "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert "the first teacher, which files and metrics call teacher, was dino and is labels" in line
+
+
 # --- mistakes -----------------------------------------------------------------------------------------
 
 
