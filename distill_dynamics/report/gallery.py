@@ -237,11 +237,13 @@ def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[
     if logged:
         floors = {run.label: run.loss_floors for run in runs}
         drawn = any(floor > 0 for of in floors.values() for floor in of.values())
-        dashed = ", dashed what no linear map from the student can go below," if drawn else ""
+        dashed = ", dashed what no linear map from the student can go below" if drawn else ""
+        validated = any(name.startswith("val/") for rows in logged.values() for name in metric_names(rows))
+        top1 = f"{dashed and ','} and top-1 on the validation set beside the teacher's" if validated else ""
         yield Picture(
             "training_curves",
             "Training",
-            f"Each loss term{dashed} and top-1 on the validation set beside the teacher's.",
+            f"Each loss term{dashed}{top1}.",
             figures.training_curves(logged, styles, floors),
         )
     if gates := {run.label: run.gates for run in runs if run.gates}:
