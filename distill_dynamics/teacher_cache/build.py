@@ -16,6 +16,7 @@ from distill_dynamics.files import atomic_write, remove_partial
 from distill_dynamics.models.teacher_check import doubt, framed
 from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache.cache import TeacherCache
+from distill_dynamics.teacher_cache.fields import shapes_seen
 from distill_dynamics.teacher_cache.files import Writer, rows_checksum
 from distill_dynamics.teacher_cache.fitted import write_fitted
 from distill_dynamics.teacher_cache.identity import validated_on
@@ -81,7 +82,8 @@ class CacheBuilder:
             validated_on=validated_on(views.data),
             rows_sha256=rows_checksum(rows),
         )
-        write_fitted(self.folder, terms, views.fitted_to)
+        seen = shapes_seen([*views.readers], views.parts)
+        write_fitted(self.folder, terms, views.fitted_to, seen)
         with atomic_write(self.folder / "rows.npy") as partial, partial.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
         with atomic_write(self.folder / "cache.json") as partial:

@@ -105,3 +105,12 @@ def parts_of(readers: list[Reader], values: Mapping[tuple[str, int | None], Tens
         for reader in readers
         if reader.wanted.word not in LOGITS
     }
+
+
+def shapes_seen(readers: list[Reader], parts: Mapping[Key, Part]) -> dict[str, list[int]]:
+    """What the losses that have `fit` see of the teacher, without B, by the keys of the config."""
+    fitting = [reader for reader in readers if reader.key in parts and hasattr(reader.loss, "fit")]
+    return {
+        f"model.terms.{r.wanted.term}.{r.wanted.pair}.{r.wanted.word}": list(parts[r.key].shape)
+        for r in fitting
+    }

@@ -23,15 +23,37 @@ def fitted_state(loss: Any) -> dict[str, Tensor]:
     return state | {name: parameters[name].detach() for name in fitted}
 
 
-def write_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:
-    """Write what every loss that has `fit` was fitted, if there is one; `images` says to which."""
+def write_fitted(
+    folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> None:
+    """Write what every loss that has `fit` was fitted, if there is one; `images` says to which.
+
+    `shapes` are those of what the losses see of the teacher, which `check_shapes` compares.
+    """
     states = {
         f"{place}.{name}": value
         for place, loss in _losses(terms)
         for name, value in fitted_state(loss).items()
     }
     if states:
-        write_weights(folder / NAME, states, {"fitted to": dict(images), **_facts(terms)}, None)
+        facts = {"fitted to": dict(images), "seen": dict(shapes), **_facts(terms)}
+        write_weights(folder / NAME, states, facts, None)
+
+
+def check_shapes(folder: Path, shapes: Mapping[str, Any]) -> None:
+    """UserError where losses were fitted to a teacher's features of other shapes: of another student's grid.
+
+    Caches of earlier versions do not say.
+    """
+    if not (folder / NAME).is_file():
+        return
+    seen = read_weights(folder / NAME)[1].get("seen", {})
+    for place, shape in shapes.items():
+        if (was := seen.get(place, shape)) != shape:
+            raise UserError(
+                f"teacher_cache: {folder / NAME}: {place} was fitted to the teacher's features of {was} and "
+                f"sees {shape} here, as the student has another grid; build a cache with this config"
+            )
 
 
 def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:

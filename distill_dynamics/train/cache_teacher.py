@@ -9,7 +9,8 @@ from typing import Any
 from distill_dynamics.errors import UserError
 from distill_dynamics.teacher_cache.build import CacheBuilder
 from distill_dynamics.teacher_cache.cache import TeacherCache
-from distill_dynamics.teacher_cache.fitted import load_fitted
+from distill_dynamics.teacher_cache.fields import shapes_seen
+from distill_dynamics.teacher_cache.fitted import check_shapes, load_fitted
 from distill_dynamics.teacher_cache.plan import check_room, plan
 from distill_dynamics.teacher_cache.verify import verify
 from distill_dynamics.teacher_cache.views import Views
@@ -86,9 +87,12 @@ class CacheTeacher(Distiller):
             load_fitted(folder, terms, depend_on(self.data))
         elif not self.verifies:
             fit_losses(self, drawn_once(self.data), terms)
+        readers, parts = readers_of(self, name)
+        check_shapes(folder, shapes_seen(readers, parts))
         return Views(
             self.teachers[name],
-            *readers_of(self, name),
+            readers,
+            parts,
             data=self.data,
             trainer=self.trainer,
             made_by=self.made_by[name],

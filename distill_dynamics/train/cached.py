@@ -13,8 +13,16 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.features import Read
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.cache import TeacherCache
-from distill_dynamics.teacher_cache.fields import LOGITS, Key, Part, Reader, part_of, parts_of
-from distill_dynamics.teacher_cache.fitted import load_fitted
+from distill_dynamics.teacher_cache.fields import (
+    LOGITS,
+    Key,
+    Part,
+    Reader,
+    part_of,
+    parts_of,
+    shapes_seen,
+)
+from distill_dynamics.teacher_cache.fitted import check_shapes, load_fitted
 from distill_dynamics.teacher_cache.identity import identity, validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.dry_run import student_outputs, teacher_outputs
@@ -35,7 +43,9 @@ def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> Cache
     cache.check_finished()
     cache.check_samples(trainer.global_rank, trainer.world_size)
     load_fitted(cache.folder, distiller.terms_of(teacher.name), depend_on(datamodule(trainer)))
-    found = CachedTeacher(teacher, cache, *readers_of(distiller, teacher.name))
+    readers, parts = readers_of(distiller, teacher.name)
+    check_shapes(cache.folder, shapes_seen(readers, parts))
+    found = CachedTeacher(teacher, cache, readers, parts)
     data = datamodule(trainer)
     # Of one with classes it is another measure than of one without.
     if cache.validated_on == validated_on(data) and ("knn1" in cache.accuracy) == (data.num_classes == 0):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from caching import ONE_STEP, RGB, Setup, _work_goes_with_depth, assert_same_losses, folder  # noqa: F401
 
-from distill_dynamics import Term, UserError
+from distill_dynamics import Backbone, Term, UserError
 from distill_dynamics.losses import ClassTokenKD, PooledKD, TokenKD
 from distill_dynamics.models.save import read_weights
 
@@ -52,3 +52,18 @@ def test_what_was_fitted_comes_with_the_cache(folder, tmp_path):
     setup.model["terms"] = of_all("channel")
     with pytest.raises(UserError, match="standardise was phi-s and is channel"):
         setup.fit(tmp_path)
+
+
+def test_what_was_fitted_on_another_students_grid_is_refused(folder, tmp_path):
+    """Of a block that is cheap, which is run in training: nothing else of the cache has a grid."""
+    terms = {"first": Term(TokenKD, first=1), "pooled": Term(PooledKD)}
+    setup = Setup(folder, {"terms": terms, "alpha": 0.0}, trainer=ONE_STEP)
+    Backbone(**TEACHERS["plain"]).export(tmp_path / "teacher.safetensors")
+    setup.teacher = {"checkpoint": tmp_path / "teacher.safetensors"}
+    setup.cache(tmp_path / "cache")
+    setup.fit(tmp_path / "cache")
+    setup.student["timm_kwargs"] = {**RGB, "depth": 3, "patch_size": 7}
+    with pytest.raises(
+        UserError, match=r"first.0.map was fitted .* of \[24, 2, 2\] and sees \[24, 4, 4\] here"
+    ):
+        setup.fit(tmp_path / "cache")

@@ -49,7 +49,7 @@ def test_a_run_of_another_seed_keeps_its_own_projector(tmp_path):
     for (loss,) in fitted.values():
         loss.fit(BATCHES)
     fitted["guess"][0].fitted_parameters = {"guess"}
-    write_fitted(tmp_path, fitted, {})
+    write_fitted(tmp_path, fitted, {}, {})
     before, run = make(1), make(1)
     load_fitted(tmp_path, run, {})
     for name, (loss,) in run.items():
@@ -71,7 +71,7 @@ def test_a_run_of_another_seed_keeps_its_own_projector(tmp_path):
     ],
 )
 def test_a_cache_that_was_fitted_otherwise_is_refused(tmp_path, run, images, words):
-    write_fitted(tmp_path, {"pca": Losses(PCATarget(5, 8))}, {"crop_pct": 1.0})
+    write_fitted(tmp_path, {"pca": Losses(PCATarget(5, 8))}, {"crop_pct": 1.0}, {})
     with pytest.raises(UserError, match=words):
         load_fitted(tmp_path, {"pca": Losses(run)}, images)
 
@@ -92,7 +92,7 @@ def test_a_cache_that_is_older_than_an_argument_was_built_with_its_default(tmp_p
 
 
 def test_one_standardisation_does_not_stand_for_another(tmp_path):
-    write_fitted(tmp_path, {"token": Losses(TokenKD(5, 8, "whiten"))}, {})
+    write_fitted(tmp_path, {"token": Losses(TokenKD(5, 8, "whiten"))}, {}, {})
     with pytest.raises(UserError, match="standardise was whiten and is phi-s"):
         load_fitted(tmp_path, {"token": Losses(TokenKD(5, 8, "phi-s"))}, {})
 
