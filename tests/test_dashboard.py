@@ -22,6 +22,7 @@ pytest.importorskip("wandb_workspaces")
 
 from distill_dynamics.report import panels
 from distill_dynamics.report.dashboard import build, write_dashboard
+from distill_dynamics.runs.scores import OF_FEATURES
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -168,6 +169,8 @@ def test_every_metric_and_picture_is_one_that_fit_logs(recorded):
     of_epochs = [field.name for field in fields(signature.Evolution) if field.type == (int | None)]
     assert len(of_epochs) == 3
     unknown = {f"dynamics/evolution/{name}" for name in of_epochs}
+    unknown |= {f"val/{score.name}{end}" for score in OF_FEATURES for end in ("", "_ema")}  # it has classes
+    unknown |= {f"teacher/{score.name}" for score in OF_FEATURES}
     assert set(named_metrics()) - unknown <= history | {"teacher/acc1"}
     assert "teacher/acc1" in summary - history
     for _, config in line_plots():

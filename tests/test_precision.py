@@ -193,7 +193,7 @@ def test_channels_last_trains_as_channels_first(experiment, tmp_path):
 def test_channels_last_is_of_both_models_and_their_images():
     models = [Backbone(name, timm_kwargs={"num_classes": 10}) for name in ("test_resnet", "test_resnet")]
     distiller = Distiller(*models, channels_last=True)
-    other = types.SimpleNamespace(mean=models[0].mean, std=(0.5, 0.5, 0.5))
+    other = types.SimpleNamespace(mean=models[0].mean, std=(0.5, 0.5, 0.5), image_size=8)
     distiller.teacher.take_images_of(other)
     for model, images in zip(models, (distiller.for_student, distiller.teacher.images), strict=True):
         assert model.model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from distill_dynamics.runs.metrics_csv import PLACE, read_rows, write_rows
-from distill_dynamics.train.wandb_rows import KNOWN_ONCE, log_wandb_row
+from distill_dynamics.train.wandb_rows import known_once, log_wandb_row
 
 
 def log_row(loggers: Iterable[Any], epoch: int, metrics: Mapping[str, Any], step: int) -> None:
@@ -82,7 +82,7 @@ class RunLogger(Logger):
 
     def known_once(self) -> dict[str, float]:
         """What the rows say of the teacher, which a continued run does not measure again."""
-        once = {n: v for row in self._rows for n, v in row.items() if n.startswith(KNOWN_ONCE) and v != ""}
+        once = {n: v for row in self._rows for n, v in row.items() if known_once(n) and v != ""}
         return {name: float(value) for name, value in once.items()}
 
     @rank_zero_only

@@ -10,8 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-KNOWN_ONCE = ("teacher/", "teacher_", "dynamics/teacher/", "dynamics/teacher_")
-"""How the metrics of teachers begin. They are measured once, and stand in the run's summary alone."""
+_OF_TEACHERS = re.compile(r"(dynamics/)?teacher(_[^/]+)?/")
 
 _AXES = {"val/": "epoch", "dynamics/": "dynamics/epoch"}
 """What metrics that begin so are drawn over; others over Lightning's trainer/global_step."""
@@ -20,6 +19,11 @@ _NO_PANEL = re.compile(r".+_se|.+/signature/(energy_.+|massive_channel)")
 """Serves another metric (a standard error), or is told by a curve of its own (flatness and shares)."""
 
 _defined: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+def known_once(name: str) -> bool:
+    """Whether a metric is a teacher's: measured once, it stands in the run's summary alone."""
+    return bool(_OF_TEACHERS.match(name))
 
 
 def wandb_loggers_of(trainer: Trainer) -> list[WandbLogger]:
@@ -39,7 +43,7 @@ def log_wandb_row(logger: WandbLogger, row: dict[str, Any], step: int) -> None:
         if name not in defined:
             defined.add(name)
             _define(run, name)
-    once = {name: value for name, value in row.items() if name.startswith(KNOWN_ONCE)}
+    once = {name: value for name, value in row.items() if known_once(name)}
     run.summary.update(once)
     history = {name: value for name, value in row.items() if name not in once}
     if history.keys() - _AXES.values():
@@ -48,6 +52,6 @@ def log_wandb_row(logger: WandbLogger, row: dict[str, Any], step: int) -> None:
 
 def _define(run: Any, name: str) -> None:
     axis = next((axis for begin, axis in _AXES.items() if name.startswith(begin) and name != axis), None)
-    hidden = name in _AXES.values() or name.startswith(KNOWN_ONCE) or bool(_NO_PANEL.fullmatch(name))
+    hidden = name in _AXES.values() or known_once(name) or bool(_NO_PANEL.fullmatch(name))
     if axis or hidden:
         run.define_metric(name, step_metric=axis, hidden=hidden)

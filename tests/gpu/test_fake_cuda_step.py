@@ -71,7 +71,7 @@ def steps(terms, precision=torch.bfloat16, callbacks=(), steps=2, **teacher):
     student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2, "embed_dim": 16})
     taught = Backbone("cait_xxs24_224", timm_kwargs={**VIT, "embed_dim": 24, "depth": 3} | teacher)
     distiller = Distiller(student, taught, terms)
-    data = SimpleNamespace(mean=(0.3,), std=(0.4,), batch_size=BATCH)
+    data = SimpleNamespace(mean=(0.3,), std=(0.4,), batch_size=BATCH, image_size=VIT["img_size"])
     distiller.trainer = trainer = SimpleNamespace(
         max_epochs=1, max_steps=-1, num_training_batches=100, accumulate_grad_batches=1, current_epoch=0,
         global_step=0, global_rank=0, world_size=1, is_last_batch=False, log_every_n_steps=50,

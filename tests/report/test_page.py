@@ -575,7 +575,7 @@ def test_equal_runs_give_equal_pages_and_only_the_page_is_written(tmp_path):
 def test_fit_writes_the_page_at_its_end_and_prints_its_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(page_module, "gallery", lambda _: [])
     run_dir = write_run(tmp_path / "r", **all_profiles())
-    end(run_dir, SimpleNamespace(teacher=None, student=SimpleNamespace(name="deit")))
+    end(run_dir, SimpleNamespace(teachers={}, teacher=None, student=SimpleNamespace(name="deit")))
     page = Page(run_dir / "report.html")
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     accuracy = [" ".join(" ".join(row).split()) for row in page.rows if len(row) == 4]
