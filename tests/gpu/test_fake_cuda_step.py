@@ -18,7 +18,7 @@ from distill_dynamics.dynamics.measures.cka import linear_cka
 from distill_dynamics.dynamics.measures.entropy import image_entropies
 from distill_dynamics.dynamics.measures.magnitude import image_magnitudes
 from distill_dynamics.dynamics.measures.spectrum import image_spectra
-from distill_dynamics.losses import ProjectorKD, SoftKD, SpectralKD
+from distill_dynamics.losses import ClassTokenKD, ProjectorKD, SoftKD, SpectralKD
 from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.schedule import Cosine, Linear
 from distill_dynamics.train.metrics import accuracies
@@ -65,11 +65,11 @@ def term(loss):
     return Term(loss, weight=Linear(0.1, 1.0), first=int(by_block))
 
 
-def steps(terms, precision=torch.bfloat16, callbacks=(), steps=2, **teacher):
+def steps(terms, precision=torch.bfloat16, callbacks=(), steps=2, name="cait_xxs24_224", **teacher):
     """Trains on the fake device as a Trainer would, but for the backward pass; gives what was seen after
     the first step, which brings to the device what stays there."""
     student = Backbone("deit_tiny_patch16_224", timm_kwargs={**VIT, "depth": 2, "embed_dim": 16})
-    taught = Backbone("cait_xxs24_224", timm_kwargs={**VIT, "embed_dim": 24, "depth": 3} | teacher)
+    taught = Backbone(name, timm_kwargs={**VIT, "embed_dim": 24, "depth": 3} | teacher)
     distiller = Distiller(student, taught, terms)
     data = SimpleNamespace(mean=(0.3,), std=(0.4,), batch_size=BATCH, image_size=VIT["img_size"])
     distiller.trainer = trainer = SimpleNamespace(
@@ -129,11 +129,19 @@ def step(distiller, trainer, callbacks, optimizer, batch, number, precision):
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @in_a_child
 def test_a_step_with_every_loss_waits_for_nothing_and_brings_nothing(precision):
-    terms = {loss.__name__: term(loss) for loss in LOSSES}
+    terms = {loss.__name__: term(loss) for loss in LOSSES if loss is not ClassTokenKD}
     seen = steps(terms, precision, [EMA(Cosine(0.9, 0.99))])
     assert seen.waits == []
     assert seen.copies == []
     assert seen.indeterminate == []
+
+
+@in_a_child
+def test_a_loss_of_class_tokens_waits_for_nothing():
+    """CaiT's blocks have none."""
+    seen = steps({"class_token": Term(ClassTokenKD, first=1)}, name="deit_tiny_patch16_224")
+    assert seen.waits == []
+    assert seen.copies == []
 
 
 @in_a_child
