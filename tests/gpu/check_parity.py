@@ -87,7 +87,7 @@ def _inputs(loss: nn.Module) -> dict[str, Tensor | float]:
     """Random values of what a loss reads, in float32 on the CPU; the same for every call."""
     generator = torch.Generator().manual_seed(0)
     tokens = SIDE * SIDE
-    shapes = {"map": lambda c: (c, SIDE, SIDE), "pooled": lambda c: (c,)}
+    shapes = {"map": lambda c: (c, SIDE, SIDE), "pooled": lambda c: (c,), "class_token": lambda c: (c,)}
     inputs: dict[str, Tensor | float] = {}
     for word in inspect.signature(loss.forward).parameters:
         who, _, what = word.partition("_")
