@@ -1,4 +1,4 @@
-"""The table of configs/label_free/README.md, from the runs' metrics.csv.
+"""The table of configs/label_free/README.md, from the runs' metrics.csv; beside them pixels as features.
 
 python notebooks/label_free/table.py runs/label_free
 """
@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
+import torch
 from scipy import stats
+
+from distill_dynamics.data.fashion_mnist import find_files, read_split
+from distill_dynamics.dynamics.measures.feature_quality import feature_quality, halves
 
 SEEDS = range(3)
 MEASURES = {"knn1": "kNN", "linear1": "linear"}
@@ -20,10 +24,21 @@ def column(folder: Path, seed: int, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
+def of_pixels() -> dict[str, float]:
+    """What kNN and regression make of the test images' grey levels alone, in the runs' halves."""
+    folder = find_files(Path("data"))
+    if folder is None:
+        raise SystemExit("Fashion-MNIST is not in data/")
+    pixels, labels = map(torch.tensor, read_split(folder, "val"))
+    bank, x = halves(labels.long()), pixels.flatten(1).double()
+    return feature_quality(x[bank], labels.long()[bank], x[~bank], labels.long()[~bank])
+
+
 def main(folder: Path) -> None:
     """Print it."""
-    print("| top-1 (%) | teacher | untrained student | trained student | gain (95 %) | minus teacher |")
-    print("|---|---|---|---|---|---|")
+    print("| top-1 (%) | pixels | teacher | untrained student | trained | gain (95 %) | minus teacher |")
+    print("|---|---|---|---|---|---|---|")
+    pixels = of_pixels()
     for measure, label in MEASURES.items():
         teacher = column(folder, 0, f"teacher/{measure}")[0]
         epochs = [column(folder, seed, f"val/{measure}") for seed in SEEDS]
@@ -31,7 +46,8 @@ def main(folder: Path) -> None:
         low, high = stats.ttest_rel(last, first).confidence_interval(0.95)
         gain = f"{fmean(last) - fmean(first):+.2f} ({low:+.2f} to {high:+.2f})"
         students = " | ".join(f"{fmean(of):.2f} ± {stdev(of):.2f}" for of in (first, last))
-        print(f"| {label} | {teacher:.2f} | {students} | {gain} | {fmean(last) - teacher:+.2f} |")
+        models = f"{pixels[measure]:.2f} | {teacher:.2f} | {students}"
+        print(f"| {label} | {models} | {gain} | {fmean(last) - teacher:+.2f} |")
 
 
 if __name__ == "__main__":
