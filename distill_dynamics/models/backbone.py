@@ -7,7 +7,6 @@ Legend of letters: B batch, C channels, H W grid, L layers, K classes.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import timm.data
 import timm.models
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.models import hub
@@ -28,6 +27,7 @@ from distill_dynamics.models.features import Features
 from distill_dynamics.models.frozen import Freezable
 from distill_dynamics.models.input_size import fixed_size
 from distill_dynamics.models.layers import resolve_layers
+from distill_dynamics.models.readable import check_blocks, check_pooled, check_prefix, single_head
 from distill_dynamics.models.save import write_weights
 from distill_dynamics.models.source import make, plain
 
@@ -159,7 +159,7 @@ class Backbone(Freezable):
             Features; `logits` is None if not asked for or if the model has no head (`num_classes=0`).
 
         Raises:
-            UserError: a layer that does not exist, or a model without what is asked for.
+            UserError: a layer that does not exist, or a model without what is asked for (`readable.py`).
         """
         of_maps, of_prefix, of_attention = (
             [i - 1 for i in self.resolve_layers(chosen)] for chosen in (layers, prefix, attention)
@@ -168,9 +168,10 @@ class Backbone(Freezable):
         if hasattr(self.model, "set_distilled_training"):
             self.model.set_distilled_training(dist_logits)
         indices = sorted({*of_maps, *of_prefix, *of_attention})
-        takes = inspect.signature(self.model.forward_intermediates).parameters if prefix else ()
-        if prefix and not ("return_prefix_tokens" in takes and self._prefix_tokens):
-            raise UserError(f"{self.name}: its blocks have no prefix tokens that can be read")
+        if indices:
+            check_blocks(self.model, self.name)
+        if prefix:
+            check_prefix(self.model, self.name)
         read: Tensor | None = None
         outputs: list[Any] = []
         if not indices and not pooled:
@@ -188,7 +189,8 @@ class Backbone(Freezable):
         if prefix:
             features.prefix = [by_index[i][1] for i in of_prefix]
         if attention:
-            of_layer = functools.partial(patch_to_patch, seen, self.name, self._prefix_tokens)
+            tokens = int(getattr(self.model, "num_prefix_tokens", 0))
+            of_layer = functools.partial(patch_to_patch, seen, self.name, tokens)
             features.attention = [of_layer(self.layers[i], maps[i]) for i in of_attention]
         return features
 
@@ -210,15 +212,11 @@ class Backbone(Freezable):
 
     def _answer(self, final: Tensor | None, head: bool, pooled: bool) -> tuple[Any, Tensor | None]:
         """Logits, two where both tokens have some; and what the classifier reads."""
-        read = self.model.forward_head(final, pre_logits=True) if pooled else None
-        classifier = self.model.get_classifier() if pooled and head else None
-        if isinstance(classifier, nn.Module):
+        read = check_pooled(self.model.forward_head(final, pre_logits=True), self.name) if pooled else None
+        classifier = single_head(self.model) if pooled and head else None
+        if classifier is not None:
             return classifier(read), read  # not forward_head again, which would draw its dropout anew
         return self.model.forward_head(final) if head else None, read
-
-    @property
-    def _prefix_tokens(self) -> int:
-        return int(getattr(self.model, "num_prefix_tokens", 0))
 
     def resolve_layers(self, layers: Sequence[int] | Literal["all"]) -> list[int]:
         """Layer numbers as given by a user → numbers from 1; UserError where one does not exist."""

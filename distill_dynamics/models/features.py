@@ -5,7 +5,6 @@ Letters: B batch, C channels, H W grid, K classes, P prefix tokens, N = H W patc
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill_dynamics.errors import UserError
 from distill_dynamics.models.parts import in_parts
+from distill_dynamics.models.readable import check_class_token
 
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
@@ -70,7 +69,7 @@ def read(backbone: Backbone, images: Tensor, reads: Collection[Read]) -> dict[Re
 def _read(backbone: Backbone, reads: Collection[Read], images: Tensor) -> dict[Read, Tensor]:
     blocks = {word: sorted(block for w, block in reads if w == word and block) for word in BY_BLOCK}
     if blocks["class_token"]:
-        check_class_token(backbone)
+        check_class_token(backbone.model, backbone.name)
     of_prefix = sorted({*blocks["prefix"], *blocks["class_token"]})
     features = backbone(
         images,
@@ -94,21 +93,6 @@ def _read(backbone: Backbone, reads: Collection[Read], images: Tensor) -> dict[R
         for block, value in zip(blocks[word], lists[word], strict=True)
     }
     return by_block | {(word, None): getattr(features, word) for word in BY_IMAGE if (word, None) in reads}
-
-
-def check_class_token(backbone: Backbone) -> None:
-    """UserError for a model whose blocks have no class token, which comes before all other prefix tokens."""
-    model: Any = backbone.model
-    readable = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-    count = int(getattr(model, "num_prefix_tokens", 0)) if readable else 0
-    holds_it = getattr(model, "embeds", model)  # a NaFlexViT has its tokens there
-    if count and getattr(holds_it, "cls_token", None) is not None:
-        return
-    others = ", their prefix tokens are registers" if count else ""
-    raise UserError(
-        f"{backbone.name}: its blocks have no class token that can be read{others}; compare pooled features "
-        "instead (distill_dynamics.losses.PooledKD, without first, last and pairs)"
-    )
 
 
 def width(backbone: Backbone, word: str, block: int | None) -> int:

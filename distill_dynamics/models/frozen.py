@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from distill_dynamics.errors import UserError
+from distill_dynamics.models.readable import single_head
 
 
 class Freezable(nn.Module):
@@ -28,8 +29,7 @@ class Freezable(nn.Module):
                 f"{student.name} has no weights, and would stay as it was drawn: give checkpoint: FILE (a "
                 "run's student/ folder for one), or pretrained: true"
             )
-        head = student.model.get_classifier()
-        if not isinstance(head, nn.Module):
+        if (head := single_head(student.model)) is None:
             raise UserError(f"{student.name} has two heads, and one is needed: take the model without")
         self.requires_grad_(False)
         head.requires_grad_(True)

@@ -170,12 +170,45 @@ def test_a_model_without_a_head_has_the_width_it_states(name):
     assert found["pooled", None].shape == (2, width(backbone, "pooled", None))
 
 
+def test_blocks_of_a_model_that_is_trained_on_some_of_its_patches_give_no_maps():
+    """Two of four patches would be a map of 2 x 2 with half the channels."""
+    kwargs = {**VIT, "depth": 2, "patch_drop_rate": 0.5}
+    backbone = Backbone("deit_tiny_patch16_224", timm_kwargs=kwargs)
+    for word in ("map", "class_token"):
+        with pytest.raises(
+            UserError, match=r"timm_kwargs\.patch_drop_rate 0\.5 leaves out patches in training"
+        ):
+            read(backbone.train(), images(), {(word, 1)})
+    trained = read(backbone, images(), {("pooled", None), ("logits", None)})
+    assert trained["pooled", None].shape == (3, VIT["embed_dim"])
+    assert read(backbone.eval(), images(), {("map", 1)})["map", 1].shape == (3, VIT["embed_dim"], 2, 2)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("test_vit", "101 x 64"), ("test_resnet", "96 x 5 x 5")])
+def test_a_model_that_pools_nothing_has_no_pooled_features(name, shape):
+    backbone = Backbone(name, timm_kwargs={"num_classes": 0, "global_pool": ""}).eval()
+    with pytest.raises(
+        UserError, match=f"read of an image is {shape} numbers.*leave out timm_kwargs.global_p"
+    ):
+        read(backbone, torch.randn(1, *backbone.input_size), {("pooled", None)})
+
+
 @pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224"])
 def test_a_model_without_attention_between_its_patches_is_one_line(name):
     # XCiT's heads have more channels here than there are patches.
     backbone = Backbone(name, timm_kwargs={"img_size": 64} if name.startswith("xcit") else {})
     with pytest.raises(UserError, match=r"has no attention"):
         read(backbone, torch.randn(1, *backbone.input_size), {("attention", 2)})
+
+
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "volo_d1_224"])
+def test_logits_of_a_model_of_several_heads_are_its_own_beside_pooled_features(name):
+    backbone = Backbone(name, timm_kwargs={"num_classes": 7}).eval()
+    given = torch.randn(1, *backbone.input_size)
+    with torch.no_grad():
+        found = read(backbone, given, {("pooled", None), ("logits", None)})
+        torch.testing.assert_close(found["logits", None], backbone.model(given))
+    assert found["pooled", None].shape == (1, width(backbone, "pooled", None))
 
 
 @pytest.mark.parametrize(
