@@ -51,9 +51,13 @@ def _records(module: nn.Module) -> bool:
 
 
 def _are(types: tuple[type, ...], *parts: nn.Module) -> bool:
-    """Whether parts are of these types, in evaluation, and no hook sees what they are given and give."""
+    """Whether parts are of these types, in evaluation, and no hook sees what they are given and give.
+
+    Some libraries' hook is a `forward` that they put into a module's place (accelerate's offloading).
+    """
     return all(
-        type(part) in types and not (part.training or part._forward_hooks or part._forward_pre_hooks)
+        type(part) in types
+        and not (part.training or part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
         for part in parts
     )
 

@@ -120,6 +120,17 @@ def test_a_hook_sees_what_it_sees_in_timms_model(place):
     assert equal(seen[:2], seen[2:])
 
 
+@pytest.mark.parametrize("place", ["mlp.act", "mlp.fc1", "attn", "attn.proj_l", "attn.proj_drop"])
+def test_a_forward_that_was_put_in_the_place_of_a_parts_own_is_called(place):
+    model, other = pair("cait_xxs24_224", **SIZES["64 tokens"])
+    images, called = torch.randn(2, 1, 32, 32), []
+    part = other.get_submodule(f"blocks.1.{place}")
+    own = part.forward
+    part.forward = lambda *given: called.append(place) or own(*given)
+    assert equal(outputs(model, images), outputs(other, images))
+    assert called
+
+
 class Twice(nn.Module):
     def forward(self, x):
         return 2 * x
