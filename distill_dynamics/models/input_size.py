@@ -37,15 +37,21 @@ def of_side(data: Any, side: int) -> dict[str, Any]:
     return {"size": side} if hasattr(data, "view_size") and side != data.image_size else {}
 
 
-def check_patches(backbone: Backbone) -> None:
-    """UserError where patches leave over a margin of a model's images, of which no output would tell."""
-    patch = getattr(getattr(backbone.model, "patch_embed", None), "patch_size", None)
-    size = backbone.input_size[1:]
-    if not isinstance(patch, tuple) or all(s % p == 0 for s, p in zip(size, patch, strict=True)):
+def check_patches(backbone: Backbone, side: int) -> None:
+    """UserError where patches leave over a margin of images of this side, of which no output would tell.
+
+    Patches that overlap, and models that pad their images, leave over none that is worth a word.
+    """
+    embed = getattr(backbone.model, "patch_embed", None)
+    patch, stride = getattr(embed, "patch_size", None), getattr(getattr(embed, "proj", None), "stride", None)
+    if not isinstance(patch, tuple) or stride != patch or getattr(embed, "dynamic_img_pad", False):
         return
-    below = size[0] // patch[0] * patch[0]
-    fit = " or ".join(str(side) for side in (below, below + patch[0]) if side)
+    if all(side % length == 0 for length in patch):
+        return
+    below = side // patch[0] * patch[0]
+    fit = " or ".join(str(fitting) for fitting in (below, below + patch[0]) if fitting)
+    key = "data.view_size" if fixed_size(backbone) is None else "timm_kwargs.img_size"
     raise UserError(
-        f"{backbone.name} takes images of {size[0]} px, which its patches of {patch[0]} px do not divide; "
-        f"set timm_kwargs.img_size: {fit}"
+        f"{backbone.name} takes images of {side} px, which its patches of {patch[0]} px do not divide; "
+        f"set {key}: {fit}"
     )

@@ -195,7 +195,7 @@ def _check_input(key: str, backbone: Backbone, data: Any, side: int) -> None:
     try:
         backbone.check_input(len(data.mean), side)
         if side != data.image_size:  # of one that equals, an old run was trained
-            check_patches(backbone)
+            check_patches(backbone, side)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 

@@ -91,10 +91,20 @@ def test_grey_fits_a_model_of_three_channels_and_colour_no_model_of_one():
 
 
 def test_a_margin_that_patches_leave_over_is_one_line():
-    for fits in (vit(98), Backbone("test_resnet")):
-        check_patches(fits)
-    with pytest.raises(UserError, match=r"patches of 14 px do not divide; .*img_size: 98 or 112$"):
-        check_patches(vit(100))
+    overlapping = Backbone("pit_ti_224", timm_kwargs={"img_size": 120})  # patches of 16 px, 8 apart
+    padding = vit(98, dynamic_img_size=True, dynamic_img_pad=True)
+    for fits, side in (
+        (vit(98), 98),
+        (Backbone("test_resnet"), 97),
+        (overlapping, 120),
+        (padding, 100),
+        (vit(100, dynamic_img_size=True), 98),
+    ):
+        check_patches(fits, side)
+    with pytest.raises(UserError, match=r"100 px, .*patches of 14 px do not divide; .*img_size: 98 or 112$"):
+        check_patches(vit(100), 100)
+    with pytest.raises(UserError, match=r"100 px, .* do not divide; set data.view_size: 98 or 112$"):
+        check_patches(vit(98, dynamic_img_size=True), 100)
 
 
 class Large(ImageData):
