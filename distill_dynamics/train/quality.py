@@ -63,6 +63,8 @@ class FeatureQuality(Metric):
     features: list[Tensor]
     targets: list[Tensor]
     places: list[Tensor]
+    classes = 0
+    """Of the images that were measured last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class FeatureQuality(Metric):
         order = places.argsort()
         order = order[targets[order] != IGNORED]
         features, targets = features[order], targets[order]
+        self.classes = len(targets.unique())
         bank = halves(targets)
         return feature_quality(features[bank], targets[bank], features[~bank], targets[~bank])
 
@@ -92,10 +95,16 @@ def quality_of(metric: FeatureQuality, trainer: Trainer, whose: str) -> dict[str
     """What was gathered, the first rank's numbers on every rank; a warning where it cannot be known."""
     values: dict[str, float] = trainer.strategy.broadcast(metric.compute())
     metric.reset()
+    known = len(getattr(trainer, "datamodule").val_classes)  # noqa: B009 (for mypy)
     if values["knn1"] != values["knn1"]:
         rank_zero_warn(
             f"knn1 is not known of {whose}: its features are not all finite, or no class has two "
-            "validation images"
+            "validation images, or all are of one class"
+        )
+    elif metric.classes < known:
+        rank_zero_warn(
+            f"{whose} was measured on images of {metric.classes} of {known} classes, the first ones that "
+            "trainer.limit_val_batches leaves: kNN and linear top-1 are higher than among all, as chance is"
         )
     return values
 

@@ -53,6 +53,13 @@ def test_knn_tells_features_apart_that_hardly_differ():
     assert len(set(found.tolist())) > 1
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_knn_does_not_see_how_long_features_are(scale):
+    (bank, targets), (queries, _) = clusters(60), clusters(40, seed=1)
+    found = knn_predictions(scale * bank, targets, scale * queries)
+    assert found.tolist() == knn_by_hand(bank, targets, queries, 20, 0.07)
+
+
 def test_the_linear_probe_is_at_the_minimum_that_scipy_finds():
     (bank, targets), (queries, _) = clusters(150), clusters(80, seed=1)
     bank[:, 3] = 5.0  # it does not vary, and is to play no part
@@ -108,9 +115,17 @@ def test_quality_counts_hits_and_directions():
     assert 25 < found["knn1"] <= 100
 
 
+def test_a_single_feature_is_one_direction():
+    bank, targets = clusters(40, d=1)
+    assert feature_quality(bank[:20], targets[:20], bank[20:], targets[20:])["effective_rank"] == 1
+
+
 def test_what_cannot_be_known_is_no_number():
     bank, targets = clusters(10)
     broken = bank.clone()
     broken[3, 2] = torch.inf
     for one, other, of_other in ((broken, bank, targets), (bank, bank[:0], targets[:0])):
         assert all(np.isnan(value) for value in feature_quality(one, targets, other, of_other).values())
+    assert all(np.isnan(v) for v in feature_quality(bank[:0], targets[:0], bank, targets).values())
+    one_class = torch.ones_like(targets)  # whose top-1 is 100 % whatever the features are
+    assert all(np.isnan(value) for value in feature_quality(bank, one_class, bank, one_class).values())

@@ -157,6 +157,34 @@ def test_features_that_are_not_finite_are_told(tmp_path):
     assert all(np.isnan(row[f"val/{name}"]) for name in QUALITY)
 
 
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (20, "was measured on images of 2 of 3 classes"),
+        (10, "knn1 is not known of the student: .* of one class"),
+    ],
+)
+def test_images_of_some_classes_alone_are_told(tmp_path, images, words):
+    """Folders are read class by class, so that the first batches are of the first ones."""
+    import lightning.pytorch as pl
+
+    data = FashionMNISTSample(labels=False, batch_size=10, eval_batch_size=10)
+    data.setup("validate")
+    source = data.sources["val"]
+    first = np.concatenate([np.flatnonzero(source.targets == label)[:10] for label in range(3)])
+    source.pixels, source.targets, data.classes = source.pixels[first], source.targets[first], ["a", "b", "c"]
+    student = Backbone(
+        "deit_tiny_patch16_224", timm_kwargs=CHANGES["model__student"]["timm_kwargs"] | {"num_classes": 0}
+    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    limit = {"limit_val_batches": images // 10, "default_root_dir": tmp_path}
+    trainer = pl.Trainer(accelerator="cpu", **quiet, **limit)
+    with pytest.warns(UserWarning, match=words):
+        trainer.validate(
+            Distiller(student, student, {"pooled": Term(PooledKD)}), datamodule=data, verbose=False
+        )
+
+
 PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
 
 

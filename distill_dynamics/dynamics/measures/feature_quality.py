@@ -41,13 +41,15 @@ def feature_quality(
     2210.02885) takes singular values in the place of eigenvalues and does not subtract the mean: its numbers
     are others.
 
-    All NaN where a feature is not finite, or one of the sets is empty.
+    All NaN where a feature is not finite, one of the sets is empty, or all images are of one class.
     """
     features = torch.cat([bank, queries])
-    if not (len(bank) and len(queries) and features.isfinite().all()):
+    classes = torch.cat([bank_targets, query_targets]).unique()
+    if not (len(bank) and len(queries) and len(classes) > 1 and features.isfinite().all()):
         return dict.fromkeys(QUALITY, math.nan)
     near = knn_predictions(bank, bank_targets, queries)
     linear = linear_predictions(bank, bank_targets, queries)
-    rank = effective_rank(torch.linalg.eigvalsh(torch.cov(features.double().T)))
+    covariance = torch.atleast_2d(torch.cov(features.double().T))  # of one feature torch gives a number
+    rank = effective_rank(torch.linalg.eigvalsh(covariance))
     top1 = [100.0 * (found == query_targets).double().mean().item() for found in (near, linear)]
     return dict(zip(QUALITY, [*top1, rank.item()], strict=True))

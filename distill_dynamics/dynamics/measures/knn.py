@@ -27,7 +27,8 @@ def knn_predictions(
     Computed in float64, as cosines of features that hardly vary differ by less than float32 tells; so many
     queries at a time that their similarities take 128 MiB.
     """
-    bank, queries = (F.normalize(x.double(), dim=1) for x in (bank, queries))
+    # torch's default would take lengths below 1e-12 for 1e-12.
+    bank, queries = (F.normalize(x.double(), dim=1, eps=1e-100) for x in (bank, queries))
     k = min(k, len(bank))
     classes = int(bank_targets.max()) + 1
     found = []
