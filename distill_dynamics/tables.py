@@ -5,7 +5,7 @@ A table in which nothing would stand is [].
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +20,12 @@ from distill_dynamics.dynamics.signature import (
 )
 from distill_dynamics.dynamics.statistics import SHOWN, Statistic
 from distill_dynamics.runs.profiles import RunProfiles
-from distill_dynamics.runs.scores import OF_CLASSES, scores_of
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, scores_of
+from distill_dynamics.text import NOTHING, number, signed, with_error
 
 Row = tuple[str, ...]
 Named = Sequence[tuple[str, Profile]]
 """Profiles and what their row is called, e.g. `RunProfiles.named()` or `Run.named()`."""
-
-NOTHING = "–"
-"""In a cell of what is not known."""
 
 
 class Accuracy(NamedTuple):
@@ -81,20 +79,28 @@ def accuracies(metrics: Sequence[Mapping[str, float]]) -> dict[str, Accuracy]:
 def accuracy_rows(metrics: Sequence[Mapping[str, float]]) -> list[Row]:
     """Accuracies of one run in percent; without classes with the effective rank of the features."""
     scores = scores_of(metrics)
-    first = "accuracy (%)" if scores is OF_CLASSES else "features"
-    titles = (
-        score.title if scores is OF_CLASSES or not score.unit else f"{score.title} ({score.unit})"
-        for score in scores
-    )
-    rows: list[Row] = [(first, *titles, "epoch")]
+    titles = ["features", *(score.column for score in scores)]
+    if scores is OF_CLASSES:
+        titles = ["accuracy (%)", *(score.title for score in scores)]
+    rows: list[Row] = [(*titles, "epoch")]
     for who, accuracy in accuracies(metrics).items():
         epoch = "" if accuracy.epoch is None else str(accuracy.epoch)
-        cells = (
-            number(value, 2 if score.unit else 1)
-            for value, score in zip(accuracy.values, scores, strict=True)
-        )
+        cells = (score.text(value) for value, score in zip(accuracy.values, scores, strict=True))
         rows.append((who, *cells, epoch))
     return filled(rows)
+
+
+def quality_rows(named: Iterable[tuple[str, Mapping[str, float]]]) -> list[Row]:
+    """How good features are, by what their row is called: each of `OF_FEATURES` by its name."""
+    rows: list[Row] = [("features", *(score.column for score in OF_FEATURES))]
+    rows += [(who, *(score.text(quality[score.name]) for score in OF_FEATURES)) for who, quality in named]
+    return filled(rows)
+
+
+def quality_caption(facts: Mapping[str, Any]) -> str:
+    """What `quality_rows` is of: the images of `analyze --knn`, by their facts in analysis.json."""
+    parted = f"{facts['bank']} labelled images of {facts['source']} classify {facts['queries']} others"
+    return f"{parted}; {facts['classes']} classes, by chance {100 / facts['classes']:.4g} %"
 
 
 COST = "Cost: MB of weights, operations of one image, milliseconds for 1 and 32 images on the run's machine"
@@ -140,7 +146,7 @@ def signature_rows(named: Named, bootstrap: bool = False) -> list[Row]:
         depths = [f"{curve.depth_left:.3f}", f"{curve.depth_right:.3f}"]
         if bootstrap and len(profile.entropy_images) > 1:
             ends = zip(depths, side_intervals(profile), strict=True)
-            sides = [f"{depth} ({low:.3f} to {high:.3f})" for depth, (low, high) in ends]
+            sides = [f"{depth} ({number(low, 3)} to {number(high, 3)})" for depth, (low, high) in ends]
         else:
             errors = curve.depth_left_se, curve.depth_right_se
             sides = [with_error(depth, error, 3) for depth, error in zip(depths, errors, strict=True)]
@@ -225,7 +231,7 @@ def curve_rows(named: Named, curve: Statistic) -> list[Row]:
         if not np.isfinite(values).any():
             continue
         cells = [
-            with_error(f"{value:.3g}", error, 2) if np.isfinite(value) else NOTHING
+            with_error(f"{value:z.3g}", error, 2) if np.isfinite(value) else NOTHING
             for value, error in zip(values, errors, strict=True)
         ]
         low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
@@ -274,18 +280,3 @@ def aligned(rows: list[Row]) -> list[str]:
 def filled(rows: list[Row]) -> list[Row]:
     """The table, or [] where it has no row but its header."""
     return rows if len(rows) > 1 else []
-
-
-def with_error(value: str, error: float, digits: int) -> str:
-    """ "3 ± 0.5"; without ± where the error is unknown, or nothing varied."""
-    return f"{value} ± {error:.{digits}f}" if error > 1e-12 else value
-
-
-def number(value: float, digits: int) -> str:
-    """ "0.50"; a dash for NaN."""
-    return NOTHING if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def signed(value: float) -> str:
-    """ "+0.50"; a dash for NaN."""
-    return NOTHING if math.isnan(value) else f"{value:+.2f}"

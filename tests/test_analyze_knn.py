@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from neighbours import knn_by_hand
 from PIL import Image
 
 from distill_dynamics.cli.main import main
+from distill_dynamics.report import page
 
+DIGITS = {"knn1": 2, "linear1": 2, "effective_rank": 1}
 KWARGS = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 24, "depth": 2, "num_heads": 2}
 MODEL = "vit_tiny_patch16_224"
 
@@ -85,6 +88,17 @@ def test_of_class_folders_the_first_half_of_each_class_classifies_the_second(cla
     assert facts == {"source": str(classes), "bank": 16, "queries": 14, "classes": 3}
     assert "kNN top-1 (%)" in printed
     assert "3 classes, by chance 33.33 %" in printed
+
+
+def test_the_page_has_what_the_table_has(classes, measured, tmp_path, monkeypatch):
+    row, _, _ = measured(classes, "--value_range", "global", "layer")
+    monkeypatch.setattr(page, "gallery", lambda study: [])
+    text = page.write_report([tmp_path / "out"], tmp_path / "page.html").read_text()
+    told = f"16 labelled images of {classes} classify 14 others; 3 classes, by chance 33.33 %</caption>"
+    assert text.count(told) == 1  # no range concerns it
+    table = text[text.index(told) :]
+    cells = re.findall(r"<td>(.*?)</td>", table[: table.index("</table>")])
+    assert cells[-3:] == [f"{float(row[name]):.{digits}f}" for name, digits in DIGITS.items()]
 
 
 def test_train_classifies_val_where_there_are_both(splits, measured):

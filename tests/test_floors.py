@@ -19,6 +19,7 @@ FLOORS = {
     "files": 0,
     "lazy": 0,
     "signals": 0,
+    "text": 0,
     "yaml_text": 0,
     "losses": 1,
     "schedule": 1,
@@ -72,7 +73,7 @@ LIBRARIES = {
 
 LOADED = {
     "": {
-        "errors, files, signals, yaml_text": set(),
+        "errors, files, signals, text, yaml_text": set(),
         "cli.main": set(),
         "runs": set(),
         "dynamics.profile, dynamics.signature": set(),

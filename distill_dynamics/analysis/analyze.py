@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -37,6 +37,7 @@ from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.report.page import write_report
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, range_name
 from distill_dynamics.runs.directory import versions
+from distill_dynamics.text import counted
 
 UNFINISHED = {"profiles", "table.csv", "curves.csv", "floors.csv", "quality.csv"}
 """What an analysis that was stopped may have left in its folder."""
@@ -123,9 +124,8 @@ def analyze(
         if len(evolutions) > 1:  # a mistake in the last model is not to be found hours later
             for model, _, found in evolutions:
                 prepare(model, found[0])
-        print(f"\n  {len(indices)} images: {images.name}")
+        print(f"\n  {counted(len(indices), 'image')}: {images.name}")
         curves: list[Curve] = []
-        qualities: dict[str, dict[str, Any]] = {}
         for model, label, weights in tqdm(jobs, "models", disable=len(jobs) == 1 or None, leave=False):
             backbone, stream, evaluation = prepare(model, weights)
             if not curves or curves[-1].label != label:
@@ -142,22 +142,23 @@ def analyze(
                 progress=True,
             )
             given = {**evaluation._asdict(), "mean": backbone.mean, "std": backbone.std}
+            quality = {}
+            if asked is not None:
+                quality = quality_of(backbone, evaluation, asked, batch_size, num_workers)
             count = max(len(student_widths), 1)
             for number, value_range in enumerate(value_ranges):
                 profile, *further = profiles[number * count : (number + 1) * count]
-                curves.append(Curve(label, model, weights, range_name(value_range), profile, given, further))
+                of_range = range_name(value_range)
+                curves.append(Curve(label, model, weights, of_range, profile, given, further, quality))
                 for path, of_width in curves[-1].files.items():
                     of_width.probe_id = stream.probe_id
                     of_width.save(folder / path)
-            if asked is not None:
-                measured = quality_of(backbone, evaluation, asked, batch_size, num_workers)
-                qualities[curves[-1].name] = quality_row(curves[-1], measured)
         write_csv(folder / "table.csv", [table_entry(curve, bootstrap) for curve in curves])
         write_csv(folder / "curves.csv", [row for curve in curves for row in block_rows(curve, bootstrap)])
         if student_widths:
             write_csv(folder / "floors.csv", [row for curve in once(curves) for row in floor_rows(curve)])
         if asked is not None:
-            write_csv(folder / "quality.csv", [*qualities.values()])
+            write_csv(folder / "quality.csv", [*map(quality_row, once(curves))])
         files = images.names(indices)
         record = {
             "schema": ANALYSIS_SCHEMA,
@@ -180,7 +181,7 @@ def analyze(
         for curve in once(curves, latest=True):
             print(f"{printed_floors(curve)}\n")
     if asked is not None:
-        print(f"{printed_quality([*qualities.items()], asked)}\n")
+        print(f"{printed_quality({curve.name: curve.quality for curve in once(curves)}, asked)}\n")
     write_report([folder], folder / "report.html", folder / "figures")
     more = "floors.csv, " if student_widths else ""
     more += "" if knn is None else "quality.csv, "

@@ -13,7 +13,8 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.figures.floors import FLOORS
 from distill_dynamics.figures.style import layer_labels, places, word
 from distill_dynamics.models.backbone import Backbone
-from distill_dynamics.tables import aligned, number
+from distill_dynamics.tables import aligned
+from distill_dynamics.text import number
 
 _ACROSS = 4
 """Widths beside each other: the table is at most 80 columns wide."""

@@ -6,7 +6,7 @@ Letters: M images of the bank, N queries, D features.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,7 @@ from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.features import POOLED, read
 from distill_dynamics.models.isolated import isolated
-from distill_dynamics.runs.scores import OF_FEATURES
-from distill_dynamics.tables import aligned, number
+from distill_dynamics.tables import aligned, quality_caption, quality_rows
 
 _KNN = "--knn"
 
@@ -120,20 +119,13 @@ def quality_of(
     return feature_quality(found[bank], targets[bank], found[~bank], targets[~bank])
 
 
-def quality_row(curve: Curve, quality: dict[str, float]) -> dict[str, Any]:
+def quality_row(curve: Curve) -> dict[str, Any]:
     """A row of quality.csv."""
     facts = ("label", "model", "checkpoint", "epoch", "best")
-    return {**{name: curve.facts[name] for name in facts}, **quality}
+    return {**{name: curve.facts[name] for name in facts}, **curve.quality}
 
 
-def printed_quality(named: Sequence[tuple[str, dict[str, float]]], images: Labelled) -> str:
+def printed_quality(named: Mapping[str, Mapping[str, float]], images: Labelled) -> str:
     """The table for a terminal."""
-    facts = images.facts
-    titles = (f"{score.title}{f' ({score.unit})' if score.unit else ''}" for score in OF_FEATURES)
-    rows = [("features", *titles)]
-    for name, quality in named:
-        cells = (number(quality[score.name], 2 if score.unit else 1) for score in OF_FEATURES)
-        rows.append((name, *cells))
-    of = f"{facts['bank']} labelled images of {facts['source']} classify {facts['queries']} others"
-    chance = f"{facts['classes']} classes, by chance {100 / facts['classes']:.4g} %"
-    return "\n".join(f"  {line}" for line in [*aligned(rows), f"{of}; {chance}"])
+    lines = [*aligned(quality_rows(named.items())), quality_caption(images.facts)]
+    return "\n".join(f"  {line}" for line in lines)

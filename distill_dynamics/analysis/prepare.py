@@ -15,6 +15,7 @@ from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.input_size import fixed_size
 from distill_dynamics.models.isolated import isolated
+from distill_dynamics.text import counted
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,6 @@ def introduction(label: str, backbone: Backbone, evaluation: EvalTransform) -> s
     weights = "" if backbone.has_weights else ", random weights"
     height, width = evaluation.image_size
     return (
-        f"{name}, {count:.2f} M parameters{weights}, {len(backbone.layers)} layers; images of "
+        f"{name}, {count:.2f} M parameters{weights}, {counted(len(backbone.layers), 'layer')}; images of "
         f"{height} x {width}, {evaluation.interpolation}, crop {evaluation.crop_pct:g}"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Curve:
     """How the images were brought to this model: size, crop, normalisation."""
     further: Sequence[Profile] = ()
     """The same with the floors at further widths of a student."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """With `knn` how good its features are."""
 
     @property
     def name(self) -> str:
@@ -64,6 +66,11 @@ class Curve:
             "input": self.input,
             "profile": self.path,
             "further_widths": [*self.files][1:],
+            **(
+                {"quality": {k: v if v == v else None for k, v in self.quality.items()}}
+                if self.quality
+                else {}
+            ),
         }
 
 

@@ -24,6 +24,7 @@ from distill_dynamics.runs.card import model_card
 from distill_dynamics.runs.directory import has_ended, record, record_end
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.signals import Preempted
+from distill_dynamics.text import counted
 from distill_dynamics.train.checkpoints import BEST_BY, LAST, begin_from, exported_checkpoint
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
@@ -126,7 +127,7 @@ class RunRecord(Callback):
         run_dir = Path(trainer.default_root_dir)
         if not self._started:
             print(
-                f"nothing was left to train: {run_dir} has its {trainer.current_epoch} epochs, and "
+                f"nothing was left to train: {run_dir} has {counted(trainer.current_epoch, 'epoch')}, and "
                 f"trainer.max_epochs is {trainer.max_epochs}",
                 file=sys.stderr,
             )

@@ -29,6 +29,7 @@ from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import gain_rows
 from distill_dynamics.runs.directory import PROGRAM, has_succeeded
 from distill_dynamics.tables import aligned
+from distill_dynamics.text import counted
 
 
 class Asked(NamedTuple):
@@ -131,9 +132,8 @@ def _plan(
 ) -> Iterator[str]:
     first, last = fits[0].seed, fits[-1].seed
     seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    runs = "1 run" if len(fits) == 1 else f"{len(fits)} runs"
     done = f", {len(fits) - len(left)} of them trained already" if len(left) < len(fits) else ""
-    yield f"{runs} in {page.parent}, {seeds}{done}"
+    yield f"{counted(len(fits), 'run')} in {page.parent}, {seeds}{done}"
     stem = page.stem.removesuffix("-comparison")
     rows = [(f"{stem}{arm.suffix}-seed*", f"{arm.method}: {arm.change}") for arm in arms]
     width = max(len(row[0]) for row in rows)
@@ -165,19 +165,21 @@ def _train(fits: Sequence[Fit], left: Sequence[Fit]) -> None:
             print(f"{place}: trained{left_s}\n", flush=True)
 
 
+def _legend(study: Study, gains: bool) -> str:
+    """What the numbers of the table are."""
+    if min((len(method.by_seed()) for method in study.finished), default=1) < 2:
+        return f"top-1 of the best epoch{'; one seed: differences stand without a verdict' if gains else ''}"
+    of_gains = "; gains in points, ± half\n  of their 95 % interval over seeds" if gains else ""
+    return f"top-1 of the best epoch, ± its standard deviation over seeds{of_gains}"
+
+
 def _end(runs: Sequence[Path], page: Path) -> None:
     """Print the table and write the page. The runs are there: what goes wrong here is a line."""
     lines: list[str] = []
     try:
         study = Study(load_runs(runs))
-        lines += [*aligned(gain_rows(study)), ""]
-        seeds = {len(method.by_seed()) for method in study.finished}
-        lines += [
-            "top-1 of the best epoch; one seed: differences stand without a verdict"
-            if min(seeds, default=1) < 2
-            else "top-1 of the best epoch, ± its standard deviation over seeds; gains in points, ± half\n"
-            "  of their 95 % interval over seeds"
-        ]
+        rows = gain_rows(study)
+        lines += [*aligned(rows), "", _legend(study, len(rows[0]) > 2)]
         write_report(runs, page)
         lines += ["", f"{page} has all of it, for a browser"]
     except (Exception, KeyboardInterrupt) as error:

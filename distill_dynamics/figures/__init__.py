@@ -12,8 +12,9 @@ from distill_dynamics.figures.floors import floors_by_block
 from distill_dynamics.figures.gates import gates_by_block
 from distill_dynamics.figures.heatmaps import entropy_heatmap, pair_heatmap
 from distill_dynamics.figures.methods import curve_by_method
+from distill_dynamics.figures.signatures import signature_by_epoch
 from distill_dynamics.figures.spectrum import spectra
-from distill_dynamics.figures.training import signature_by_epoch, training_curves
+from distill_dynamics.figures.training import training_curves
 
 __all__ = [
     "curve_by_block",

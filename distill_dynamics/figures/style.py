@@ -48,9 +48,10 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TITLE = "title"
 """The gid of the title of a figure of one thing; a page, which has it as a heading, leaves it out."""
 
-# Two styles that mean the same in every figure.
+# Styles that mean the same in every figure.
 BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.5}
 TEACHER: dict[str, Any] = {"color": "0.15", "linestyle": "-.", "linewidth": 1.5}
+CHANCE: dict[str, Any] = {"color": "0.5", "linestyle": ":", "linewidth": 1.5}
 
 _MARKERS = "os^Dv"
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
@@ -133,7 +134,7 @@ def footer(figure: Figure, notes: Sequence[str], legend: Mapping[str, Line2D] | 
     The figure grows by what is above an inch of them.
     """
     across = int(figure.get_figwidth() / 0.056)  # characters, at most that wide each
-    lines = [line for note in notes for line in textwrap.wrap(note, across)]
+    lines = [line for note in notes for line in textwrap.wrap(note, across, break_on_hyphens=False)]
     below = 0.08 + 0.13 * len(lines) if lines else 0.0  # inches
     room, columns = below, 1
     if legend:
@@ -167,7 +168,7 @@ def plain(text: str, longest: int = 120) -> str:
 
 def wrapped(title: str) -> str:
     """A panel's title in lines that fit above a narrow panel."""
-    return "\n".join(textwrap.wrap(_shortened(title, 120), 28)).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(_shortened(title, 120), 28, break_on_hyphens=False)).replace("$", r"\$")
 
 
 def _shortened(text: str, longest: int) -> str:

@@ -1,6 +1,9 @@
 """What the captions of a report's figures say."""
 
+from collections.abc import Iterable, Mapping, Sequence
+
 from distill_dynamics.dynamics.statistics import Statistic
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, scores_of
 
 LINES = "One line a probed epoch, from green to violet; dashed orange the best checkpoint"
 SPECTRUM = (
@@ -34,3 +37,12 @@ def pair_caption(curve: Statistic) -> tuple[str, str]:
     """Title and caption of a heat map."""
     title = f"{curve.title}, each pair of blocks"
     return title, "Every block of the student beside every block of the teacher."
+
+
+def of_training(runs: Iterable[Sequence[Mapping[str, float]]], floors: bool) -> str:
+    """Of the training's curves; `runs` are the rows of metrics.csv, `floors` are drawn or not."""
+    of = {scores_of(rows) for rows in runs if any(name.startswith("val/") for row in rows for name in row)}
+    dashed = ", dashed what no linear map from the student can go below" if floors else ""
+    top1 = f"{dashed and ','} and top-1 on the validation set beside the teacher's"
+    features = " Of pooled features kNN and linear top-1 and effective rank, beside the teacher's."
+    return f"Each loss term{dashed}{top1 * (OF_CLASSES in of)}.{features * (OF_FEATURES in of)}"

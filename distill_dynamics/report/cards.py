@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 from distill_dynamics.report.methods import Method
 from distill_dynamics.report.provenance import Duration, duration, in_words
-from distill_dynamics.report.records import Run, counted
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.study import Study
 from distill_dynamics.runs.scores import OF_CLASSES, scores_of
-from distill_dynamics.tables import Accuracy, accuracies, number
+from distill_dynamics.tables import Accuracy, accuracies
+from distill_dynamics.text import counted, number, signed
+
+_MOST_TEACHERS = 3
 
 
 class Card(NamedTuple):
@@ -30,7 +33,8 @@ def cards(study: Study) -> list[Card]:
 
 def _student(run: Run) -> Iterator[Card]:
     known = accuracies(run.metrics)
-    best, last, teacher = (known.get(who) for who in ("student, best", "student, last", "teacher"))
+    best, last = (known.get(who) for who in ("student, best", "student, last"))
+    teachers = {who: accuracy for who, accuracy in known.items() if who.startswith("teacher")}
     title = scores_of(run.metrics)[0].title
     if best and last:
         end = "and last " if best == last else ""
@@ -42,11 +46,12 @@ def _student(run: Run) -> Iterator[Card]:
         if averaged := known.get("EMA, best"):
             details.append(f"{averaged.top1:.2f} % with averaged weights (EMA), at epoch {averaged.epoch}")
         yield Card("Student", f"{best.top1:.2f} %", [*details, *_name(run, "student")])
-    if teacher:
-        details = [title, *_further(run, teacher), *_name(run, "teacher")]
-        yield Card("Teacher", f"{teacher.top1:.2f} %", details)
-    if best and teacher:
-        yield _gap(best.top1 - teacher.top1, run.validation_images)
+    for who, teacher in [*teachers.items()][:_MOST_TEACHERS]:
+        details = [title, *_further(run, teacher), *_name_of_teacher(run, who)]
+        yield Card(f"{who[:1].upper()}{who[1:]}", f"{teacher.top1:.2f} %", details)
+    if best and teachers:
+        first = next(iter(teachers))
+        yield _gap(best.top1 - teachers[first].top1, run.validation_images, first)
 
 
 def _further(run: Run, accuracy: Accuracy) -> list[str]:
@@ -71,12 +76,22 @@ def _name(run: Run, role: str) -> list[str]:
     return [str(name)] if name else []
 
 
-def _gap(difference: float, images: int | None) -> Card:
+def _name_of_teacher(run: Run, who: str) -> list[str]:
+    """The model's, of "teacher" or "teacher NAME"."""
+    if who == "teacher":
+        return _name(run, who)
+    named = run.last_start.get("teachers")
+    of = named.get(who.removeprefix("teacher ")) if isinstance(named, dict) else None
+    name = of.get("name") if isinstance(of, dict) else None
+    return [str(name)] if name else []
+
+
+def _gap(difference: float, images: int | None, who: str = "teacher") -> Card:
     where = f" on {images:,} validation images" if images else ""
     if abs(difference) < 0.005:
-        return Card("Gap", "none", [f"level with the teacher{where}"])
+        return Card("Gap", "none", [f"level with the {who}{where}"])
     side = "below" if difference < 0 else "above"
-    return Card("Gap", f"{abs(difference):.2f} points", [f"{side} the teacher{where}"])
+    return Card("Gap", f"{abs(difference):.2f} points", [f"{side} the {who}{where}"])
 
 
 def _best_method(study: Study) -> Iterator[Card]:
@@ -110,7 +125,7 @@ def _against(study: Study, method: Method) -> list[str]:
     for contrast in study.contrasts:
         if contrast.method is method and contrast.verdict and contrast.baseline is not None:
             told = contrast.verdict if contrast.interval is None else f"{contrast.verdict} (95 %)"
-            return [f"{contrast.difference:+.2f} points against {contrast.baseline.label}: {told}"]
+            return [f"{signed(contrast.difference)} points against {contrast.baseline.label}: {told}"]
     return []
 
 

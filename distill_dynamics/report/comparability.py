@@ -8,7 +8,8 @@ from typing import Any
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.figures.order import alike
 from distill_dynamics.report.fit_warnings import circumstances
-from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.report.records import Run
+from distill_dynamics.text import counted, listed
 
 _Facet = Callable[[Run], Any]
 """What a run is in one respect; None where that is unknown, and so no difference."""

@@ -7,7 +7,7 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from distill_dynamics.report.methods import PLAIN, SOFTKD, Method, is_below
-from distill_dynamics.report.records import listed
+from distill_dynamics.text import listed
 
 # Settings that run.json holds, not config.yaml: unknown where it cannot be read.
 _FACTS = ("images a step", "data")
@@ -52,7 +52,7 @@ def make_contrast(method: Method, methods: Sequence[Method]) -> Contrast:
     """The method beside its baseline among the others; see `Contrast`."""
     if not method.finished:
         return Contrast(method, None, "not finished")
-    finished = [other for other in methods if other.finished and other.by_seed()]
+    finished = [one for one in methods if one.finished and one.by_seed() and one.score == method.score]
     softkd = [other for other in finished if other.name == SOFTKD]
     for other in (*softkd, *(other for other in finished if other.name == PLAIN)):
         if other is method and (method in softkd or not softkd):
@@ -68,6 +68,7 @@ def make_contrast(method: Method, methods: Sequence[Method]) -> Contrast:
 def over_plain(method: Method, methods: Sequence[Method]) -> Contrast | None:
     """The method beside plain training with all other settings equal; None where there is none."""
     plain = [other for other in methods if other.name == PLAIN and other.finished and other.by_seed()]
+    plain = [other for other in plain if other.score == method.score]
     found = [_contrast(method, other) for other in plain] if method.finished and method.by_seed() else []
     return next((contrast for contrast in found if contrast), None)
 

@@ -9,7 +9,8 @@ from distill_dynamics.figures.order import alike, same_bins
 from distill_dynamics.report.records import Run
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import lowest_block, trained_probes
-from distill_dynamics.tables import measured, shape, with_error
+from distill_dynamics.tables import measured, shape
+from distill_dynamics.text import number, signed, with_error
 
 
 def findings(study: Study) -> list[str]:
@@ -28,10 +29,10 @@ def _trainings(study: Study) -> list[str]:
     finished = study.finished
     if not finished:
         return []
-    if len({run.data for method in finished for run in method.runs} - {None}) > 1:
-        return ["The runs were validated on different data: none has won."]
     if len(titles := {method.score.title for method in finished}) > 1:
         return [f"Some runs are known by {' and some by '.join(sorted(titles))}: none has won."]
+    if len({run.data for method in finished for run in method.runs} - {None}) > 1:
+        return ["The runs were validated on different data: none has won."]
     (title,) = titles
     first = max(finished, key=lambda method: method.top1)  # of equals, the first given
     seeds = len(first.by_seed())
@@ -73,8 +74,8 @@ def _one_curve(run: Run) -> list[str]:
     if len(trained) > 1:
         start, end = trained[0], trained[-1]
         change = evolution(trained)
-        by_first = with_error(f"{change.first_change:+.2f}", change_error(start, end, 0), 2)
-        by_last = with_error(f"{change.last_change:+.2f}", change_error(start, end, -1), 2)
+        by_first = with_error(signed(change.first_change), change_error(start, end, 0), 2)
+        by_last = with_error(signed(change.last_change), change_error(start, end, -1), 2)
         sentences.append(
             f"From epoch {start.epoch} to {end.epoch} the entropy of the first block changed by {by_first} "
             f"bits, of the last block by {by_last} bits."
@@ -104,7 +105,9 @@ def _suppression(run: Run) -> str:
     end = "at every probe after epoch 0" if until == trained[-1].epoch else f"until epoch {until}"
     if rises is None or back.certain is False:
         return end
-    return f"{end}, and rises by {with_error(f'{back.value:.2f}', back.error, 2)} bits from epoch {rises} on"
+    return (
+        f"{end}, and rises by {with_error(number(back.value, 2), back.error, 2)} bits from epoch {rises} on"
+    )
 
 
 def _curves(study: Study) -> list[str]:

@@ -14,10 +14,11 @@ from typing import Any
 from distill_dynamics.dynamics.profile_file import LARGEST
 from distill_dynamics.report.fit_warnings import fit_warnings
 from distill_dynamics.report.methods import describe
-from distill_dynamics.report.records import Run, fitting, left_out, listed, range_name
+from distill_dynamics.report.records import Run, fitting, left_out, range_name
 from distill_dynamics.runs.metrics_csv import parse
 from distill_dynamics.runs.profiles import RunProfiles, load_profiles, until_epoch
 from distill_dynamics.runs.read import Unreadable, read_json, read_text, read_yaml
+from distill_dynamics.text import listed
 
 
 def read_fit(path: Path) -> Run:

@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 from distill_dynamics.figures.floors import with_floors
-from distill_dynamics.report.records import Run, counted, listed, planned_epochs
+from distill_dynamics.report.records import Run, planned_epochs
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, scores_of
 from distill_dynamics.tables import accuracies
+from distill_dynamics.text import counted, listed
 
 
 def fit_warnings(run: Run) -> list[str]:
@@ -50,14 +51,16 @@ def _missing(run: Run) -> list[str]:
     probed = (run.config.get("probe") or {}).get("every_n_epochs") != 0
     data = run.last_start.get("data") or {}
     has_classes = data.get("classes") != 0
-    measured = has_classes or data.get("val_images") != 0
+    has_images = has_classes or data.get("val_images") != 0
+    unmeasured = "Nothing was validated" if has_images else "No validation images"
+    measured = has_images and (run.config.get("trainer") or {}).get("limit_val_batches") != 0
     score, what = (OF_CLASSES[0].name, "accuracy") if has_classes else (OF_FEATURES[0].name, "kNN top-1")
     measured_teachers = [name for name in columns if re.fullmatch(f"teacher(_.+)?/{score}", name)]
     wanted = [
         ("train/loss" in columns, "No completed epoch: metrics.csv has no training loss."),
         (
             measured,
-            "No validation images: the student is that of the last epoch, whatever its quality.",
+            f"{unmeasured}: the student is that of the last epoch, whatever its quality.",
         ),
         (
             f"val/{score}" in columns or not measured,
@@ -117,9 +120,10 @@ def _profiles(run: Run) -> list[str]:
     if run.profiles.others:
         first = next(iter((run.config.get("model") or {}).get("teachers") or {}), "model.teacher")
         first = "model.teacher" if (run.config.get("model") or {}).get("teacher") else first
+        others = [*run.profiles.others]
         warnings.append(
             f"Several teachers: where one alone is shown or compared with, it is the first, {first}; "
-            f"{listed([*run.profiles.others])} stand beside it in the tables."
+            f"{listed(others)} {'stands' if len(others) == 1 else 'stand'} beside it in the tables."
         )
     profiles = [profile for _, profile in run.profiles.named()]
     if len({profile.probe_id for profile in profiles}) > 1:

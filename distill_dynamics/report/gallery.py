@@ -15,10 +15,11 @@ from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.figures.order import distinct
 from distill_dynamics.figures.style import LineStyle, named, run_styles
 from distill_dynamics.figures.training import metric_names
-from distill_dynamics.report.captions import FLOORS, LINES, RANGES, SPECTRUM, about, pair_caption
-from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.report.captions import FLOORS, LINES, RANGES, SPECTRUM, about, of_training, pair_caption
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.study import Study
 from distill_dynamics.tables import measured
+from distill_dynamics.text import counted, listed
 
 
 @dataclass(frozen=True)
@@ -236,15 +237,13 @@ def _training(runs: Sequence[Run], styles: Mapping[str, LineStyle]) -> Iterator[
     logged = {run.label: run.metrics for run in runs if metric_names(run.metrics)}
     if logged:
         floors = {run.label: run.loss_floors for run in runs}
+        chance = {run.label: run.chance for run in runs if run.chance is not None}
         drawn = any(floor > 0 for of in floors.values() for floor in of.values())
-        dashed = ", dashed what no linear map from the student can go below" if drawn else ""
-        validated = any(name.startswith("val/") for rows in logged.values() for name in metric_names(rows))
-        top1 = f"{dashed and ','} and top-1 on the validation set beside the teacher's" if validated else ""
         yield Picture(
             "training_curves",
             "Training",
-            f"Each loss term{dashed}{top1}.",
-            figures.training_curves(logged, styles, floors),
+            of_training(logged.values(), drawn),
+            figures.training_curves(logged, styles, floors, chance),
         )
     if gates := {run.label: run.gates for run in runs if run.gates}:
         yield Picture(

@@ -13,10 +13,11 @@ from distill_dynamics.dynamics.signature import signature
 from distill_dynamics.dynamics.signature.shape import LEAST_DEPTH
 from distill_dynamics.figures.floors import with_floors
 from distill_dynamics.report.headline import has_shape
-from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.study import Study
 from distill_dynamics.runs.scores import scores_of
 from distill_dynamics.tables import accuracies
+from distill_dynamics.text import counted, listed
 
 _RECIPES = "configs/methods/README.md"
 

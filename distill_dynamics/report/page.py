@@ -4,9 +4,10 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
@@ -22,7 +23,7 @@ from distill_dynamics.report.guide import about_u, next_steps, recipes
 from distill_dynamics.report.headline import headline
 from distill_dynamics.report.illustrations import boxes, illustrations, save
 from distill_dynamics.report.provenance import PAPER, circumstances_of, origins
-from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.report.study import Study
 from distill_dynamics.report.tables import (
@@ -35,18 +36,22 @@ from distill_dynamics.report.tables import (
     range_rows,
     results_rows,
 )
-from distill_dynamics.runs.scores import OF_CLASSES, scores_of
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, scores_of
 from distill_dynamics.tables import (
     COST,
     OTHER_CURVES,
     Named,
+    accuracies,
     accuracy_rows,
     cost_rows,
     curve_rows,
     gap_rows,
+    quality_caption,
+    quality_rows,
     signature_rows,
     spectrum_rows,
 )
+from distill_dynamics.text import listed
 
 _CSS, *_SCRIPTS = (
     resources.files(__package__).joinpath(name).read_text(encoding="ascii")
@@ -81,16 +86,18 @@ def write_report(
     figures, runs = illustrations(pictures), study.runs
     spectra = [figure for figure in figures if "spectra" in figure.name]
     labels = [*dict.fromkeys(run.label for run in runs)]
+    names = labels if len(labels) <= 4 else [f"{len(labels)} runs"]
     environment = Environment(
         loader=PackageLoader("distill_dynamics.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "unbroken": _unbroken, "breakable": _breakable}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     page = environment.get_template("page.html.j2").render(
-        title=", ".join(labels) if len(labels) <= 4 else f"{len(labels)} runs",
+        title=", ".join(names),
+        names=names,
         subtitle=_subtitle(study),
         policy=_POLICY,
         css=Markup(_CSS),
@@ -122,6 +129,17 @@ def write_report(
 def _code(text: str) -> Markup:
     """Text in `backticks` as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _unbroken(text: str) -> Markup:
+    """Text with what belongs together, such as "top-1" and "10 %", in one line."""
+    together = r"\b(?:\w{1,8}-\w{1,3}\b|[\d.]+ (?:[%×]|points))"
+    return Markup(re.sub(together, r'<span class="unbroken">\g<0></span>', str(escape(text))))
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may go on in the next line after its dots and underscores."""
+    return Markup(re.sub(r"((?<=\w)_|(?<=[^\W\d])\.)(?=\w)", r"\1<wbr/>", str(escape(text))))
 
 
 def _subtitle(study: Study) -> str:
@@ -169,17 +187,34 @@ def _results(study: Study) -> list[Table]:
     if len(study.runs) == 1:
         rows = accuracy_rows(study.runs[0].metrics)
         costs = cost_rows(study.runs[0].last_start)
-        accuracy = Table("", _accuracy_caption(study.runs[0]), rows)
-        return [accuracy, losses, Table("", COST, costs)]
-    note = "Top-1 on the validation set in percent; ± is the standard deviation over seeds."
-    return [Table("", note, results_rows(study), "numbers results"), losses]
+        accuracy = Table("", _measured(study.runs), rows)
+        return [accuracy, losses, Table("", COST, costs), *_quality(study.runs)]
+    note = f"{_measured(study.runs)}. In percent; ± is the standard deviation over seeds."
+    return [Table("", note, results_rows(study), "numbers results"), losses, *_quality(study.runs)]
 
 
-def _accuracy_caption(run: Run) -> str:
-    if scores_of(run.metrics) is OF_CLASSES:
-        return "Accuracy on the validation set"
-    chance = "" if run.chance is None else f"; chance is {run.chance:.4g} %"
-    return f"Pooled features: a half of the labelled validation images classifies the other{chance}"
+def _measured(runs: Sequence[Run]) -> str:
+    """What the scores of these runs are: of classes, of features, or of some runs each."""
+    known = {scores_of(run.metrics) for run in runs if accuracies(run.metrics)}
+    levels = sorted({run.chance for run in runs if run.chance is not None})
+    chance = f"; chance is {listed([f'{level:.4g}' for level in levels])} %" if levels else ""
+    told = {
+        OF_CLASSES: "Accuracy on the validation set",
+        OF_FEATURES: "kNN and linear top-1: a half of the labelled validation images classifies the other by "
+        f"pooled features{chance}",
+    }
+    return ". ".join(text for scores, text in told.items() if scores in known)
+
+
+def _quality(runs: Sequence[Run]) -> list[Table]:
+    """How good the features of analysed models are: a table for all that the same labelled images tell of."""
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    for run in runs:  # in each range of an analysis the same
+        facts: Mapping[str, Any] = run.last_start.get("knn") or {}
+        for epoch, quality in run.quality.items() if facts else ():
+            name = f"{run.label}, {epoch}" if epoch else run.label
+            found.setdefault(quality_caption(facts), {})[name] = quality
+    return [Table("", caption, quality_rows(named.items())) for caption, named in found.items()]
 
 
 def _latest(runs: Sequence[Run]) -> list[Table]:

@@ -172,15 +172,17 @@ function sortable(table) {
   heads.forEach((head, column) => {
     if (head.tagName !== "TH" || given.length < 2) return;
     const text = head.textContent;
-    head.replaceChildren(
-      button(text, `Sort by ${text}`, () => {
-        const next = { none: "ascending", ascending: "descending", descending: "none" }[head.ariaSort ?? "none"];
-        for (const other of heads) other.removeAttribute("aria-sort");
-        if (next !== "none") head.setAttribute("aria-sort", next);
-        body.append(...(next === "none" ? given : sorted(given, column, next === "ascending" ? 1 : -1)));
-        announcement.textContent = next === "none" ? "in the order given" : `sorted by ${text}, ${next}`;
-      }),
-    );
+    const made = button("", `Sort by ${text}`, () => {
+      const next = { none: "ascending", ascending: "descending", descending: "none" }[head.ariaSort ?? "none"];
+      for (const other of heads) other.removeAttribute("aria-sort");
+      if (next !== "none") head.setAttribute("aria-sort", next);
+      body.append(...(next === "none" ? given : sorted(given, column, next === "ascending" ? 1 : -1)));
+      announcement.textContent = next === "none" ? "in the order given" : `sorted by ${text}, ${next}`;
+    });
+    const words = document.createElement("span"); // one, as a button on a phone lays out what is in it
+    words.append(...head.childNodes);
+    made.append(words);
+    head.append(made);
   });
 }
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.tables import Table
-from distill_dynamics.tables import COST, NOTHING, Row, cost_rows
+from distill_dynamics.tables import COST, Row, cost_rows
+from distill_dynamics.text import NOTHING, counted, listed
 
 PAPER = "https://arxiv.org/abs/2511.06848"
 

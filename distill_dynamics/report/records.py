@@ -9,6 +9,7 @@ from typing import Any, Literal
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.runs.directory import succeeded
 from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.text import listed
 
 ANALYSIS_SCHEMA = 1
 """Version of `analysis.json`, which `analyze` writes."""
@@ -43,6 +44,9 @@ class Run:
     """Analysed models that are no training."""
     widths: list[Profile] = field(default_factory=list, repr=False)
     """An analysed model again, with its floors at further widths of a student."""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
+    """Of an analysed model how good its features are: "" → knn1, linear1 (percent) and effective_rank; of an
+    evolution by "epoch 3", "best"."""
     images: str = field(default="", repr=False)
     """Which images an analysis saw, equal for equal files whatever their size and crop; "" where unknown."""
 
@@ -168,15 +172,3 @@ def range_name(value_range: str | Sequence[float]) -> str:
         return value_range
     limits = [float(limit) for limit in value_range]
     return ",".join(str(int(limit)) if limit.is_integer() else repr(limit) for limit in limits)
-
-
-def counted(count: int | str, noun: str) -> str:
-    """ "1 epoch", "2 epochs"."""
-    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"; of more than twelve ten and "60 more"."""
-    if len(names) > 12:
-        names = [*names[:10], f"{len(names) - 10} more"]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,9 +1,11 @@
 """Loading what a report is about: run directories of `fit`, folders of `analyze`, published curves."""
 
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.report.fit_run import read_fit
@@ -11,6 +13,7 @@ from distill_dynamics.report.published import is_published, read_published
 from distill_dynamics.report.records import ANALYSIS_SCHEMA, Run, fitting, left_out
 from distill_dynamics.runs.profiles import RunProfiles, read_profile
 from distill_dynamics.runs.read import Unreadable, read_json
+from distill_dynamics.runs.scores import OF_FEATURES
 
 
 def load_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
@@ -83,15 +86,14 @@ def _analysis(path: Path) -> list[Run]:
             f"{ANALYSIS_SCHEMA}"
         )
     start = {name: content[name] for name in ("command", "versions", "bootstrap") if name in content}
+    if _are_facts(content.get("knn")):
+        start["knn"] = content["knn"]
     start["images"] = {name: images[name] for name in ("source", "n", "seed") if name in images}
     several = len({value_range for _, value_range, _ in keys}) > 1
     runs = []
     for label, value_range in dict.fromkeys(key[:2] for key in keys):
-        files = {
-            path / file: bool(curve.get("best"))
-            for curve, (*group, file) in zip(curves, keys, strict=True)
-            if group == [label, value_range]
-        }
+        own = [curve for curve, key in zip(curves, keys, strict=True) if key[:2] == (label, value_range)]
+        files = {path / str(curve["profile"]): bool(curve.get("best")) for curve in own}
         unreadable: dict[str, list[str]] = {}
         read = {file: read_profile(file, unreadable) for file in files}
         further = [
@@ -118,10 +120,32 @@ def _analysis(path: Path) -> list[Run]:
                 range=value_range,
                 models=models,
                 widths=[profile for profile in further if profile is not None],
+                quality=_quality(own),
                 images=json.dumps(same) if len(same) > 1 else "",
             )
         )
     return runs
+
+
+def _quality(curves: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """By epoch, of those curves of one model of whose weights it is known."""
+    found = {}
+    for curve in curves:
+        if isinstance(known := curve.get("quality"), dict):
+            values = {score.name: known.get(score.name) for score in OF_FEATURES}
+            epoch = "" if curve.get("epoch") is None else f"epoch {curve['epoch']}"
+            found["best" if curve.get("best") else epoch] = {
+                name: value if isinstance(value, float) else math.nan for name, value in values.items()
+            }
+    return found
+
+
+def _are_facts(knn: Any) -> bool:
+    """Whether a record tells of the labelled images of its analysis."""
+    if not isinstance(knn, dict) or not isinstance(knn.get("source"), str):
+        return False
+    counts = (knn.get(name) for name in ("bank", "queries", "classes"))
+    return all(isinstance(count, int) and 0 < count < 2**31 for count in counts)
 
 
 def _published(path: Path) -> Run:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from distill_dynamics.report.contrasts import make_contrast, over_plain
 from distill_dynamics.report.methods import Method, make_method, teachers_of
-from distill_dynamics.report.records import Run, counted, listed
+from distill_dynamics.report.records import Run
+from distill_dynamics.text import counted, listed
 
 
 class Study:
@@ -61,8 +62,8 @@ def _methods(runs: Sequence[Run]) -> list[Method]:
 
 def _labels(methods: Sequence[Method]) -> list[str]:
     """The shortest name of each that no other has: with layers, options, β, epochs, teacher or runs."""
-    short = [f"{m.name} {m.layers}".strip() for m in methods]
-    titled = [f"{m.title} {m.layers}".strip() for m in methods]
+    short = [_with_layers(m.name, m.layers) for m in methods]
+    titled = [_with_layers(m.title, m.layers) for m in methods]
     weighted = [
         f"{name}, β {m.weight}" if m.weight else name for name, m in zip(titled, methods, strict=True)
     ]
@@ -79,6 +80,11 @@ def _labels(methods: Sequence[Method]) -> list[str]:
             if counts[name] == 1 or way is ways[-1]:
                 labels.setdefault(number, name)
     return [labels[number] for number in range(len(methods))]
+
+
+def _with_layers(name: str, layers: str) -> str:
+    """Such as "SpectralKD L 1", and "TokenKD without labels, L 1"."""
+    return f"{name}{',' if ' without ' in name else ''} {layers}" if layers else name
 
 
 def _run_names(method: Method) -> str:

@@ -1,7 +1,7 @@
 """Tables of several runs: contrasts, methods and accuracies, value ranges, settings, entropy over epochs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import fmean, stdev
 from textwrap import wrap
@@ -12,21 +12,18 @@ import numpy as np
 from distill_dynamics.dynamics.profile import Profile
 from distill_dynamics.dynamics.signature import change_error, evolution, rebound, signature
 from distill_dynamics.report.contrasts import Contrast
-from distill_dynamics.report.methods import PLAIN, SOFTKD, all_settings, teachers_of
-from distill_dynamics.report.records import Run, listed
+from distill_dynamics.report.methods import PLAIN, SOFTKD, Method, all_settings, teachers_of
+from distill_dynamics.report.records import Run
 from distill_dynamics.report.study import Study
-from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, Score
+from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, Score, scores_of
 from distill_dynamics.tables import (
-    NOTHING,
     Row,
     accuracies,
     filled,
     measured,
-    number,
     shape,
-    signed,
-    with_error,
 )
+from distill_dynamics.text import NOTHING, listed, number, signed, with_error
 
 
 class Table(NamedTuple):
@@ -55,7 +52,7 @@ def _contrast_rows(contrasts: Sequence[Contrast]) -> list[Row]:
         method, baseline = contrast.method, contrast.baseline
         if baseline is method or not method.by_seed() or (baseline is None and not contrast.reason):
             continue
-        bounds = NOTHING if contrast.interval is None else " to ".join(f"{b:+.2f}" for b in contrast.interval)
+        bounds = NOTHING if contrast.interval is None else " to ".join(map(signed, contrast.interval))
         verdict = f"not compared: {contrast.reason}" if baseline is None else contrast.verdict
         against = NOTHING if baseline is None else baseline.label
         rows.append((method.label, against, signed(contrast.difference), bounds, verdict))
@@ -76,7 +73,7 @@ def gain_rows(study: Study) -> list[Row]:
     titles = {method.score.title for method in study.finished} or {OF_CLASSES[0].title}
     rows: list[Row] = [("method", f"{' or '.join(sorted(titles))} (%)", *(f"over {name}" for name in names))]
     for method in study.finished:
-        label, *rest = wrap(method.label, 28)
+        label, *rest = wrap(method.label, 28, break_on_hyphens=False)
         cells = (_gain(gains.get((method.label, name))) for name in names)
         rows.append((label, _mean([*method.by_seed().values()]), *cells))
         rows += [(f"  {line}", "", *("" for _ in names)) for line in rest]
@@ -106,21 +103,10 @@ def results_rows(study: Study) -> list[Row]:
     }
     columns = {title: of for title, of in every.items() if any(method.by_seed(*of) for method in known)}
     rows: list[Row] = [("method", "layers", "β", "seeds", *columns, "epochs", "runs")]
-    teachers: dict[tuple[str, str, str], None] = {}
-    for method in known:
-        name = teachers_of(method)
-        for run in method.runs:
-            if teacher := accuracies(run.metrics).get("teacher"):
-                teachers[name, f"{teacher.top1:.2f}", f"{method.score.title} best"] = None
-    rows += [
-        (
-            f"teacher, {name}" if name else "teacher",
-            *[""] * 3,
-            *(top1 if title == column else "" for title in columns),
-            *[""] * 2,
-        )
-        for name, top1, column in teachers
-    ]
+    first_of = {metric: title for title, (_, metric) in reversed(columns.items())}
+    for who, measured_of in dict.fromkeys(row for method in known for row in _teachers(method)):
+        cells = {first_of.get(metric): text for metric, text in measured_of}
+        rows.append((who, *[""] * 3, *(cells.get(title, "") for title in columns), *[""] * 2))
     rows += [
         (
             method.title,
@@ -134,6 +120,18 @@ def results_rows(study: Study) -> list[Row]:
         for method in known
     ]
     return rows
+
+
+def _teachers(method: Method) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    """The teachers of each run, and what was measured of them: a text by the student's metric."""
+    first = teachers_of(method).partition(", ")[0]
+    for run in method.runs:
+        scores = scores_of(run.metrics)
+        for who, accuracy in accuracies(run.metrics).items():
+            if who.startswith("teacher"):
+                cells = zip(scores, accuracy.values, strict=True)
+                named = f"{who}, {first}" if who == "teacher" and first else who
+                yield named, tuple((score.metric, score.text(value)) for score, value in cells)
 
 
 def _columns_of(score: Score) -> list[tuple[str, str, str]]:
@@ -194,7 +192,7 @@ def _in_range(profile: Profile) -> str:
     outside = 100 * profile.clipped.mean()  # of a range that was given: in the bins at its ends
     return (
         lowest_block(profile)
-        + (f", r = {r:.2f}" if np.isfinite(r) else "")
+        + (f", r = {number(r, 2)}" if np.isfinite(r) else "")
         + (f", {outside:.1f} % outside" if outside > 0 else "")
     )
 

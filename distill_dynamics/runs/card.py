@@ -11,6 +11,7 @@ import yaml
 from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.runs.metrics_csv import read_rows
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES, Score
+from distill_dynamics.text import counted
 
 if TYPE_CHECKING:
     from distill_dynamics.models.backbone import Backbone
@@ -109,7 +110,7 @@ def _rows(
     first, *others = OF_CLASSES if student.num_classes else OF_FEATURES
     if data.get("val_classes"):
         images += f", one half classifies the other; by chance {100 / data['val_classes']:.4g} %"
-    given = student.timm_kwargs
+    given, after = student.timm_kwargs, counted(epoch, "epoch")
     shape = [f"{key} {given[key]}" for key in ("base", "width", "lifted_head") if key in given]
     return {
         "shape": ", ".join(shape),
@@ -117,8 +118,8 @@ def _rows(
         "input": f"{pixels}; mean {mean}, std {std}",
         "classes": f"{student.num_classes or 'none: the model gives features, and no logits'}",
         "data": ", fingerprint ".join(_code(data[key]) for key in ("name", "fingerprint") if key in data),
-        "trained": f"{epoch} epochs" if top1 is None else "",
-        f"{first.title}, validation": "" if top1 is None else f"{top1:.2f} % after {epoch} epochs{images}",
+        "trained": after if top1 is None else "",
+        f"{first.title}, validation": "" if top1 is None else f"{top1:.2f} % after {after}{images}",
         **{
             f"{score.title}, validation": _with_unit(metric_at(run_dir, epoch, score.metric), score)
             for score in others
@@ -170,7 +171,7 @@ def metric_at(run_dir: Path, epoch: int, name: str) -> float | None:
 
 
 def _with_unit(value: float | None, score: Score) -> str:
-    return "" if value is None else f"{value:.2f} %" if score.unit else f"{value:.1f}"
+    return "" if value is None else f"{score.text(value)} {score.unit}".rstrip()
 
 
 def _code(text: str) -> str:

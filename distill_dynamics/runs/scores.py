@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from distill_dynamics.text import number
+
 
 class Score(NamedTuple):
     """Something that is measured on the validation images: `val/<name>`, `teacher/<name>`."""
@@ -18,6 +20,15 @@ class Score(NamedTuple):
     def metric(self) -> str:
         """Its name for a student."""
         return f"val/{self.name}"
+
+    @property
+    def column(self) -> str:
+        """The head of a column: "kNN top-1 (%)"."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def text(self, value: float) -> str:
+        """A value, without its unit; a dash for NaN."""
+        return number(value, 2 if self.unit else 1)
 
 
 OF_CLASSES = (Score("acc1", "top-1", "%"), Score("acc5", "top-5", "%"))

@@ -10,6 +10,8 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
+from distill_dynamics.text import signed
+
 METHODS = {
     "softkd": "SoftKD",
     "spectralkd_l1": "SpectralKD, last block",
@@ -41,7 +43,8 @@ def main(folder: Path) -> None:
         if method != "softkd":
             test = stats.ttest_rel(top1[method], top1["softkd"])
             low, high = test.confidence_interval(0.95)
-            difference = f"{fmean(top1[method]) - fmean(top1['softkd']):+.2f} ({low:+.2f} to {high:+.2f})"
+            gain = fmean(top1[method]) - fmean(top1["softkd"])
+            difference = f"{signed(gain)} ({signed(low)} to {signed(high)})"
         loss = fmean(seed[-1] for seed in column(folder, method, f"train/loss_{terms[method]}"))
         accuracy = f"{fmean(top1[method]):.2f} ± {stdev(top1[method]):.2f}"
         cost = f"{seconds[method] / seconds['softkd']:.2f}"

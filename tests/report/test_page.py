@@ -77,7 +77,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
+        if self.open and {"td", "th"} & {*self.open[-2:]}:  # a cell, or a span in it
             self.rows[-1][-1] += data
         if self.open and self.open[-1] not in ("style", "title", "script"):
             self.texts.append(data)

@@ -11,9 +11,10 @@ from distill_dynamics.cli.main import main
 from distill_dynamics.errors import UserError
 from distill_dynamics.report import page
 from distill_dynamics.report.comparability import comparison_warnings
-from distill_dynamics.report.records import Run, listed, range_name
+from distill_dynamics.report.records import Run, range_name
 from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs.profiles import RunProfiles
+from distill_dynamics.text import listed
 
 
 def load(*paths):

@@ -226,7 +226,7 @@ def test_distance_to_the_teacher():
     teacher = made.profile(None, [2.0, 2.0, 2.0], magnitude=[1.0, 1.0, 1.0])
     rows = gap_rows(RunProfiles([student], teacher, None))
     distance = f"{math.sqrt(2 / 3):.3f}"
-    assert rows[1:] == [("student, epoch 3", distance, distance, "1.000", "0.000", "+0.00")]
+    assert rows[1:] == [("student, epoch 3", distance, distance, "1.000", "0.000", "0.00")]
     assert gap_rows(RunProfiles([student], None, None)) == []
 
 
@@ -250,7 +250,7 @@ def test_evolution(tmp_path):
     # As with the images behind them: all of them moved alike.
     probes = {f"student_epoch_{e:04d}": made.profile(e, [3.0, 2.5, last]) for e, last in ((1, 1.0), (2, 2.0))}
     (run,) = load_runs([made.write_run(tmp_path / "r", **probes)])
-    assert evolution_rows([run])[1][3:5] == ("+0.00", "+1.00")
+    assert evolution_rows([run])[1][3:5] == ("0.00", "+1.00")
     one = made.write_published(tmp_path / "One.csv", {"checkpoint_epoch_1": [1, 2, 3]}, layers=3)
     assert evolution_rows(load_runs([one])) == []
 

@@ -99,8 +99,8 @@ def test_the_report_says_of_which_measure_it_speaks(measured, tmp_path):
     header, *_ = results_rows(study)
     assert header[4:-2] == ("kNN top-1 best", "kNN top-1 last", "linear top-1 last", "EMA, kNN best")
     page = write_report([measured], tmp_path / "report.html").read_text()
-    assert "kNN top-1 at the best" in page
-    assert "10 % by chance" in page
+    assert 'kNN <span class="unbroken">top-1</span> at the best' in page
+    assert "10 %</span> by chance" in page
     assert "chance is 10 %" in page
     assert "top-5" not in page
 
