@@ -1,7 +1,8 @@
 """The one exception that means "the user can mend this", and what its line is made of."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -10,6 +11,15 @@ class UserError(ValueError):
     The command line prints the line without a traceback and exits with 2; from Python it is an
     ordinary `ValueError`.
     """
+
+
+@contextmanager
+def at(key: str) -> Iterator[None]:
+    """Begin a UserError with its place in a config."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -92,7 +92,14 @@ MISTAKES = {
             *("--model.teacher.checkpoint", "other.pth", "--model.teacher.name", "deit_tiny_patch16_224"),
             *("--model.teacher.timm_kwargs", TINY),
         ],
-        "model.teacher: other.pth has another number of classes than the data, 3",
+        "model.teacher: its weights (other.pth) have a head of other classes than the 3 here",
+    ),
+    "a teacher without a head": (
+        [
+            *("--model.teacher.checkpoint", "other.pth", "--model.teacher.name", "deit_tiny_patch16_224"),
+            *("--model.teacher.timm_kwargs", TINY),
+        ],
+        "model.teacher: its weights (other.pth) have no head, and one made anew answers at random: train it",
     ),
     "a misspelt student": (["--model.student.name", "deit_tny_patch16_224"], "'deit_tiny_patch16_224'"),
     "a misspelt option": (["--data.batch_sise", "8"], "did you mean 'batch_size'"),
@@ -106,7 +113,7 @@ MISTAKES = {
 @pytest.mark.filterwarnings("ignore:other.pth")
 def test_a_newcomers_mistake_is_a_line(capsys, mistake):
     words, right = MISTAKES[mistake]
-    _stranger(7)
+    _stranger(0 if mistake == "a teacher without a head" else 7)
     line = refused(capsys, *FOLDER, "--model.teacher.checkpoint", "runs/teacher/student", *words)
     last = line.strip().splitlines()[-1]
     assert last.startswith("error: ")

@@ -22,6 +22,7 @@ from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed, 
 from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.tables import aligned, cost_rows
+from distill_dynamics.text import counted
 from distill_dynamics.train.checkpoints import BEST_BY
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
@@ -94,11 +95,12 @@ class Console(Callback):
         if pl_module.untrained:
             rows.append(("", f"untrained: {quality_text(pl_module.untrained, len(data.val_classes))}"))
         drawn = f" (views of {views_side(data)} px)" if views_side(data) != data.image_size else ""
+        steps = counted(trainer.num_training_batches, "step")
         rows.append(
             (
                 "data",
                 f"{type(data).__name__}: {data.num_classes or 'no'} classes, {data.image_size} px{drawn}, "
-                f"{trainer.num_training_batches} steps of {pl_module.global_batch} images an epoch",
+                f"{steps} of {pl_module.global_batch} images an epoch",
             )
         )
         if not getattr(data, "has_val", True):
@@ -168,7 +170,7 @@ def doubts_of(distiller: Distiller) -> list[str]:
 def doubt_of(teacher: Teacher, trainer: Trainer) -> str | None:
     """What is to be doubted of a teacher, if anything."""
     classes = len(getattr(datamodule(trainer), "val_classes", ()))
-    return doubt(teacher.backbone, teacher.accuracy, classes, teacher.key)
+    return doubt(teacher.backbone, teacher.accuracy, classes, teacher.key, teacher.title)
 
 
 def _model(backbone: Backbone) -> str:
@@ -176,13 +178,14 @@ def _model(backbone: Backbone) -> str:
     widths = sorted(set(backbone.channels))
     width = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}" if widths else "?"
     name = " of ".join(filter(None, [backbone.name, backbone.timm_kwargs.get("base")]))
-    return f"{name}: {count:.2f} M parameters, {len(backbone.layers)} layers of {width} channels"
+    layers = counted(len(backbone.layers), "layer")
+    return f"{name}: {count:.2f} M parameters, {layers} of {width} channels"
 
 
 def _student(student: Backbone) -> list[str]:
     lines = [_model(student)]
     if student.has_weights:
-        head = ", with a new head" if student.has_new_head and student.num_classes else ""
+        head = ", with a new head" if student.new_head and student.num_classes else ""
         lines.append(f"begins from {student.source}{head}")
     if student.frozen:
         count = sum(p.numel() for p in student.parameters() if p.requires_grad)

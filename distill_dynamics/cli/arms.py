@@ -11,7 +11,7 @@ from distill_dynamics.cli.checks import check_name, check_trainer, refuse_functi
 from distill_dynamics.cli.datamodule import set_num_classes
 from distill_dynamics.cli.fit import DistillCLI
 from distill_dynamics.cli.save_config import config_text
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, at
 from distill_dynamics.models.create import classes_of
 from distill_dynamics.report.methods import PLAIN, SOFTKD, describe
 from distill_dynamics.teacher_cache.cache import TeacherCache
@@ -125,13 +125,14 @@ def _no_softkd(config: Any, method: str, classes: int | None) -> str:
     if method == SOFTKD or (model.alpha != 0 and "kd" not in (model.terms or {})):
         return ""  # it reads the teacher's logits itself
     if model.teacher_cache:
-        cache = TeacherCache.read(model.teacher_cache)
+        with at("model.teacher_cache"):
+            cache = TeacherCache.read(model.teacher_cache)
         if not cache.logit_fields() or (cache.is_cut and cache.temperature != model.temperature):
             return f"{cache.folder} holds no logits for it: build the cache with alpha above 0"
     made = pkgutil.resolve_name(model.teacher.class_path)(**model.teacher.init_args.as_dict())
     if made.num_classes != (classes or made.num_classes) or not made.num_classes:
         return f"the teacher has {made.num_classes} classes, and the student {classes}"
-    return "the teacher's head is made anew, and answers at random" if made.has_new_head else ""
+    return "the teacher's head is made anew, and answers at random" if made.new_head else ""
 
 
 def _classes(student: Any) -> int | None:

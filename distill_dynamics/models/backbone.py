@@ -66,7 +66,7 @@ class Backbone(Freezable):
             of them), "timm" (its default for the name) or the "data".
         given_crop_pct: whether `crop_pct` was given.
         source: where the weights are from, in words; empty without weights.
-        has_new_head: whether its head is none of its weights, which have another number of classes.
+        new_head: why its head is none of its weights: "no head" or "other classes"; "" where it is.
         stated_accuracy: top-1 in percent that their file gives for them; None where it gives none.
 
     Raises:
@@ -95,7 +95,7 @@ class Backbone(Freezable):
         self.name, self.timm_kwargs = source.name, source.timm_kwargs
         self.has_weights = pretrained or checkpoint is not None
         self.source = "timm's published weights" if pretrained else os.fspath(checkpoint or "")
-        self.stated_accuracy, self.has_new_head = source.stated_accuracy, source.new_head
+        self.stated_accuracy, self.new_head = source.stated_accuracy, source.new_head
 
         has_maps = hasattr(self.model, "forward_intermediates")
         info = list(getattr(self.model, "feature_info", [])) if has_maps else []

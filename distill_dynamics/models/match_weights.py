@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 import torch
@@ -22,6 +22,9 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.models.weights import Weights
 
 State = Mapping[str, Tensor]
+
+NewHead = Literal["", "no head", "other classes"]
+"""Why the head of a model is none of its weights: they have none, or one of other classes; "" where it is."""
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into names, wherever they are applied."""
@@ -43,11 +46,19 @@ class _Reading(NamedTuple):
     problems: list[str]
     matched: int
     """Keys that the model has."""
-    new_head: bool = False
+    new_head: NewHead = ""
 
 
-def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> bool:
-    """Load a file's weights into a model; whether its head was left as it is.
+class _Head(NamedTuple):
+    """A state with a model's own head in it, if that is a new one."""
+
+    state: dict[str, Tensor]
+    changes: list[str]
+    new_head: NewHead
+
+
+def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> NewHead:
+    """Load a file's weights into a model; why its head was left as it is, if it was.
 
     A warning tells of each thing that was changed on the way.
 
@@ -80,8 +91,8 @@ def load(model: nn.Module, weights: Weights, name: str, new_head: bool) -> bool:
     return fits[0].new_head
 
 
-def tell_changes(model: nn.Module, path: str | os.PathLike) -> bool:
-    """Warn of what timm changed in a safetensors file's weights when it loaded them; whether the head is new.
+def tell_changes(model: nn.Module, path: str | os.PathLike) -> NewHead:
+    """Warn of what timm changed in a safetensors file's weights when it loaded them; why the head is new.
 
     It leaves out a head of other classes, resamples position embeddings and patches, and sums or repeats the
     colours of the first convolution, without a word.
@@ -90,10 +101,10 @@ def tell_changes(model: nn.Module, path: str | os.PathLike) -> bool:
     with safetensors.safe_open(path, framework="pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
     stored = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    fitted, lines = _with_new_head(model, stored)
+    fitted, lines, why = _with_new_head(model, stored)
     for line in [*_resampled({key: x for key, x in fitted.items() if key in own}, own), *lines]:
         warnings.warn(f"{path}: {line}", stacklevel=2)
-    return bool(lines)
+    return why
 
 
 def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -114,14 +125,14 @@ def _candidates(where: str, content: State, own: State) -> Iterator[tuple[str, d
 def _read(model: nn.Module, place: str, state: dict[str, Tensor], new_head: bool) -> _Reading:
     own = model.state_dict()
     matched = len(own.keys() & state.keys())
-    plain, changes = _with_new_head(model, state) if new_head else (state, [])
+    plain, changes, why = _with_new_head(model, state) if new_head else _Head(state, [], "")
     problems = _problems(plain, own)
     if problems and matched and (converted := _as_timm_does(model, state)) is not None:
-        fitted, head = _with_new_head(model, converted) if new_head else (converted, [])
+        fitted, head, why_new = _with_new_head(model, converted) if new_head else _Head(converted, [], "")
         if not _problems(fitted, own):
             changes = [*_resampled(state, converted), *head]
-            return _Reading(place, fitted, changes, [], matched, bool(head))
-    return _Reading(place, state if problems else plain, changes, problems, matched, bool(changes))
+            return _Reading(place, fitted, changes, [], matched, why_new)
+    return _Reading(place, state if problems else plain, changes, problems, matched, why)
 
 
 def _problems(state: State, own: State) -> list[str]:
@@ -134,7 +145,7 @@ def _problems(state: State, own: State) -> list[str]:
     return problems + [f"{key} is not in the model" for key in state if key not in own]
 
 
-def _with_new_head(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _with_new_head(model: nn.Module, state: dict[str, Tensor]) -> _Head:
     """The state with the model's own head, where the file's is of other classes, or not there."""
     config: Any = getattr(model, "pretrained_cfg", {})
     names = config.get("classifier") or ()
@@ -143,18 +154,19 @@ def _with_new_head(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str
     own = {key: value for key, value in model.state_dict().items() if key in keys}
     theirs = {key: state[key] for key in keys & state.keys()}
     if not keys or (own and theirs and own.keys() != theirs.keys()):
-        return state, []
+        return _Head(state, [], "")
     if own and theirs:
         same_width = all(theirs[key].shape[1:] == value.shape[1:] for key, value in own.items())
         if not same_width or all(theirs[key].shape == value.shape for key, value in own.items()):
-            return state, []
+            return _Head(state, [], "")
     classes = {len(value) for value in theirs.values()}
     if len(classes) > 1 or not (own or theirs):
-        return state, []
+        return _Head(state, [], "")
     rest = {key: value for key, value in state.items() if key not in keys}
     of = f"its head of {min(classes)} classes is left out" if classes else "it has no head"
     fresh = f", and the model has a fresh one of {len(next(iter(own.values())))}" if own else ""
-    return {**rest, **own}, [f"{of}{fresh} (num_classes)"]
+    why: NewHead = "other classes" if classes else "no head"
+    return _Head({**rest, **own}, [f"{of}{fresh} (num_classes)"], why)
 
 
 def _as_timm_does(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:

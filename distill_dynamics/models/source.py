@@ -13,7 +13,7 @@ from distill_dynamics.models import (
     reshape,  # noqa: F401 (which has timm know its architectures)
 )
 from distill_dynamics.models.create import architecture, create
-from distill_dynamics.models.match_weights import load, tell_changes
+from distill_dynamics.models.match_weights import NewHead, load, tell_changes
 from distill_dynamics.models.weights import header, read_weights, stated_accuracy
 
 
@@ -28,8 +28,7 @@ class Source(NamedTuple):
     stated_accuracy: float | None
     is_recorded: bool
     """Whether its mean and std are those of its weights: by their file, or by timm's record of them."""
-    new_head: bool
-    """Whether its head is not that of its weights, which have other classes."""
+    new_head: NewHead
 
 
 def make(
@@ -52,7 +51,7 @@ def make(
     same = description and architecture(description["timm_name"]) == architecture(name)
     timm_kwargs = plain({**description["timm_kwargs"], **given}) if same else given
     model = create(name, pretrained, timm_kwargs)
-    new_head = _has_other_classes(model) if pretrained else False
+    new_head: NewHead = _head_of_timm(model) if pretrained else ""
     if weights:
         new_head = load(model, weights, name, new_head="num_classes" in given)
     accuracy = weights.accuracy if weights else None
@@ -67,7 +66,7 @@ def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
     model = create(f"local-dir:{folder}", True, given)
     weights = folder / hub.WEIGHTS
     facts = header(weights) if weights.is_file() else {}
-    new_head = tell_changes(model, weights) if weights.is_file() else _has_other_classes(model)
+    new_head = tell_changes(model, weights) if weights.is_file() else _head_of_timm(model)
     # Ours have the keywords as they were given, too: a cache of this teacher goes by them.
     timm_kwargs = plain({**facts.get("timm_kwargs", config.model_args), **given})
     accuracy = stated_accuracy(facts) or hub.card_accuracy(folder)
@@ -75,10 +74,12 @@ def _of_folder(name: str | None, folder: Path, given: dict[str, Any]) -> Source:
     return Source(model, name, timm_kwargs, {}, accuracy, True, new_head)
 
 
-def _has_other_classes(model: Any) -> bool:
-    """Whether timm has loaded weights of another number of classes, and made a head anew."""
+def _head_of_timm(model: Any) -> NewHead:
+    """Whether timm has loaded weights of another number of classes, or of none, and made a head anew."""
     published = model.pretrained_cfg.get("num_classes", model.num_classes)
-    return bool(model.num_classes not in (0, published))
+    if model.num_classes in (0, published):
+        return ""
+    return "other classes" if published else "no head"
 
 
 def plain(timm_kwargs: dict[str, Any]) -> dict[str, Any]:

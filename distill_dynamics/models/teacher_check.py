@@ -51,12 +51,16 @@ def quality_text(quality: dict[str, float], classes: int) -> str:
 
 
 def doubt(
-    teacher: Backbone, accuracy: dict[str, float], val_classes: int = 0, key: str = "model.teacher"
+    teacher: Backbone,
+    accuracy: dict[str, float],
+    val_classes: int = 0,
+    key: str = "model.teacher",
+    title: str = "teacher",
 ) -> str | None:
     """What is wrong with a teacher that was measured, in one line; None if nothing is.
 
     `val_classes` is how many classes the validation images have; of its features alone it is needed. `key` is
-    the teacher's place in a config.
+    the teacher's place in a config, `title` what it is called.
     """
     if not accuracy:
         return None
@@ -64,7 +68,7 @@ def doubt(
         if not near_chance(accuracy["knn1"], val_classes):
             return None
         return (
-            f"the teacher has {accuracy['knn1']:.2f} % kNN top-1 on the validation images, near chance "
+            f"the {title} has {accuracy['knn1']:.2f} % kNN top-1 on the validation images, near chance "
             f"({100 / val_classes:.2f} %). It was shown images under {normalisation(teacher)}. The student "
             f"will learn its features: look at {key}.mean and std, and at its weights"
         )
@@ -76,7 +80,7 @@ def doubt(
     else:
         return None
     return (
-        f"the teacher has {acc1:.2f} % top-1 on the validation images, {problem}. It was shown images under "
+        f"the {title} has {acc1:.2f} % top-1 on the validation images, {problem}. It was shown images under "
         f"{normalisation(teacher)}. The student will learn what it answers: look at {key}.mean and "
         "std, its weights, and the order of its classes"
     )

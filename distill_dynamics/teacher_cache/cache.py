@@ -54,18 +54,18 @@ class TeacherCache:
         try:
             content = json.loads(path.read_text())
             if content.pop("schema") != SCHEMA:
-                raise UserError(f"teacher_cache: {path} is of another version of this program; build it anew")
+                raise UserError(f"{path} is of another version of this program; build it anew")
             content["layout"] = Layout.from_json(content["layout"])
             content["scales"] = {name: Scale(*scale) for name, scale in content["scales"].items()}
             return cls(path.parent, **content)
         except FileNotFoundError:
             raise UserError(
-                f"teacher_cache: {path} does not exist; cache-teacher --config CONFIG --out DIR makes it"
+                f"{path} does not exist; cache-teacher --config CONFIG --out DIR makes it"
             ) from None
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"teacher_cache: {path} cannot be read: {error!r}") from error
+            raise UserError(f"{path} cannot be read: {error!r}") from error
 
     def to_json(self) -> dict[str, Any]:
         """What `read` reads."""
@@ -83,9 +83,7 @@ class TeacherCache:
         for name in dict.fromkeys([*wanted, *self.identity]):
             here, there = wanted.get(name), self.identity.get(name)
             if here != there:
-                raise UserError(
-                    f"teacher_cache: {self.folder} was made with {name} {there!r}, and here it is {here!r}"
-                )
+                raise UserError(f"{self.folder} was made with {name} {there!r}, and here it is {here!r}")
 
     def check_finished(self) -> None:
         """Raises UserError while blocks are missing, and for a file that is missing, cut off or another's.
@@ -95,13 +93,13 @@ class TeacherCache:
         files = self.files
         if self.rows_sha256 not in (None, rows_checksum(files.row_of_image())):
             raise UserError(
-                f"teacher_cache: {self.folder / 'rows.npy'} is not what was written (checksum): images would "
+                f"{self.folder / 'rows.npy'} is not what was written (checksum): images would "
                 "get the answers to others; build the cache anew"
             )
         if missing := files.missing():
             view, first, last = missing[0]
             raise UserError(
-                f"teacher_cache: {self.folder} is unfinished, {len(missing)} of {len(self.layout.blocks())} "
+                f"{self.folder} is unfinished, {len(missing)} of {len(self.layout.blocks())} "
                 f"blocks are missing (the first: rows {first} to {last - 1} of view {view}); the same "
                 "cache-teacher command goes on with it"
             )

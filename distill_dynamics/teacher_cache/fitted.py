@@ -51,7 +51,7 @@ def check_shapes(folder: Path, shapes: Mapping[str, Any]) -> None:
     for place, shape in shapes.items():
         if (was := seen.get(place, shape)) != shape:
             raise UserError(
-                f"teacher_cache: {folder / NAME}: {place} was fitted to the teacher's features of {was} and "
+                f"{folder / NAME}: {place} was fitted to the teacher's features of {was} and "
                 f"sees {shape} here, as the student has another grid; build a cache with this config"
             )
 
@@ -67,12 +67,10 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
     try:
         saved, facts = read_weights(folder / NAME)
     except Exception as error:  # missing or damaged
-        raise UserError(
-            f"teacher_cache: {folder / NAME}: {first_line(error)}; build the cache anew"
-        ) from error
+        raise UserError(f"{folder / NAME}: {first_line(error)}; build the cache anew") from error
     if "fitted to" not in facts:
         raise UserError(
-            f"teacher_cache: {folder / NAME} is of an earlier version, whose losses were fitted to augmented "
+            f"{folder / NAME} is of an earlier version, whose losses were fitted to augmented "
             "images; build the cache anew"
         )
     expected = {"fitted to": dict(images), **_facts(terms)}
@@ -87,7 +85,7 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
         for name, value in settings.items():
             if (was := facts.get(place, {}).get(name, defaults.get((place, name), "not there"))) != value:
                 raise UserError(
-                    f"teacher_cache: {folder / NAME}: {place}: {name} was {was} and is {value}; go on with "
+                    f"{folder / NAME}: {place}: {name} was {was} and is {value}; go on with "
                     "what the cache was built with, or build one with this config"
                 )
     for place, loss in losses.items():
@@ -96,7 +94,7 @@ def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any
             key = f"{place}.{name}"
             if key not in saved or saved[key].shape != value.shape:
                 raise UserError(
-                    f"teacher_cache: {folder / NAME} has no {key} of {list(value.shape)}, which the loss "
+                    f"{folder / NAME} has no {key} of {list(value.shape)}, which the loss "
                     "here fits to its teacher; build one with this config"
                 )
             value.copy_(saved[key])

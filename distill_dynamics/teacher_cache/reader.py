@@ -55,7 +55,7 @@ class CacheReader:
             i = absent[0]
             record = self.files.record(self.files.layout.block_at(int(view[i]), int(row[i])))
             raise UserError(
-                f"teacher_cache: image {image[i]} of the training data could not be read when "
+                f"image {image[i]} of the training data could not be read when "
                 f"{self.files.folder} was built; delete {record} and run cache-teacher again"
             )
         return {self.prefix + name: torch.from_numpy(values) for name, values in cached.items()}

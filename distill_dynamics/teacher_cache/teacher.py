@@ -38,7 +38,7 @@ class CachedTeacher:
             if wanted.block is None or wanted.block > cache.online:
                 what = "" if wanted.block is None else f" of the teacher's block {wanted.block}"
                 raise UserError(
-                    f"teacher_cache: {cache.folder} holds no {wanted.word}{what} as "
+                    f"{cache.folder} holds no {wanted.word}{what} as "
                     "the terms here need it; build one with this config"
                 )
 
@@ -75,17 +75,17 @@ class CachedTeacher:
 def _check_logits(reader: Reader, cache: TeacherCache) -> None:
     term, kind = reader.wanted.term, type(reader.loss).__name__
     if not cache.logit_fields():
-        raise UserError(f"teacher_cache: {cache.folder} holds no logits, and the term {term} reads them")
+        raise UserError(f"{cache.folder} holds no logits, and the term {term} reads them")
     if not cache.is_cut:
         return
     if not getattr(reader.loss, "takes_top_classes", False):
         raise UserError(
-            f"teacher_cache: {cache.folder} holds the likeliest classes, and term {term} ({kind}) needs "
+            f"{cache.folder} holds the likeliest classes, and term {term} ({kind}) needs "
             f"all: build one with --top_k {cache.classes}"
         )
     temperature = reader.loss.temperature
     if temperature != cache.temperature:
         raise UserError(
-            f"teacher_cache: {cache.folder} was made with model.temperature {cache.temperature}, and "
+            f"{cache.folder} was made with model.temperature {cache.temperature}, and "
             f"here it is {temperature}, for which it would have to hold all classes"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distill_dynamics.errors import UserError
+from distill_dynamics.errors import UserError, at
 from distill_dynamics.models.features import Read
 from distill_dynamics.models.teacher import Teacher
 from distill_dynamics.teacher_cache.cache import TeacherCache
@@ -37,15 +37,17 @@ if TYPE_CHECKING:
 
 def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> CachedTeacher:
     """Read the cache in a folder, if it is of this teacher and data. UserError where it is not."""
-    trainer = distiller.trainer
-    cache = TeacherCache.read(folder)
-    cache.check_identity(made_by(distiller, teacher))
-    cache.check_finished()
-    cache.check_samples(trainer.global_rank, trainer.world_size)
-    load_fitted(cache.folder, distiller.terms_of(teacher.name), depend_on(datamodule(trainer)))
+    trainer, key = distiller.trainer, teacher.key_of("cache")
+    with at(key):
+        cache = TeacherCache.read(folder)
+        cache.check_identity(made_by(distiller, teacher))
+        cache.check_finished()
+        cache.check_samples(trainer.global_rank, trainer.world_size)
+        load_fitted(cache.folder, distiller.terms_of(teacher.name), depend_on(datamodule(trainer)))
     readers, parts = readers_of(distiller, teacher.name)
-    check_shapes(cache.folder, shapes_seen(readers, parts))
-    found = CachedTeacher(teacher, cache, readers, parts)
+    with at(key):
+        check_shapes(cache.folder, shapes_seen(readers, parts))
+        found = CachedTeacher(teacher, cache, readers, parts)
     data = datamodule(trainer)
     # Of one with classes it is another measure than of one without.
     if cache.validated_on == validated_on(data) and ("knn1" in cache.accuracy) == (data.num_classes == 0):

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from distill_dynamics.errors import UserError, first_line
+from distill_dynamics.errors import UserError, at, first_line
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.eval_transform import EvalTransform
 from distill_dynamics.models.input_size import check_patches, teacher_side
@@ -65,10 +65,8 @@ def freeze(student: Backbone, terms: Mapping[str, Any]) -> None:
                     f"model.freeze_backbone: term {name} reads the student's {word}, which is not trained "
                     f"then: leave the term out (model.terms.{name}: null), or freeze_backbone"
                 )
-    try:
+    with at("model.freeze_backbone: model.student"):
         student.freeze()
-    except UserError as error:
-        raise UserError(f"model.freeze_backbone: model.student: {error}") from error
 
 
 def checked(key: str, make: Callable[[Any], Any], what: Any) -> Any:
@@ -101,8 +99,8 @@ def check_length(trainer: Trainer) -> None:
             )
     if trainer.limit_val_batches == 0:
         rank_zero_warn(
-            "trainer.limit_val_batches is 0: no accuracy is measured, so there is no best.ckpt and no "
-            "exported student"
+            "trainer.limit_val_batches is 0: nothing is measured, so there is no best.ckpt, and the last "
+            "student is exported"
         )
     if trainer.val_check_interval != 1.0:
         rank_zero_warn(
@@ -180,11 +178,14 @@ def _check_teacher(distiller: Distiller, teacher: Teacher, data: Any, stage: str
             f"{key} has {backbone.num_classes} classes and the student {distiller.student.num_classes}: "
             f"terms that read its logits, as SoftKD does, need the same classes (or {without})"
         )
-    if reads_logits and stage in ("fit", "predict") and backbone.has_new_head:
+    if reads_logits and stage in ("fit", "predict") and backbone.new_head:
+        heads = {
+            "no head": "no head",
+            "other classes": f"a head of other classes than the {data.num_classes} here",
+        }
         raise UserError(
-            f"{key}: {backbone.source} has another number of classes than the data, {data.num_classes}, and "
-            "a head made anew answers at random: train it on these images first, or leave its logits out "
-            f"({without})"
+            f"{key}: its weights ({backbone.source}) have {heads[backbone.new_head]}, and one made anew "
+            f"answers at random: train it on these images first, or leave its logits out ({without})"
         )
     _check_input(key, backbone, data, teacher_side(backbone, data))
     if stage == "fit" and teacher.sharded:
@@ -192,12 +193,10 @@ def _check_teacher(distiller: Distiller, teacher: Teacher, data: Any, stage: str
 
 
 def _check_input(key: str, backbone: Backbone, data: Any, side: int) -> None:
-    try:
+    with at(key):
         backbone.check_input(len(data.mean), side)
         if side != data.image_size:  # of one that equals, an old run was trained
             check_patches(backbone, side)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
 
 
 def check_sharding(trainer: Trainer, key: str = "model.shard_teacher") -> None:

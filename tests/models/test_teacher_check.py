@@ -107,6 +107,14 @@ def test_near_chance(acc1, classes, near):
     assert near_chance(acc1, classes) == near
 
 
+def test_one_of_several_is_called_by_its_name():
+    of = {"key": "model.teachers.dino", "title": "teacher dino"}
+    for accuracy in ({"acc1": 11.0}, {"knn1": 11.0}):
+        line = doubt(Backbone(**PACKAGED), accuracy, 10, **of)
+        assert line.startswith("the teacher dino has 11.00 %")
+        assert "look at model.teachers.dino.mean" in line
+
+
 def test_two_points_below_its_file_are_none_too_many():
     teacher = Backbone(**PACKAGED)
     assert doubt(teacher, {"acc1": 87.7}) is None

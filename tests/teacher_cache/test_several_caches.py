@@ -116,6 +116,17 @@ def test_the_room_is_for_all_of_them(two, monkeypatch, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_mistake_names_the_setting_of_its_teacher(folder, two, tmp_path):
+    with pytest.raises(
+        UserError, match=rf"^model\.teachers\.cait\.cache: {tmp_path / 'a'}/cache.json does not"
+    ):
+        two.fit(True)
+    with pytest.raises(
+        UserError, match=rf"^model\.teacher_cache: {tmp_path / 'c'}/cache.json does not exist"
+    ):
+        Setup(folder).fit(tmp_path / "c")
+
+
 def test_where_a_cache_is_to_be_is_said(folder, two, tmp_path):
     with pytest.raises(UserError, match=r"--out is the folder of the one model.* set model.teachers"):
         two.cache(tmp_path / "out")
