@@ -11,12 +11,15 @@ import timm
 import torch
 import yaml
 from conftest import VIT, blank, fit_once, program, refused, wandb_record
+from lightning.pytorch.callbacks import model_checkpoint
+from safetensors.torch import load_file
 
 from distill_dynamics import Backbone, Distiller
 from distill_dynamics.callbacks import probe_clock
 from distill_dynamics.cli import fit_summary
 from distill_dynamics.cli.main import main
 from distill_dynamics.dynamics import Profile
+from distill_dynamics.report.runs import load_runs
 from distill_dynamics.runs import directory as run
 
 
@@ -437,11 +440,50 @@ def test_a_loss_from_outside_trains_by_class_path_alone(experiment, tmp_path, no
     assert float(rows(tmp_path / "runs" / "r")[-1]["train/loss_gap"]) > 0
 
 
-def test_steps_that_end_in_the_middle_of_an_epoch_leave_a_row_without_validation(
-    experiment, tmp_path, no_report
+def assert_exports_the_last(run):
+    last = checkpoint(run)["state_dict"]
+    exported = load_file(run / "student" / "model.safetensors")
+    assert exported
+    assert all(torch.equal(value, last[f"student.model.{name}"]) for name, value in exported.items())
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    assert "the last student of" in (run / "student" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_where_no_batch_is_validated_the_last_student_is_exported(
+    experiment, tmp_path, no_report, recwarn, labels
 ):
+    without = {"model__terms": {"pooled": {"loss": {"class_path": "distill_dynamics.losses.PooledKD"}}}}
+    changes = {} if labels else {**without, "data__init_args__labels": False}
+    if not labels:
+        student = {**VIT, "depth": 2}
+        del student["num_classes"]
+        changes["model__student"] = {"name": "deit_tiny_patch16_224", "timm_kwargs": student}
+    given = {"trainer__max_epochs": 1, "trainer__limit_val_batches": 0, "probe__every_n_epochs": 0}
+    model_checkpoint.warning_cache.clear()  # it says a thing once in a process
+    fit(experiment(**given, **changes), "--name", "r")
+    told = [str(warning.message) for warning in recwarn]
+    assert sum("so there is no best.ckpt, and the last student is exported" in text for text in told) == 1
+    assert not [text for text in told if "ModelCheckpoint" in text]
+    assert_exports_the_last(tmp_path / "runs" / "r")
+    card = (tmp_path / "runs" / "r" / "student" / "README.md").read_text()
+    assert "| trained | 1 epoch |" in card
+    (record,) = load_runs([tmp_path / "runs" / "r"])
+    told = "Nothing was validated: the student is that of the last epoch, whatever its quality."
+    assert told in record.warnings
+    assert not [line for line in record.warnings if "best student" in line or "metrics.csv" in line]
+
+
+def test_steps_that_end_in_the_middle_of_an_epoch_leave_a_row_without_validation(
+    experiment, tmp_path, no_report, capsys, recwarn
+):
+    model_checkpoint.warning_cache.clear()  # it says a thing once in a process
     fit(experiment(trainer__max_epochs=1, trainer__max_steps=2, probe__every_n_epochs=0), "--name", "cut")
-    _, last = rows(tmp_path / "runs" / "cut")
+    run = tmp_path / "runs" / "cut"
+    assert not [warning for warning in recwarn if "ModelCheckpoint" in str(warning.message)]
+    assert "the last one; for timm" in capsys.readouterr().out
+    assert_exports_the_last(run)
+    _, last = rows(run)
     assert (last["epoch"], last["step"]) == ("1", "2")
     assert float(last["train/loss"]) > 0
     assert not last.get("val/acc1")

@@ -39,6 +39,7 @@ from distill_dynamics.errors import UserError
 from distill_dynamics.runs import directory as run
 from distill_dynamics.runs import lease
 from distill_dynamics.signals import Preempted
+from distill_dynamics.text import counted
 from distill_dynamics.train.checkpoints import AtomicCheckpointIO, best_by, checkpoint_callbacks
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.rank import is_first_rank
@@ -284,7 +285,8 @@ class DistillCLI(LightningCLI):
             _callbacks_of(self.trainer).append(rows)
             self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": False})
         left_out = len(datamodule.unreadable.lines)
-        print(f"{rows.count} predictions in {path}{f', {left_out} images left out' if left_out else ''}")
+        lacking = f", {counted(left_out, 'image')} left out" if left_out else ""
+        print(f"{counted(rows.count, 'prediction')} in {path}{lacking}")
 
 
 def _callbacks_of(trainer: Trainer) -> list[Callback]:

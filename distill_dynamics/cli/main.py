@@ -28,6 +28,7 @@ NOISE = (
     ".*but have no logger configured",  # outside fit the metrics are printed
     "predict returned None",  # cache-teacher writes what it has
     "Checkpoint directory .* exists and is not empty",  # a run that is continued
+    r"`ModelCheckpoint\(monitor='val/\w+1'\)` could not find",  # stopped before anything was validated
     ".*callbacks used to create the checkpoint need to be provided",  # not outside fit
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's use of torch
     r"Found \d+ module\(s\) in eval mode at the start of training",  # model.freeze_backbone: told there

@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
-from distill_dynamics.train.metrics import datamodule
 from distill_dynamics.train.rank import is_first_rank
 
 LAST = "last.ckpt"
@@ -157,12 +156,12 @@ def best_by(data: Any) -> str | None:
 def exported_checkpoint(trainer: Trainer) -> tuple[Path, int, float | None] | None:
     """The file whose student is exported, after how many epochs it was written, and its score.
 
-    The best one's; the last one's where none is chosen; None where there is none.
+    The best one's; the last one's where nothing was validated; None where there is none.
     """
     if (best := best_checkpoint(trainer)) is not None:
         return Path(best.best_model_path), *read_best(best)
     last = last_checkpoint(trainer)
-    if best_by(datamodule(trainer)) is not None or last is None or not last.is_file():
+    if last is None or not last.is_file():
         return None
     return last, torch.load(last, map_location="cpu", weights_only=True, mmap=True)["epoch"] + 1, None
 
