@@ -13,6 +13,8 @@ import timm
 import torch
 import yaml
 from conftest import fit_once, refused
+from neighbours import knn_by_hand
+from PIL import Image
 from test_student_folder import Keep
 
 from distill_dynamics import Backbone
@@ -176,10 +178,74 @@ def test_an_exported_folder_is_exported_as_the_run_was(run, exported, tmp_path):
     assert again == once
 
 
-def test_a_model_without_a_head_has_no_logits(tmp_path, capsys):
-    Backbone("test_resnet", timm_kwargs={"num_classes": 0}).export_folder(tmp_path / "net")
-    line = refused(capsys, "export", tmp_path / "net", "--out", tmp_path / "out", "--onnx")
-    assert line == "error: ONNX: test_resnet has no head (num_classes: 0), so no logits to be written\n"
+SMALL = {"img_size": 28, "patch_size": 7, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+    """The folder of a ViT without a head, with both ONNX files, measured on the sample without its labels."""
+    folder = tmp_path_factory.mktemp("headless")
+    torch.manual_seed(0)
+    net = Backbone("vit_tiny_patch16_224", timm_kwargs=SMALL, mean=[0.3] * 3, std=[0.4] * 3).eval()
+    net.export_folder(folder / "net")
+    data = {
+        "class_path": "distill_dynamics.data.FashionMNISTSample",
+        "init_args": {"labels": False, "eval_batch_size": 100},
+    }
+    (folder / "data.yaml").write_text(yaml.safe_dump({"data": data}))
+    out = folder / "out"
+    main(["export", str(folder / "net"), "--out", str(out), "--int8", "--data", str(folder / "data.yaml")])
+    return out
+
+
+def test_a_model_without_a_head_gives_its_pooled_features(headless):
+    model = timm.create_model(f"local-dir:{headless}", pretrained=True).eval()
+    session = onnxruntime.InferenceSession(str(headless / "model.onnx"))
+    assert [one.name for one in session.get_outputs()] == ["features"]
+    for count in (1, 3):
+        images = torch.randn(count, 3, 28, 28)
+        with torch.no_grad():
+            wanted = model.forward_head(model.forward_features(images), pre_logits=True).numpy()
+        (found,) = session.run(["features"], {"images": images.numpy()})
+        assert found.shape == (count, 24)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    facts = {one.key: json.loads(one.value) for one in onnx.load(headless / "model.onnx").metadata_props}
+    assert facts["mean"] == [0.3] * 3
+    assert facts["timm_kwargs"]["num_classes"] == 0
+
+
+def test_features_in_8_bits_are_measured_by_their_neighbours(headless):
+    """The card's numbers, by a loop over queries in numpy; grey images are shown in three channels."""
+    data = FashionMNISTSample()
+    data.setup("validate")
+    pixels = np.asarray(data.sources["val"].pixels, np.float32)[:, None] / 255
+    targets = np.asarray(data.sources["val"].targets)
+    images = np.repeat((pixels - 0.3) / 0.4, 3, axis=1).astype(np.float32)
+    bank = np.zeros(len(targets), bool)
+    for label in range(10):
+        places = np.flatnonzero(targets == label)
+        bank[places[: -(-len(places) // 2)]] = True
+    card = (headless / "README.md").read_text()
+    for name in ("model.onnx", "model_int8.onnx"):
+        (told,) = re.findall(rf"{re.escape(name)}: .*kNN top-1 ([\d.]+) %", card)
+        session = onnxruntime.InferenceSession(str(headless / name))
+        batches = np.split(images, 10)  # as the data give them: what 8 bits make of one depends on it
+        features = np.concatenate([session.run(None, {"images": some})[0] for some in batches]).astype(float)
+        found = knn_by_hand(features[bank], targets[bank], features[~bank], 20, 0.07)
+        assert float(told) == pytest.approx(100 * np.mean(np.array(found) == targets[~bank]), abs=0.41)
+        assert float(told) > 40
+    assert "`features` [batch, 24]" in card
+    assert "on 500 validation images, which the other half classifies" in card
+
+
+def test_features_without_labelled_images_are_not_measured_in_8_bits(headless, tmp_path, capsys):
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    data = {"class_path": "distill_dynamics.data.UnlabelledFolder"}
+    data["init_args"] = {"data_dir": str(tmp_path), "image_size": 28, "batch_size": 1}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": data}))
+    words = ["export", headless, "--out", tmp_path / "out", "--int8", "--data", tmp_path / "data.yaml"]
+    line = refused(capsys, *words)
+    assert "--int8 of a student without classes is measured by kNN on labelled validation images" in line
 
 
 @pytest.mark.slow
@@ -204,7 +270,7 @@ def test_images_that_the_file_does_not_take_are_a_line(run, tmp_path, capsys):
     ("words", "right"),
     [
         (["nowhere", "--out", "o"], "nowhere: there is no such folder"),
-        ([".", "--out", "o"], "no best student is there yet"),
+        ([".", "--out", "o"], "no student is there yet"),
         (["RUN", "--out", "taken"], "--out: taken exists"),
         (["RUN", "--out", "RUN/student/o"], "which is exported"),
         (["RUN", "--out", "o", "--data", "x.yaml"], "--data is for --int8"),

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from distill_dynamics.cli.datamodule import datamodule_of
 from distill_dynamics.data.module import ImageData
+from distill_dynamics.dynamics.measures.feature_quality import halves
+from distill_dynamics.dynamics.measures.knn import knn_predictions
 from distill_dynamics.errors import UserError, first_line
 from distill_dynamics.files import atomic_write_folder
 from distill_dynamics.models import hub, onnx_files
@@ -23,6 +25,9 @@ from distill_dynamics.models.normalise import Renormalise
 from distill_dynamics.models.weights import completed_epochs
 from distill_dynamics.runs.card import metric_at, model_card
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
+from distill_dynamics.text import signed
+from distill_dynamics.train.checkpoints import LAST
+from distill_dynamics.train.quality import check_labelled
 
 ONNX, INT8 = "model.onnx", "model_int8.onnx"
 CALIBRATION_IMAGES = 256
@@ -75,10 +80,11 @@ def _source(run: Path) -> Path:
     # A run that was continued and killed has the student of its first end in the folder.
     newer = completed_epochs(best) not in (None, completed_epochs(folder))
     places = [best, folder] if newer else [folder, best]
-    for place in [run, *places, best.with_name("student_best.safetensors")]:
+    # Where nothing is validated and the run was killed, its last checkpoint has the student.
+    for place in [run, *places, best.with_name("student_best.safetensors"), best.with_name(LAST)]:
         if (place / hub.CONFIG).is_file() or (place.is_file() and place != run):
             return place
-    what = "there is no such folder" if not run.is_dir() else "no best student is there yet"
+    what = "there is no such folder" if not run.is_dir() else "no student is there yet"
     raise UserError(f"{run}: {what}; give a run directory of fit, or a folder in timm's hub layout")
 
 
@@ -106,7 +112,7 @@ def _write_folder(source: Path, run: Path, folder: Path) -> Backbone:
         names = datamodule_of(str(run / "config.yaml"), "--data").find_classes()
     names = names or hub.label_names(run / "student" / hub.CONFIG)  # of an earlier end of the run
     student.export_folder(folder, names, notes={"epoch": epoch, f"val_{chosen_by.name}": top1})
-    if epoch is not None and (top1 is not None or student.num_classes == 0):
+    if epoch is not None and (top1 is not None or student.num_classes == 0 or source.name == LAST):
         (folder / "README.md").write_text(model_card(run, student, epoch, top1), encoding="utf-8")
     return student
 
@@ -122,15 +128,18 @@ def _add_to_card(card: Path, lines: list[str]) -> None:
 def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list[str]:
     """Write the files; what is to be said of them, a line each."""
     names = hub.label_names(folder / hub.CONFIG)
-    onnx_files.write_onnx(student, folder / ONNX, names)
+    gives, shape = onnx_files.write_onnx(student, folder / ONNX, names)
     channels, (height, width) = student.input_size[0], student.evaluation.image_size
     lines = [
         f"{ONNX}: opset {onnx_files.OPSET}, `images` [batch, {channels}, {height}, {width}] float32, "
-        f"normalised, to `logits` [batch, {student.num_classes}]; {_megabytes(folder / ONNX)}"
+        f"normalised, to `{gives}` [batch, {', '.join(map(str, shape))}]; {_megabytes(folder / ONNX)}"
     ]
     if data is None:
         return lines
-    if data.num_classes != student.num_classes:
+    title = (OF_CLASSES if student.num_classes else OF_FEATURES)[0].title
+    if not student.num_classes:
+        _check_labelled(data)
+    elif data.num_classes != student.num_classes:
         raise UserError(f"--data has {data.num_classes} classes, and {student.name} {student.num_classes}")
     student.check_input(data.in_chans, data.image_size)
     if (height, width) != (data.image_size, data.image_size):
@@ -143,11 +152,11 @@ def _write_onnx(student: Backbone, folder: Path, data: ImageData | None) -> list
         )
     how = onnx_files.write_int8(folder / ONNX, folder / INT8, _calibration(data, student))
     (full, small), count = _accuracies(data, student, [folder / ONNX, folder / INT8])
-    lines[0] += f"; top-1 {full:.2f} %"
+    lines[0] += f"; {title} {full:.2f} %"
     return [
         *lines,
-        f"{INT8}: {how}; {_megabytes(folder / INT8)}; top-1 {small:.2f} % ({small - full:+.2f} points), on "
-        f"{count} validation images",
+        f"{INT8}: {how}; {_megabytes(folder / INT8)}; {title} {small:.2f} % ({signed(small - full)} points), "
+        f"on {count} validation images{'' if student.num_classes else ', which the other half classifies'}",
     ]
 
 
@@ -159,14 +168,35 @@ def _calibration(data: ImageData, student: Backbone) -> Iterator[Tensor]:
 
 
 def _accuracies(data: ImageData, student: Backbone, paths: list[Path]) -> tuple[list[float], int]:
-    """Top-1 of each file on the validation images, percent, and how many those are."""
+    """Top-1 of each file on the validation images, percent, and how many those are.
+
+    Of features it is that of kNN, where one half of the images is the bank.
+    """
     renormalise = Renormalise(data.mean, data.std, student.mean, student.std)
-    answers, right, count = [onnx_files.answers_of(path) for path in paths], torch.zeros(len(paths)), 0
+    answers = [onnx_files.answers_of(path) for path in paths]
+    found: list[list[Tensor]] = [[] for _ in paths]
+    labels = []
     for images, targets, *_ in data.val_dataloader():
         given = renormalise(images)
-        right += torch.tensor([(answer(given).argmax(1) == targets).sum() for answer in answers])
-        count += len(targets)
-    return (100 * right / count).tolist(), count
+        for kept, answer in zip(found, answers, strict=True):
+            kept.append(answer(given).argmax(1) if student.num_classes else answer(given).flatten(1))
+        labels.append(targets)
+    known, all_of = torch.cat(labels), [torch.cat(kept) for kept in found]
+    if not student.num_classes:
+        bank = halves(known)
+        all_of = [knn_predictions(x[bank], known[bank], x[~bank]) for x in all_of]
+        known = known[~bank]
+    return [100 * (classes == known).double().mean().item() for classes in all_of], len(known)
+
+
+def _check_labelled(data: ImageData) -> None:
+    """UserError where validation images cannot tell how good features are."""
+    if not data.val_classes:
+        raise UserError(
+            "--int8 of a student without classes is measured by kNN on labelled validation images, and here "
+            "are none: give --data CONFIG of some, or --onnx in its place"
+        )
+    check_labelled(data)
 
 
 def _megabytes(path: Path) -> str:

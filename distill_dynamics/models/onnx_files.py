@@ -25,10 +25,10 @@ OPSET = 18
 """Of the files: what torch's exporter writes by itself, and onnxruntime reads from 1.14 on."""
 
 TOLERANCE = 1e-4
-"""Of the largest difference from torch's logits, as a share of the largest logit."""
+"""Of the largest difference from torch's answers, as a share of the largest number in them."""
 
 Answer = Callable[[Tensor], Tensor]
-"""Logits [B, K] of images [B, C, H, W]."""
+"""Logits [B, K], or features [B, D], of images [B, C, H, W]."""
 
 
 def check_installed() -> None:
@@ -37,14 +37,15 @@ def check_installed() -> None:
         raise UserError('ONNX needs more packages: pip install "distill_dynamics[export]"')
 
 
-def write_onnx(backbone: Backbone, path: Path, label_names: Sequence[str] | None) -> None:
+def write_onnx(backbone: Backbone, path: Path, label_names: Sequence[str] | None) -> tuple[str, list[int]]:
     """Write `images` [B, C, H, W] float32, normalised with `backbone.mean` and `std`, → `logits` [B, K].
 
-    B is free. Normalisation, crop and class names are in the file's metadata, as JSON. UserError for a model
-    without a head or that torch cannot export, and where onnxruntime answers otherwise than torch.
+    A model without a head gives `features` [B, D], what a head would read: pooled as timm pools them. B is
+    free. Normalisation, crop and class names are in the file's metadata, as JSON. Returns the name of what
+    it gives, and its shape without B. UserError for a model that torch cannot export, and where onnxruntime
+    answers otherwise than torch.
     """
-    if backbone.num_classes == 0:
-        raise UserError(f"ONNX: {backbone.name} has no head (num_classes: 0), so no logits to be written")
+    gives = "logits" if backbone.num_classes else "features"
     size = backbone.evaluation.image_size
     images = torch.randn(5, backbone.input_size[0], *size, generator=torch.Generator().manual_seed(0))
     with isolated(backbone), _quiet():
@@ -56,7 +57,7 @@ def write_onnx(backbone: Backbone, path: Path, label_names: Sequence[str] | None
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=[gives],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 external_data=False,
                 verbose=False,
@@ -76,9 +77,10 @@ def write_onnx(backbone: Backbone, path: Path, label_names: Sequence[str] | None
             apart = ((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
             if not apart <= TOLERANCE:
                 raise UserError(
-                    f"ONNX: for {count} images onnxruntime's logits are {apart:.1e} of the largest one away "
+                    f"ONNX: for {count} images onnxruntime's {gives} are {apart:.1e} of the largest one away "
                     f"from torch's, more than {TOLERANCE:g}: {backbone.name} is not written as ONNX"
                 )
+    return gives, [*wanted.shape[1:]]
 
 
 def answers_of(path: Path) -> Answer:
@@ -86,7 +88,7 @@ def answers_of(path: Path) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def write_int8(source: Path, path: Path, calibration: Iterable[Tensor]) -> str:

@@ -108,6 +108,16 @@ def test_without_validation_images_the_last_student_is_kept(unmeasured):
     assert "of the training images of UnlabelledFolder" in " ".join(circumstances_of(load_runs([unmeasured])))
 
 
+def test_a_run_that_was_killed_is_exported_from_its_last_checkpoint(unmeasured, tmp_path):
+    killed = tmp_path / "killed"
+    shutil.copytree(unmeasured, killed)
+    shutil.rmtree(killed / "student")
+    main(["export", str(killed), "--out", str(tmp_path / "out")])
+    found, wanted = (folder / "model.safetensors" for folder in (tmp_path / "out", unmeasured / "student"))
+    assert found.read_bytes() == wanted.read_bytes()
+    assert "the last student of" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_plain_timm_makes_the_student_and_gives_its_features(unmeasured):
     import timm
 
