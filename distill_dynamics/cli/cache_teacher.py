@@ -52,6 +52,8 @@ class CacheTeacherCLI(DistillCLI):
         """Let the config that is to train with the cache build it."""
         super().before_instantiate_classes()
         self.config.predict.model.teacher_cache = None
+        if not self.config.predict.verify:
+            self.when_stopped = "stopped: what is written stays, and the same command goes on from there"
 
     def predict(self, model: Any, datamodule: ImageData, **kwargs: Any) -> None:
         """Build or verify."""

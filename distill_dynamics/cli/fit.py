@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
@@ -25,7 +26,7 @@ from distill_dynamics.cli.errors import line_of
 from distill_dynamics.cli.fit_summary import end
 from distill_dynamics.cli.help import COMPARISON, PARSER_KWARGS, NoKey, describe
 from distill_dynamics.cli.parser import OneLineParser
-from distill_dynamics.cli.predictions import PredictionRows, take_images, written_at_the_end
+from distill_dynamics.cli.predictions import predict
 from distill_dynamics.cli.resume import find_checkpoint, of_these_devices
 from distill_dynamics.cli.save_config import SaveConfig
 from distill_dynamics.cli.sweep import sweep_group, sweep_name
@@ -33,13 +34,13 @@ from distill_dynamics.cli.wandb_run import WANDB_TIMEOUT_S, Wandb, wandb_loggers
 from distill_dynamics.cluster.end_processes import EndOtherProcesses
 from distill_dynamics.cluster.preemption import Preemption
 from distill_dynamics.cluster.ranks import end_others, watch_others
+from distill_dynamics.cluster.stop_at_once import stopped_at_once
 from distill_dynamics.cluster.wandb_end import UPLOAD_S, close_wandb
 from distill_dynamics.data import ImageData
 from distill_dynamics.errors import UserError
 from distill_dynamics.runs import directory as run
 from distill_dynamics.runs import lease
 from distill_dynamics.signals import Preempted
-from distill_dynamics.text import counted
 from distill_dynamics.train.checkpoints import AtomicCheckpointIO, best_by, checkpoint_callbacks
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.rank import is_first_rank
@@ -56,6 +57,8 @@ class DistillCLI(LightningCLI):
     hidden: Collection[str] = ()
     """Options that the help leaves out."""
     bars_on_terminals_alone = True
+    when_stopped = "stopped: nothing was written"
+    """What is said where a signal ends another command than `fit`."""
 
     def __init__(self, model_class: type[Distiller] = Distiller, **kwargs: Any) -> None:
         self.run_dir: Path | None = None
@@ -99,6 +102,14 @@ class DistillCLI(LightningCLI):
         for option, text in COMPARISON.items() if "fit" in self._subcommand_parsers else ():
             value: dict[str, Any] = {"nargs": 0} if option == "--baselines" else {"metavar": "N"}
             self._subcommand_parsers["fit"].add_argument(option, action=NoKey, help=text, **value)
+        for parser in self._subcommand_parsers.values():
+            for action in parser._actions:
+                # typing may give Optional[Union[int, float]] as Optional[Union[float, int]], if that was made
+                # before: one batch, limit_val_batches: 1, would be read as 1.0, all of them.
+                kinds = [*get_args(getattr(action, "_typehint", None))]
+                if int in kinds and float in kinds and all(kind in (int, float, NoneType) for kind in kinds):
+                    known: Any = int | float | None if NoneType in kinds else int | float
+                    action._typehint = known  # type: ignore[attr-defined]
         describe(self._subcommand_parsers, self.hidden)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -194,6 +205,11 @@ class DistillCLI(LightningCLI):
         close_wandb(2 if isinstance(error, UserError) else 1, UPLOAD_S)
         lease.release()
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        is_fit = subcommand == "fit"  # which stops between two steps
+        with nullcontext() if is_fit else stopped_at_once(self.trainer, self.when_stopped):
+            super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         """Repeat an epoch that was begun on other devices: which images are left of it depends on them."""
         config = self.config_init.fit
@@ -267,26 +283,7 @@ class DistillCLI(LightningCLI):
 
     def predict(self, model: Distiller, datamodule: ImageData, **kwargs: Any) -> None:
         """Write the student's answer for each validation image, or each of `--images`, to `--predictions`."""
-        if self.trainer.world_size > 1:
-            raise UserError("predict runs on one device: set --trainer.devices 1")
-        if model.student.num_classes == 0:
-            raise UserError("predict: the student has no classes, so there is nothing that it would predict")
-        if kwargs.get("ckpt_path") is None and not model.student.has_weights:
-            raise UserError("predict: the student has no weights: give --ckpt_path best, or last, or a file")
-        config = self.config.predict
-        # The run of the checkpoint may be another than the config's.
-        of_run = config.ckpt_path and Path(config.ckpt_path).resolve().parents[1] / "student"
-        student = of_run or config.model.student.init_args.checkpoint
-        files = take_images(datamodule, config.images, student) if config.images is not None else None
-        path = Path(config.predictions)
-        # Opened before the work: that must not be lost to a wrong path.
-        with written_at_the_end(path) as file:
-            rows = PredictionRows(file, files)
-            _callbacks_of(self.trainer).append(rows)
-            self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": False})
-        left_out = len(datamodule.unreadable.lines)
-        lacking = f", {counted(left_out, 'image')} left out" if left_out else ""
-        print(f"{counted(rows.count, 'prediction')} in {path}{lacking}")
+        predict(self.trainer, model, datamodule, self.config.predict, **kwargs)
 
 
 def _callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -1,4 +1,4 @@
-"""The CSV file that `predict` writes."""
+"""`predict`: the CSV file that it writes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,39 @@ from distill_dynamics.data.sources import FileSource
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write
 from distill_dynamics.models.hub import CONFIG, label_names
+from distill_dynamics.text import counted
+from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
 
 TOP = 5
+
+
+def predict(trainer: Trainer, model: Distiller, data: ImageData, config: Any, **given: Any) -> None:
+    """Write the student's answer for each validation image, or each of `config.images`.
+
+    `given` are arguments of `Trainer.predict`. UserError for a student that has no answer, and for several
+    devices.
+    """
+    if trainer.world_size > 1:
+        raise UserError("predict runs on one device: set --trainer.devices 1")
+    if model.student.num_classes == 0:
+        raise UserError("predict: the student has no classes, so there is nothing that it would predict")
+    if given.get("ckpt_path") is None and not model.student.has_weights:
+        raise UserError("predict: the student has no weights: give --ckpt_path best, or last, or a file")
+    # The run of the checkpoint may be another than the config's.
+    of_run = config.ckpt_path and Path(config.ckpt_path).resolve().parents[1] / "student"
+    student = of_run or config.model.student.init_args.checkpoint
+    files = take_images(data, config.images, student) if config.images is not None else None
+    path = Path(config.predictions)
+    # Opened before the work: that must not be lost to a wrong path.
+    with written_at_the_end(path) as file:
+        rows = PredictionRows(file, files)
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(rows)
+        trainer.predict(model, datamodule=data, **{**given, "return_predictions": False})
+    left_out = len(data.unreadable.lines)
+    lacking = f", {counted(left_out, 'image')} left out" if left_out else ""
+    print(f"{counted(rows.count, 'prediction')} in {path}{lacking}")
 
 
 class PredictionRows(Callback):

@@ -115,7 +115,7 @@ class Preemption(Checkpoint):
         self._post()
         self._read()
         if self._agreed:
-            raise Preempted(_status(trainer))
+            raise Preempted(exit_status(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Distiller, outputs: Any, batch: Any, batch_idx: int
@@ -131,7 +131,7 @@ class Preemption(Checkpoint):
             path = _preempted_checkpoint(trainer)
             assert path is not None  # the command line gives every fit one
             trainer.save_checkpoint(path)
-            raise Preempted(_status(trainer))
+            raise Preempted(exit_status(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Distiller) -> None:
         """Remove what was saved in the middle of this epoch, now that its end is."""
@@ -189,7 +189,8 @@ class Preemption(Checkpoint):
             signal.signal(*self._before.popitem())
 
 
-def _status(trainer: Trainer) -> int:
+def exit_status(trainer: Trainer) -> int:
+    """Of a process that was asked to stop. Lightning takes any but 0 of those that it started for a crash."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
     return 0 if is_child else EXIT_STATUS

@@ -18,13 +18,16 @@ from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.fields import shapes_seen
 from distill_dynamics.teacher_cache.files import Writer, rows_checksum
-from distill_dynamics.teacher_cache.fitted import write_fitted
+from distill_dynamics.teacher_cache.fitted import NAME, write_fitted
 from distill_dynamics.teacher_cache.identity import validated_on
 from distill_dynamics.teacher_cache.layout import Block
 from distill_dynamics.teacher_cache.plan import expected_seconds, free_text, size_text
 from distill_dynamics.teacher_cache.rows import rounded, rows_of
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.teacher_cache.views import Views, ViewsOf
+
+BEFORE_THE_PLAN = (NAME, "rows.npy")
+"""Files that are written before cache.json, by which a folder is a cache."""
 
 
 class CacheBuilder:
@@ -46,7 +49,11 @@ class CacheBuilder:
     def found(self) -> TeacherCache | None:
         """The plan that is in the folder, if these settings make the same; to be called by the first rank."""
         if not (self.folder / "cache.json").exists():
-            others = [path for path in self.folder.glob("*") if not path.name.startswith(".")]
+            others = [
+                path
+                for path in self.folder.glob("*")
+                if not path.name.startswith(".") and path.name not in BEFORE_THE_PLAN
+            ]
             if self.folder.exists() and (others or not self.folder.is_dir()):
                 raise UserError(f"{self.key}: {self.folder} holds other files; choose a new folder")
             return None
@@ -72,7 +79,6 @@ class CacheBuilder:
         views = self.views
         if warning := doubt(views.teacher.backbone, accuracy, len(views.data.val_classes), views.teacher.key):
             print(framed(warning), file=sys.stderr)
-        remove_partial(self.folder)
         # Streamed images lie in chunks: in their order each chunk is read about once a view.
         places = getattr(views.data.sources["train"], "places", np.arange(planned.layout.images))
         rows = np.asarray(places, dtype=np.int64)
@@ -91,7 +97,7 @@ class CacheBuilder:
         return stored
 
     def hold(self) -> None:
-        """Keep others from building in the folder."""
+        """Keep others from building in the folder, and clear away what a build that was killed half wrote."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             lease.hold(self.folder)
@@ -100,6 +106,7 @@ class CacheBuilder:
                 f"{self.key}: another cache-teacher is building in {self.folder}: wait for it, or choose a "
                 "new folder"
             ) from error
+        remove_partial(self.folder)
 
     def build(self, stored: TeacherCache) -> None:
         """Write what is missing of a cache that is begun; every rank its share."""
