@@ -28,7 +28,7 @@ from distill_dynamics.text import counted
 from distill_dynamics.train.checkpoints import BEST_BY, LAST, begin_from, exported_checkpoint
 from distill_dynamics.train.distiller import Distiller
 from distill_dynamics.train.metrics import datamodule
-from distill_dynamics.train.quality import quality_facts
+from distill_dynamics.train.quality import quality_facts, validates_all
 from distill_dynamics.train.run_logger import RunLogger, log_row
 from distill_dynamics.train.wandb_rows import wandb_loggers_of
 
@@ -62,7 +62,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             data = datamodule(trainer)
             dataset: Any = getattr(data.val_dataloader(), "dataset", ())  # nothing without such images
-            whole = trainer.limit_val_batches == 1.0 or not dataset
+            whole = validates_all(trainer) or not dataset
             record(
                 Path(trainer.default_root_dir),
                 trainer.current_epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill_dynamics.files import atomic_write
 
@@ -39,6 +40,15 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         metadata = file.metadata()
     facts = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
     return safetensors.torch.load_file(path), facts
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of a model's weights, their names and types."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _in_order(content: bytes) -> bytes:

@@ -51,6 +51,8 @@ class Teacher:
         self.sharded = sharded
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.renormalise: Callable[[Tensor], Tensor] = Renormalise.nothing
+        self.digest: str | None = None
+        """Of its weights (`weights_digest`), once training is set up; None of one that is sharded."""
         self.accuracy: dict[str, float] = {}
         """acc1 and acc5 in percent on the validation images, once they are measured; without classes the
         quality of its features (`feature_quality`)."""
@@ -111,7 +113,8 @@ class Teacher:
 
     def facts(self) -> dict[str, Any]:
         """What it is, so that the accuracy of one is not taken for that of another."""
-        return self.backbone.description() | {"weights": self.backbone.source}
+        own = {"weights": self.backbone.source, "digest": self.digest, "precision": self.precision}
+        return self.backbone.description() | own
 
 
 def of_teachers(

@@ -31,6 +31,8 @@ def normalisation(backbone: Backbone) -> str:
 def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> str:
     """For the start block: top-1 if it was measured, and what its images were like."""
     measured = "not measured, as no term reads its logits" if data.num_classes else "not measured: no classes"
+    if getattr(getattr(data, "trainer", None), "limit_val_batches", 1.0) == 0:
+        measured = "not measured, as trainer.limit_val_batches is 0"
     if "knn1" in accuracy:
         measured = quality_text(accuracy, len(data.val_classes))
     elif accuracy:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from distill_dynamics.errors import UserError
 from distill_dynamics.models.features import Wanted
-from distill_dynamics.teacher_cache.fitted import fitted_state
+from distill_dynamics.models.save import read_weights
+from distill_dynamics.teacher_cache.fitted import NAME, fitted_state
 
 LOGITS = ("logits", "dist_logits")
 """Words that the stored classes serve: a teacher in eval mode has one answer for both."""
@@ -114,3 +117,33 @@ def shapes_seen(readers: list[Reader], parts: Mapping[Key, Part]) -> dict[str, l
         f"model.terms.{r.wanted.term}.{r.wanted.pair}.{r.wanted.word}": list(parts[r.key].shape)
         for r in fitting
     }
+
+
+def check_shapes(
+    folder: Path, readers: list[Reader], parts: Mapping[Key, Part], stored: Collection[str]
+) -> None:
+    """UserError where losses were fitted to a teacher's features of other shapes: of another student's grid.
+
+    Caches of earlier versions do not say. Of a field that is `stored` the name has the shape; a loss whose
+    block is run while training, and that sees it on the student's grid, is refused then.
+    """
+    if not (folder / NAME).is_file():
+        return
+    seen = read_weights(folder / NAME)[1].get("seen", {})
+    fitting = [reader for reader in readers if reader.key in parts and hasattr(reader.loss, "fit")]
+    for reader in fitting:
+        ((place, shape),) = shapes_seen([reader], parts).items()
+        was = seen.get(place)
+        if was is None:
+            if parts[reader.key].name not in stored and f"student_{reader.wanted.word}" in _parameters(
+                reader.loss
+            ):
+                raise UserError(
+                    f"{folder / NAME} is of an earlier version, which does not say on which "
+                    f"student's grid {place} was fitted; build the cache anew"
+                )
+        elif was != shape:
+            raise UserError(
+                f"{folder / NAME}: {place} was fitted to the teacher's features of {was} and "
+                f"sees {shape} here, as the student has another grid; build a cache with this config"
+            )

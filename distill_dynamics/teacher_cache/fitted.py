@@ -28,7 +28,7 @@ def write_fitted(
 ) -> None:
     """Write what every loss that has `fit` was fitted, if there is one; `images` says to which.
 
-    `shapes` are those of what the losses see of the teacher, which `check_shapes` compares.
+    `shapes` are those of what the losses see of the teacher, which `fields.check_shapes` compares.
     """
     states = {
         f"{place}.{name}": value
@@ -38,22 +38,6 @@ def write_fitted(
     if states:
         facts = {"fitted to": dict(images), "seen": dict(shapes), **_facts(terms)}
         write_weights(folder / NAME, states, facts, None)
-
-
-def check_shapes(folder: Path, shapes: Mapping[str, Any]) -> None:
-    """UserError where losses were fitted to a teacher's features of other shapes: of another student's grid.
-
-    Caches of earlier versions do not say.
-    """
-    if not (folder / NAME).is_file():
-        return
-    seen = read_weights(folder / NAME)[1].get("seen", {})
-    for place, shape in shapes.items():
-        if (was := seen.get(place, shape)) != shape:
-            raise UserError(
-                f"{folder / NAME}: {place} was fitted to the teacher's features of {was} and "
-                f"sees {shape} here, as the student has another grid; build a cache with this config"
-            )
 
 
 def load_fitted(folder: Path, terms: Mapping[str, Any], images: Mapping[str, Any]) -> None:

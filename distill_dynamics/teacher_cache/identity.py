@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib import metadata
 from typing import Any
 
-import torch
-
 from distill_dynamics.data.sources import fingerprint
 from distill_dynamics.errors import UserError
 from distill_dynamics.models.backbone import Backbone
+from distill_dynamics.models.save import weights_digest
 
 ANSWERS = 1
 """To be raised when this package's views, or what it stores of an answer to one, would be others."""
@@ -30,14 +28,10 @@ def identity(teacher: Backbone, data: Any, precision: str) -> dict[str, Any]:
             f"data: {type(data).__name__} has no fixed views for a teacher's cache; those of "
             "distill_dynamics.data have (write yours as a subclass of ImageData)"
         )
-    weights = hashlib.sha256()
-    for key, value in teacher.model.state_dict().items():
-        weights.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     facts = {
         "teacher.name": teacher.name,
         "teacher.timm_kwargs": teacher.timm_kwargs,
-        "teacher.weights": weights.hexdigest()[:16],
+        "teacher.weights": weights_digest(teacher.model),
         "teacher.mean": teacher.mean,
         "teacher.std": teacher.std,
         "teacher's precision": precision,
@@ -51,10 +45,17 @@ def identity(teacher: Backbone, data: Any, precision: str) -> dict[str, Any]:
 
 def validated_on(data: Any) -> dict[str, Any]:
     """What, beside `identity`, the teacher's accuracy depends on; `data` is set up for fitting."""
-    images = data.sources.get("val")
+    images, trainer = data.sources.get("val"), data.trainer
+    limit = 1.0 if trainer is None else trainer.limit_val_batches
     return {
         # Of a teacher that takes any size; `identity` has that of the views.
         **({"image_size": data.image_size} if data.view_size != data.image_size else {}),
+        # The first of each rank. 1 is one batch, 1.0 is all.
+        **(
+            {"batches": limit, "batch_size": data.eval_batch_size, "devices": trainer.world_size}
+            if isinstance(limit, int) or limit != 1.0
+            else {}
+        ),
         "images": None if images is None else fingerprint(images),
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,

@@ -9,8 +9,8 @@ from typing import Any
 from distill_dynamics.errors import UserError
 from distill_dynamics.teacher_cache.build import CacheBuilder
 from distill_dynamics.teacher_cache.cache import TeacherCache
-from distill_dynamics.teacher_cache.fields import shapes_seen
-from distill_dynamics.teacher_cache.fitted import check_shapes, load_fitted
+from distill_dynamics.teacher_cache.fields import check_shapes
+from distill_dynamics.teacher_cache.fitted import load_fitted
 from distill_dynamics.teacher_cache.plan import check_room, plan
 from distill_dynamics.teacher_cache.verify import verify
 from distill_dynamics.teacher_cache.views import Views
@@ -83,12 +83,14 @@ class CacheTeacher(Distiller):
     def _views(self, name: str) -> Views:
         """A teacher beside the data, once its terms' losses have fitted what they fit."""
         folder, terms = self.folders[name], self.terms_of(name)
-        if (folder / "cache.json").exists():
+        begun = (folder / "cache.json").exists()
+        if begun:
             load_fitted(folder, terms, depend_on(self.data))
         elif not self.verifies:
             fit_losses(self, drawn_once(self.data), terms)
         readers, parts = readers_of(self, name)
-        check_shapes(folder, shapes_seen(readers, parts))
+        if begun:
+            check_shapes(folder, readers, parts, TeacherCache.read(folder).layout.fields)
         return Views(
             self.teachers[name],
             readers,

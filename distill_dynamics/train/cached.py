@@ -18,12 +18,12 @@ from distill_dynamics.teacher_cache.fields import (
     Key,
     Part,
     Reader,
+    check_shapes,
     part_of,
     parts_of,
-    shapes_seen,
 )
-from distill_dynamics.teacher_cache.fitted import check_shapes, load_fitted
-from distill_dynamics.teacher_cache.identity import identity, validated_on
+from distill_dynamics.teacher_cache.fitted import load_fitted
+from distill_dynamics.teacher_cache.identity import identity
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.dry_run import student_outputs, teacher_outputs
 from distill_dynamics.train.metrics import datamodule
@@ -46,11 +46,11 @@ def cached_teacher(distiller: Distiller, teacher: Teacher, folder: str) -> Cache
         load_fitted(cache.folder, distiller.terms_of(teacher.name), depend_on(datamodule(trainer)))
     readers, parts = readers_of(distiller, teacher.name)
     with at(key):
-        check_shapes(cache.folder, shapes_seen(readers, parts))
+        check_shapes(cache.folder, readers, parts, cache.layout.fields)
         found = CachedTeacher(teacher, cache, readers, parts)
-    data = datamodule(trainer)
     # Of one with classes it is another measure than of one without.
-    if cache.validated_on == validated_on(data) and ("knn1" in cache.accuracy) == (data.num_classes == 0):
+    without = datamodule(trainer).num_classes == 0
+    if cache.validated_on == distiller.validated_on and ("knn1" in cache.accuracy) == without:
         found.accuracy = cache.accuracy
     return found
 

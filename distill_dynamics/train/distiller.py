@@ -26,6 +26,7 @@ from distill_dynamics.models.compiled import check_compiler, compile_blocks
 from distill_dynamics.models.features import read
 from distill_dynamics.models.teacher import Precision, Teacher, of_teachers
 from distill_dynamics.schedule import ProgressCosine, Schedule
+from distill_dynamics.teacher_cache.identity import validated_on
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
 from distill_dynamics.train.budget import scale
 from distill_dynamics.train.checks import check_arguments, check_data, check_length, freeze
@@ -148,6 +149,8 @@ class Distiller(OptimisedStudent):
         if compile and any(word == "attention" for word, *_ in [*self.student_reads, *self.teacher_reads()]):
             raise UserError("model.compile: a compiled model does not show its attention, which a term reads")
         self.latest: Step  # once there was one
+        self.validated_on: dict[str, Any] = {}
+        """What of a DataModule of ours its validation images are, once training is set up."""
         self.untrained: dict[str, float] = {}
         """How good its features are before training, where they are measured."""
 
@@ -227,6 +230,8 @@ class Distiller(OptimisedStudent):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         if stage == "fit" and "index" in self.reads_of_batch():
             data.indexed = True
+        if stage == "fit" and hasattr(data, "views_depend_on"):
+            self.validated_on = validated_on(data)
         dry_run(self, data, stage, self.trainer.strategy)
         self.take_images_of(data)
         prepare_teachers(self, data, stage)

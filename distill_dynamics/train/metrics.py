@@ -8,12 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from tqdm import tqdm
 
 from distill_dynamics.data.batches import IGNORED
 from distill_dynamics.models.input_size import of_side, teacher_side
 from distill_dynamics.models.teacher import Teacher
-from distill_dynamics.train.quality import measure_features
+from distill_dynamics.train.quality import batches_of, batches_to_measure, measure_features
 
 
 def datamodule(trainer: Trainer) -> Any:
@@ -80,19 +79,19 @@ def accuracies(classes: int) -> MetricCollection:
 
 
 def measure(teacher: Teacher, trainer: Trainer, classes: int) -> dict[str, float]:
-    """The teacher's acc1 and acc5 on the validation images of a trainer, at the teacher's own size.
+    """The teacher's acc1 and acc5 on the student's validation images, at the teacher's own size.
 
-    For a student without `classes` it is the quality of its features.
+    For a student without `classes` it is the quality of its features. {} where nothing is validated.
     """
     data = datamodule(trainer)
     loader = data.val_dataloader(**of_side(data, teacher_side(teacher.backbone, data)))
     if classes == 0:
         return measure_features(teacher.pooled, loader, trainer, f"the {teacher.title}")
-    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
+    if (count := batches_to_measure(trainer, loader)) == 0:
+        return {}
+    device = trainer.strategy.root_device
     metrics = accuracies(classes).to(device)
-    with plugin.forward_context():
-        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        for batch in tqdm(loader, teacher.title.capitalize(), leave=False, disable=not shown):
-            images, targets = (part.to(device) for part in plugin.convert_input(batch)[:2])
-            metrics.update(teacher.logits(images), targets)
+    with trainer.precision_plugin.forward_context():
+        for images, targets, *_ in batches_of(trainer, loader, count, teacher.title):
+            metrics.update(teacher.logits(images.to(device)), targets.to(device))
     return {name: value.item() for name, value in metrics.compute().items()}

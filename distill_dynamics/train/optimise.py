@@ -192,7 +192,7 @@ class Optimisation:
             self.scheduler.__dict__.update({k: v for k, v in self._state.items() if k not in PLACE})
             self.begin_epoch()
         if changed:
-            _print_line(f"goes on with other settings than those of its checkpoint: {'; '.join(changed)}")
+            print_line(f"goes on with other settings than those of its checkpoint: {'; '.join(changed)}")
 
     def begin_epoch(self) -> None:
         """Set this epoch's rate, if it is one for an epoch."""
@@ -251,5 +251,6 @@ def _set(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 @rank_zero_only
-def _print_line(line: str) -> None:
+def print_line(line: str) -> None:
+    """A line on stderr, of the first rank."""
     print(line, file=sys.stderr)

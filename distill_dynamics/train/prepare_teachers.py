@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from distill_dynamics.models.isolated import isolated
+from distill_dynamics.models.save import weights_digest
 from distill_dynamics.models.sharding import shard
 from distill_dynamics.teacher_cache.reader import CacheReaders
 from distill_dynamics.teacher_cache.teacher import CachedTeacher
@@ -22,6 +22,8 @@ def prepare_teachers(distiller: Distiller, data: Any, stage: str) -> None:
     readers = []
     for name, teacher in distiller.teachers.items():
         teacher.take_images_of(data)
+        if stage == "fit" and not teacher.sharded:
+            teacher.digest = weights_digest(teacher.backbone.model)
         if stage == "fit" and teacher.cache is not None:
             cached = cached_teacher(distiller, teacher, teacher.cache)
             distiller.answering[name] = cached
@@ -65,10 +67,7 @@ def measure_untrained(distiller: Distiller) -> dict[str, float]:
     trainer, student = distiller.trainer, distiller.student
     if distiller.saved_settings is not None or not measures_quality(datamodule(trainer)):
         return {}
-    loader, limit = datamodule(trainer).val_dataloader(), trainer.limit_val_batches
-    # On the images of later epochs, so that the numbers compare.
-    batches = limit if isinstance(limit, int) else int(limit * len(loader))
-    if batches == 0:
-        return {}
     with isolated(student):
-        return measure_features(distiller.pooled, islice(loader, batches), trainer, "the student")
+        return measure_features(
+            distiller.pooled, datamodule(trainer).val_dataloader(), trainer, "the student"
+        )

@@ -5,7 +5,8 @@ Letters: B batch, D pooled width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -109,16 +110,39 @@ def quality_of(metric: FeatureQuality, trainer: Trainer, whose: str) -> dict[str
     return values
 
 
+def validates_all(trainer: Trainer) -> bool:
+    """Whether validation goes through all images: 1 is one batch, 1.0 is all of them."""
+    limit = trainer.limit_val_batches
+    return isinstance(limit, float) and limit == 1.0
+
+
+def batches_to_measure(trainer: Trainer, loader: Any) -> int | None:
+    """How many of a loader's batches validation goes through on each rank; None for all.
+
+    What stands beside a student's numbers is measured on the images that these are of.
+    """
+    limit = trainer.limit_test_batches if trainer.state.fn == "test" else trainer.limit_val_batches
+    if isinstance(limit, int):
+        return limit
+    return None if limit == 1.0 else int(limit * len(loader))
+
+
+def batches_of(trainer: Trainer, loader: Any, count: int | None, title: str) -> Iterator[Any]:
+    """The first batches of a loader, in the trainer's precision, under a bar of the first rank."""
+    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    bar = tqdm(islice(loader, count), title.capitalize(), total=count, leave=False, disable=not shown)
+    return map(trainer.precision_plugin.convert_input, bar)
+
+
 @torch.no_grad()
 def measure_features(
     features: Callable[[Tensor], Tensor], loader: Any, trainer: Trainer, whose: str
 ) -> dict[str, float]:
-    """`FeatureQuality` of all batches of a loader of validation images; `features` gives [B, D] of one."""
-    device, plugin = trainer.strategy.root_device, trainer.precision_plugin
-    metric = FeatureQuality().to(device)
-    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-    with plugin.forward_context():
-        for batch in tqdm(loader, whose.capitalize(), leave=False, disable=not shown):
-            images, targets, known = plugin.convert_input(batch)
+    """`FeatureQuality` of a loader's `batches_to_measure`, {} of none; `features` gives [B, D] of one."""
+    if (count := batches_to_measure(trainer, loader)) == 0:
+        return {}
+    device, metric = trainer.strategy.root_device, FeatureQuality().to(trainer.strategy.root_device)
+    with trainer.precision_plugin.forward_context():
+        for images, targets, known in batches_of(trainer, loader, count, whose):
             metric.update(features(images.to(device)), targets.to(device), known["index"].to(device))
     return quality_of(metric, trainer, whose)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.train.checks import check_weights
+from distill_dynamics.train.optimise import print_line
+from distill_dynamics.train.settings import differing
 
 if TYPE_CHECKING:
     from distill_dynamics.train.distiller import Distiller
@@ -21,6 +23,7 @@ def facts_to_save(distiller: Distiller) -> dict[str, Any]:
         "teacher_accuracy": teacher.accuracy if teacher else {},
         "teacher": teacher.facts() if teacher else None,
         **({"teachers": named, "first_teacher": teacher.name} if teacher and named else {}),
+        **({"validated_on": distiller.validated_on} if distiller.validated_on else {}),
         "settings": distiller.optimisation.settings,
         "gates": _gates(distiller),
         "freeze_backbone": distiller.student.frozen,
@@ -49,20 +52,57 @@ def take_facts(distiller: Distiller, checkpoint: Mapping[str, Any]) -> None:
             f"ckpt_path: model.freeze_backbone was {str(frozen).lower()}: give what the run had, or begin a "
             "new one from its weights (model.student.checkpoint)"
         )
-    if distiller.teacher is not None and distiller.trainer.state.fn == "fit":
-        first, was_first = distiller.teacher.name, saved.get("first_teacher")
-        if was_first not in (None, first):
-            raise UserError(
-                "ckpt_path: the first teacher, which files and metrics call teacher, was "
-                f"{was_first or 'model.teacher'} and is {first or 'model.teacher'}: give them in the order "
-                "that the run had"
-            )
+    if distiller.trainer.state.fn == "fit":
+        _take_accuracies(distiller, saved)
+
+
+def _take_accuracies(distiller: Distiller, saved: Mapping[str, Any]) -> None:
+    """Those of the same teachers on the same images. A line on stderr where these, or teachers, are others.
+
+    UserError where another of several is the first.
+    """
+    first, was_first = next(iter(distiller.teachers), None), saved.get("first_teacher")
+    if None not in (first, was_first) and was_first != first:
+        raise UserError(
+            "ckpt_path: the first teacher, which files and metrics call teacher, was "
+            f"{was_first or 'model.teacher'} and is {first or 'model.teacher'}: give them in the order "
+            "that the run had"
+        )
+    now = distiller.validated_on
+    images = saved.get("validated_on", now)  # an earlier version's do not say; nor does it of its teacher
+    if images != now and (images.get("images"), now.get("images")) != (None, None):
+        print_line(
+            "goes on with other validation images than those of its checkpoint: "
+            f"{_changes(images, now, [*images | now])}; val/* before and after it do not compare"
+        )
+    known = {was_first or "": (saved.get("teacher", {}), saved["teacher_accuracy"])}
+    known |= {name: (of["facts"], of["accuracy"]) for name, of in saved.get("teachers", {}).items()}
+    told = []
     for name, teacher in distiller.teachers.items():
-        facts, its = teacher.facts(), saved.get("teachers", {}).get(name)
-        if its is not None and its["facts"] == facts:
-            teacher.accuracy = its["accuracy"]
-        elif teacher is distiller.teacher and saved.get("teacher", facts) == facts:
-            teacher.accuracy = saved["teacher_accuracy"]
+        was, accuracy = known.pop(name, (None, {}))
+        here = teacher.facts()
+        if was is None:
+            told.append(f"{teacher.key} is new")
+        elif changed := _changes(was, here, _of_both(was, here)):
+            told.append(f"{teacher.key}: {changed}")
+        elif images == now:
+            teacher.accuracy = accuracy
+    told += [f"model.teacher{f's.{name}' if name else ''} is gone" for name, (was, _) in known.items() if was]
+    if told:
+        print_line(f"goes on with other teachers than those of its checkpoint: {'; '.join(told)}")
+
+
+def _of_both(was: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Names of a teacher's facts that differ. Files may move, and a sharded one has no digest."""
+    digests = was.get("digest"), here["digest"]
+    out = {"weights"} if None not in digests else {"digest"}
+    return [name for name in differing(was, here) if name not in out]
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> str:
+    return ", ".join(
+        f"{name} {was.get(name)}, now {now.get(name)}" for name in names if was.get(name) != now.get(name)
+    )
 
 
 def _gates(distiller: Distiller) -> dict[str, dict[str, Any]]:

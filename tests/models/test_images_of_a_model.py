@@ -122,7 +122,7 @@ def test_a_teacher_is_measured_on_images_made_at_its_own_size(monkeypatch):
     half = (0.5,) * 3
     data = Large(mean=half, std=half, image_size=28, augment={}, batch_size=2, eval_batch_size=6)
     data.trainer = trainer_on_cpu(precision_plugin=Precision(), is_global_zero=True, datamodule=data)
-    data.trainer.progress_bar_callback = None
+    data.trainer.progress_bar_callback, data.trainer.limit_val_batches = None, 1.0
     data.setup("fit")
     teacher, seen = Teacher(vit(56)), []
     teacher.take_images_of(data)

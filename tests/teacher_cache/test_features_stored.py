@@ -10,7 +10,7 @@ from caching import ONE_STEP, RGB, Setup, _work_goes_with_depth, assert_same_los
 
 from distill_dynamics import Backbone, Term, UserError
 from distill_dynamics.losses import ClassTokenKD, PooledKD, TokenKD
-from distill_dynamics.models.save import read_weights
+from distill_dynamics.models.save import read_weights, write_weights
 
 SHAPE = {**RGB, "num_classes": 0, "embed_dim": 24, "depth": 12, "patch_size": 7}
 TEACHERS = {
@@ -67,3 +67,25 @@ def test_what_was_fitted_on_another_students_grid_is_refused(folder, tmp_path):
         UserError, match=r"first.0.map was fitted .* of \[24, 2, 2\] and sees \[24, 4, 4\] here"
     ):
         setup.fit(tmp_path / "cache")
+
+
+def test_a_cache_that_does_not_say_on_which_grid_it_was_fitted_is_refused(folder, tmp_path):
+    """As those of before did not; of what is stored the grid is known by its shape."""
+    setup = Setup(
+        folder, {"terms": {"first": Term(TokenKD, first=1), "pooled": Term(PooledKD)}, "alpha": 0.0}
+    )
+    setup.teacher, setup.trainer = TEACHERS["plain"], ONE_STEP
+    terms = {"last": Term(TokenKD, last=1), "pooled": Term(PooledKD)}
+    for name, given in (("run", setup.model["terms"]), ("stored", terms)):
+        setup.model["terms"] = given
+        setup.cache(tmp_path / name)
+        file = tmp_path / name / "fitted.safetensors"
+        state, facts = read_weights(file)
+        del facts["seen"]
+        write_weights(file, state, facts, None)
+    setup.fit(tmp_path / "stored")
+    setup.cache(tmp_path / "stored", verify=True)
+    setup.model["terms"] = {"first": Term(TokenKD, first=1), "pooled": Term(PooledKD)}
+    for use in (setup.fit, setup.cache):
+        with pytest.raises(UserError, match=r"does not say on which student's grid .*first.0.map was fitted"):
+            use(tmp_path / "run")

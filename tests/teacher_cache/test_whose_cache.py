@@ -72,8 +72,10 @@ def test_what_a_kill_left_before_the_plan_was_written_is_cleared_away(folder, tm
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / ".cache.json.0123.partial").write_text("{")
+    (cache / "rows.npy").write_text("of another order")
     Setup(folder).cache(cache)
     assert not list(cache.rglob("*.partial"))
+    assert sorted(np.load(cache / "rows.npy")) == list(range(120))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds other files"):
@@ -109,6 +111,29 @@ def test_the_teachers_accuracy_is_measured_anew_on_other_images(folder, tmp_path
         rows = Setup(folder, data={"crop_pct": crop}, trainer=ONE_STEP).fit(tmp_path)
         assert rows[0]["teacher/acc1"] == 12.5
     assert measured == [0.875, 1.0, 0.5]
+
+
+def test_a_cache_tells_the_accuracy_on_its_own_images_alone(folder, tmp_path, monkeypatch):
+    """20 validation images in batches of 7; of another part of them it is measured anew."""
+    measured = []
+    original = cache_teacher_module.measure
+
+    def measure(teacher, trainer, classes):
+        measured.append(trainer.limit_val_batches)
+        return original(teacher, trainer, classes)
+
+    for module in (prepare_teachers, cache_teacher_module):
+        monkeypatch.setattr(module, "measure", measure)
+    Setup(folder, trainer={"limit_val_batches": 1}).cache(tmp_path)
+    found = {}
+    for limit in (1, 1.0, 2):
+        short = {"limit_train_batches": 1, "max_epochs": 1, "limit_val_batches": limit}
+        found[repr(limit)] = Setup(folder, trainer=short).fit(tmp_path)[0]["teacher/acc1"]
+    assert [repr(limit) for limit in measured] == ["1", "1.0", "2"]
+    assert all(
+        found[limit] * count / 100 == pytest.approx(round(found[limit] * count / 100))
+        for limit, count in (("1", 7), ("1.0", 20), ("2", 14))
+    )  # whole images of so many
 
 
 def test_data_without_fixed_views_is_told(config, tmp_path):

@@ -8,7 +8,9 @@ import pytest
 import timm
 import torch
 from conftest import fit_once, program, refused
+from lightning.pytorch import seed_everything
 from neighbours import knn_by_hand
+from PIL import Image
 from safetensors import safe_open
 from test_without_classes import CHANGES, rows
 
@@ -24,6 +26,7 @@ from distill_dynamics.report.tables import results_rows
 from distill_dynamics.tables import accuracies, accuracy_rows
 from distill_dynamics.train.quality import FeatureQuality, quality_facts
 
+STUDENT_KWARGS = CHANGES["model__student"]["timm_kwargs"]
 EMA = {"class_path": "distill_dynamics.callbacks.EMA", "init_args": {"decay": 0.0}}
 
 
@@ -61,6 +64,41 @@ def test_every_epoch_has_the_quality_of_its_features_the_untrained_too(measured)
     p = np.linalg.svd(features - features.mean(0), compute_uv=False) ** 2
     p /= p.sum()
     assert table[2]["val/effective_rank"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
+
+
+def test_the_teachers_quality_is_of_the_images_that_the_students_is_of(measured):
+    """The first 200, at its own size, in three channels."""
+    seed_everything(1, verbose=False)  # as the run, which makes the student first
+    Backbone(**{**CHANGES["model__student"], "timm_kwargs": {**STUDENT_KWARGS, "num_classes": 0}})
+    teacher = Backbone(**CHANGES["model__teacher"])
+    data = FashionMNISTSample()
+    data.setup("validate")
+    shown = [
+        np.asarray(Image.fromarray(pixels).resize((56, 56), Image.Resampling.BICUBIC))
+        for pixels in data.sources["val"].pixels[:200]
+    ]
+    images = torch.as_tensor(np.stack(shown))[:, None].expand(-1, 3, -1, -1) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
+    with torch.no_grad():
+        features = teacher.model((images - mean) / std).double().numpy()
+    expected = by_hand(features, data.sources["val"].targets[:200])
+    assert rows(measured)[0]["teacher/knn1"] == pytest.approx(expected, abs=1e-4)
+    p = np.linalg.svd(features - features.mean(0), compute_uv=False) ** 2
+    p /= p.sum()
+    assert rows(measured)[0]["teacher/effective_rank"] == pytest.approx(
+        np.exp(-(p * np.log(p)).sum()), rel=1e-3
+    )
+
+
+def test_one_batch_is_not_all_of_them(tmp_path, no_report):
+    """1 is one batch, 1.0 is all; of 0 nothing is measured of the teacher either."""
+    given = CHANGES | {"trainer__max_epochs": 1, "probe__every_n_epochs": 0}
+    run = fit_once(tmp_path, "one", trainer__limit_val_batches=1, **given)
+    (start,) = json.loads((run / "run.json").read_text())["starts"]
+    assert start["data"]["val_images"] is None
+    assert "val_queries" not in start["data"]
+    none = fit_once(tmp_path, "none", trainer__limit_val_batches=0, **given)
+    assert not [name for row in rows(none) for name in row if name.startswith(("teacher/", "val/"))]
 
 
 def test_the_average_has_the_quality_of_the_weights_that_it_is(measured):
@@ -235,18 +273,16 @@ def test_a_cache_tells_the_teachers_quality(measured, tmp_path, no_report, monke
 
 
 @pytest.mark.slow
-def test_two_ranks_measure_what_one_does(measured, tmp_path):
-    given = [
-        "validate",
-        "--config",
-        measured / "config.yaml",
-        "--ckpt_path",
-        "last",
-        "--trainer.limit_val_batches",
-    ]
+@pytest.mark.parametrize("limits", [("1.0", "1.0"), ("4", "2")])
+def test_two_ranks_measure_what_one_does(measured, limits):
+    """All images, and the first 308: four batches of one, two of each."""
+    given = ["validate", "--config", measured / "config.yaml", "--ckpt_path", "last"]
+    given += ["--data.init_args.eval_batch_size", "77"]
     found = []
-    for more in (["1.0"], ["1.0", "--trainer.devices", "2", "--trainer.strategy", "ddp"]):
-        options = [*given, *more, "--data.init_args.eval_batch_size", "77"]
+    for more, limit in zip(
+        ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]), limits, strict=True
+    ):
+        options = [*given, *more, "--trainer.limit_val_batches", limit]
         done = subprocess.run(**program(*options), capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
         lines = (line.split() for line in str(done.stdout).splitlines())
