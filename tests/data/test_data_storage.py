@@ -11,13 +11,16 @@ import torch
 from test_data_convert import killed_at
 from test_data_image_folder import error_of, write_images
 from test_data_streamed import SMALL, assert_same_images, plain, streamed, views
+from test_data_unlabelled import photos, unlabelled
 
-from distill_dynamics import Backbone, Distiller
+from distill_dynamics import Backbone, Distiller, Term
 from distill_dynamics.cli.run_function import run
 from distill_dynamics.data import StreamedImageFolder
+from distill_dynamics.data.keyed import Key
 from distill_dynamics.data.streaming import storage
 from distill_dynamics.data.streaming.convert import convert
 from distill_dynamics.errors import UserError
+from distill_dynamics.losses import PooledKD
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,40 @@ def test_training_ends_as_from_a_folder_of_chunks(folders, tmp_path):
         trainer.fit(model, datamodule=data)
         ends.append(model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_images_without_labels_are_those_of_their_folder(server, tmp_path):
+    """By their views, probe set and validation; and a student trains on them as on the folder."""
+    photos(tmp_path / "photos", count=6)
+    write_images(tmp_path / "labelled", images=3)
+    place, val_dir = "s3://bucket/unlabelled", str(tmp_path / "labelled" / "val")
+    convert(str(tmp_path / "photos"), place, labels=False, val_dir=val_dir, chunk_mb=0.01)
+    small = {name: value for name, value in SMALL.items() if name != "window"} | {"views": 1}
+    folder = unlabelled(tmp_path / "photos", val_dir=val_dir, **small)
+    data = from_bucket(tmp_path / "cache", place, labels=False, views=1)
+    assert (data.num_classes, data.class_names, data.val_classes) == (0, [], folder.val_classes)
+    assert data.fingerprint() == folder.fingerprint()
+    assert data.views_depend_on() == folder.views_depend_on()  # a teacher's cache is of either
+    assert data.probe_set(6).probe_id == folder.probe_set(6).probe_id
+    for (a, y, known), (b, z, _) in zip(data.val_dataloader(), folder.val_dataloader(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(y, z)
+        assert len(known["index"]) == len(a)
+    loader, theirs = data.train_dataloader(), views(folder.train_dataloader(), 0)
+    assert {Key(*key): image for key, image in views(loader, 0).items()} == theirs
+    assert {target for _, targets in loader for target in targets.tolist()} == {-100}
+    with pytest.raises(UserError, match=r"training images of s3://bucket/unlabelled have no classes: set "):
+        from_bucket(tmp_path / "cache", place)
+    vit = {"img_size": 32, "patch_size": 8, "num_classes": 0, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    pl.seed_everything(0, verbose=False)
+    student, teacher = (Backbone("deit_tiny_patch16_224", timm_kwargs=vit) for _ in range(2))
+    model = Distiller(student, teacher, {"pooled": Term(PooledKD)})
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=from_bucket(tmp_path / "cache", place, labels=False))
+    assert {"val/knn1", "val/linear1", "val/effective_rank"} <= trainer.callback_metrics.keys()
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
