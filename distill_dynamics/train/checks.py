@@ -118,6 +118,11 @@ def check_data(distiller: Distiller, data: Any, stage: str) -> None:
             "image_size and batch_size (those of distill_dynamics.data have them)"
         )
     student = distiller.student
+    if stage == "fit" and not any(weights.requires_grad for weights in student.parameters()):
+        raise UserError(
+            "model.student: none of its weights is to be trained; one Backbone cannot be student and "
+            "teacher, as a teacher's are frozen"
+        )
     if not student.has_weights and student.normalised_by != "given":
         student.set_normalisation(data.mean, data.std)
         student.normalised_by = "data"

@@ -223,3 +223,9 @@ def test_two_ranks_train_the_head_that_one_does(pretrained, tmp_path):
         torch.testing.assert_close(two[key], begun.get(key, value), atol=1e-6, rtol=1e-5)
         assert key not in begun or torch.equal(two[key], begun[key])
     assert one.keys() - begun.keys() >= {"student.model.head.weight", "student.model.head.bias"}
+
+
+def test_one_backbone_that_is_student_and_teacher_is_not_trained_in_vain(tmp_path):
+    both = Backbone(DEIT, timm_kwargs=HEADLESS | {"num_classes": 10})
+    with pytest.raises(UserError, match="none of its weights is to be trained"):
+        trained(Distiller(both, both), tmp_path)
