@@ -21,3 +21,7 @@ done
 $python notebooks/label_free/table.py $runs
 # shellcheck disable=SC2086
 $program report $runs/seed[0-2] --out $runs/report.html
+# shellcheck disable=SC2086
+$program analyze --data configs/label_free/fashion_mnist.yaml --value_range global layer scaled --out $runs/analysis --model \
+  "{name: vit_small_patch14_dinov2, checkpoint: runs/study/real_vit/weights.safetensors, timm_kwargs: {img_size: 98}, label: teacher}" \
+  "{name: vit_tiny_patch16_224, checkpoint: $runs/seed0/student, label: student}"
