@@ -94,7 +94,7 @@ def test_an_unreadable_file_is_a_line_or_left_out(run, photos, capsys):
     with pytest.warns(UserWarning, match=r"left out unreadable image photos/broken\.jpg"):
         rows = predict(run, "--images", "photos", "--data.skip_unreadable", "true")
     assert [row["image"] for row in rows] == ["a/b/000.jpg", "zürich, 1.JPG"]
-    assert "2 predictions in predictions.csv, 1 images left out" in capsys.readouterr().out
+    assert "2 predictions in predictions.csv, 1 image left out" in capsys.readouterr().out
     alone = ["--data.skip_unreadable", "true", "--data.eval_batch_size", "1"]
     with pytest.warns(UserWarning, match=r"left out unreadable image photos/broken\.jpg"):
         assert predict(run, "--images", "photos", *alone) == rows

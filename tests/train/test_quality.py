@@ -119,7 +119,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_knn1(measured):
     assert Backbone(checkpoint=measured / "student").stated_accuracy is None  # a kNN's is no accuracy
     timm.create_model(f"local-dir:{measured / 'student'}", pretrained=True)
     card = (measured / "student" / "README.md").read_text()
-    assert f"| kNN top-1, validation | {best['val/knn1']:.2f} % after {best['epoch']:.0f} epochs" in card
+    assert f"| kNN top-1, validation | {best['val/knn1']:.2f} % after {best['epoch']:.0f} epoch" in card
     assert "type: knn_top1" in card
     assert "by chance 10 %" in card
     assert (measured / "dynamics" / "student_best.npz").exists()
