@@ -18,7 +18,7 @@ from distill_dynamics.losses import CrossEntropy, SoftKD
 from distill_dynamics.models.backbone import Backbone
 from distill_dynamics.models.input_size import teacher_side, views_side
 from distill_dynamics.models.teacher import Teacher
-from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed, quality_text
+from distill_dynamics.models.teacher_check import accuracy_line, doubt, framed, images_measured, quality_text
 from distill_dynamics.runs.directory import starts_of
 from distill_dynamics.runs.scores import OF_CLASSES, OF_FEATURES
 from distill_dynamics.tables import aligned, cost_rows
@@ -169,8 +169,9 @@ def doubts_of(distiller: Distiller) -> list[str]:
 
 def doubt_of(teacher: Teacher, trainer: Trainer) -> str | None:
     """What is to be doubted of a teacher, if anything."""
-    classes = len(getattr(datamodule(trainer), "val_classes", ()))
-    return doubt(teacher.backbone, teacher.accuracy, classes, teacher.key, teacher.title)
+    data = datamodule(trainer)
+    classes, images = len(getattr(data, "val_classes", ())), images_measured(data)
+    return doubt(teacher.backbone, teacher.accuracy, classes, teacher.key, teacher.title, images)
 
 
 def _model(backbone: Backbone) -> str:

@@ -45,6 +45,15 @@ def accuracy_line(teacher: Backbone, accuracy: dict[str, float], data: Any) -> s
     return f"{measured}, {normalisation(teacher)}{cropped}"
 
 
+def images_measured(data: Any) -> int | None:
+    """How many validation images `limit_val_batches` leaves; None for all of them."""
+    trainer: Any = getattr(data, "trainer", None)
+    limit = 1.0 if trainer is None else trainer.limit_val_batches
+    if isinstance(limit, int):
+        return max(1, limit * getattr(data, "eval_batch_size", data.batch_size) * trainer.world_size)
+    return None if limit == 1.0 else max(1, int(limit * len(data.val_dataloader().dataset)))
+
+
 def quality_text(quality: dict[str, float], classes: int) -> str:
     """How good features are, in words; `classes` are those of the validation images."""
     knn1, linear1, rank = (quality[name] for name in ("knn1", "linear1", "effective_rank"))
@@ -58,11 +67,13 @@ def doubt(
     val_classes: int = 0,
     key: str = "model.teacher",
     title: str = "teacher",
+    images: int | None = None,
 ) -> str | None:
     """What is wrong with a teacher that was measured, in one line; None if nothing is.
 
     `val_classes` is how many classes the validation images have; of its features alone it is needed. `key` is
-    the teacher's place in a config, `title` what it is called.
+    the teacher's place in a config, `title` what it is called. What its file says is of all images: where
+    it was measured on some of them (`images`), three standard errors are no shortfall.
     """
     if not accuracy:
         return None
@@ -75,9 +86,10 @@ def doubt(
             f"will learn its features: look at {key}.mean and std, and at its weights"
         )
     acc1, stated = accuracy["acc1"], teacher.stated_accuracy
+    chance = 0.0 if images is None or stated is None else 3 * (stated * (100 - stated) / images) ** 0.5
     if near_chance(acc1, teacher.num_classes):
         problem = f"near chance ({100 / teacher.num_classes:.2f} %)"
-    elif stated is not None and acc1 < stated - SHORTFALL:
+    elif stated is not None and acc1 < stated - SHORTFALL - chance:
         problem = f"and its file says {stated:.2f} %"
     else:
         return None

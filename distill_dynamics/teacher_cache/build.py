@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from distill_dynamics.errors import UserError
 from distill_dynamics.files import atomic_write, remove_partial
-from distill_dynamics.models.teacher_check import doubt, framed
+from distill_dynamics.models.teacher_check import doubt, framed, images_measured
 from distill_dynamics.runs import lease
 from distill_dynamics.teacher_cache.cache import TeacherCache
 from distill_dynamics.teacher_cache.fields import shapes_seen
@@ -76,8 +76,9 @@ class CacheBuilder:
         self, planned: TeacherCache, accuracy: dict[str, float], terms: Mapping[str, Any]
     ) -> TeacherCache:
         """Write the plan; to be called by the first rank."""
-        views = self.views
-        if warning := doubt(views.teacher.backbone, accuracy, len(views.data.val_classes), views.teacher.key):
+        views, teacher = self.views, self.views.teacher
+        classes, images = len(views.data.val_classes), images_measured(views.data)
+        if warning := doubt(teacher.backbone, accuracy, classes, teacher.key, teacher.title, images):
             print(framed(warning), file=sys.stderr)
         # Streamed images lie in chunks: in their order each chunk is read about once a view.
         places = getattr(views.data.sources["train"], "places", np.arange(planned.layout.images))

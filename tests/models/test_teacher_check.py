@@ -119,6 +119,9 @@ def test_two_points_below_its_file_are_none_too_many():
     teacher = Backbone(**PACKAGED)
     assert doubt(teacher, {"acc1": 87.7}) is None
     assert "89.62" in doubt(teacher, {"acc1": 87.5})
+    # Of 16 images three standard errors, sqrt(0.8962 x 0.1038 / 16), are 22.9 points.
+    assert doubt(teacher, {"acc1": 65.0}, images=16) is None
+    assert "89.62" in doubt(teacher, {"acc1": 64.0}, images=16)
     assert doubt(teacher, {}) is None
 
 
