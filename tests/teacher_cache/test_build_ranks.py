@@ -94,7 +94,9 @@ def plan(cache):
 
 
 def test_two_ranks_build_what_one_builds(config, tmp_path, build):
-    settings = {"data__init_args__eval_batch_size": 8, "trainer__use_distributed_sampler": True}
+    # A limit is of batches a rank: two ranks would measure the teacher on twice the images.
+    settings = {"trainer__limit_val_batches": 1.0, "trainer__use_distributed_sampler": True}
+    settings["data__init_args__eval_batch_size"] = 8
     given = config(**settings)
     # 15 images a step cannot be shared by two; nor do they have to be.
     odd = config("odd", **settings, data__init_args__global_batch=15)
